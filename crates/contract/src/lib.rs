@@ -1,1 +1,26 @@
+//! What a Wasm module is given and what it may answer.
+//!
+//! No I/O happens here. The types stand in the order of a request's way:
+//!
+//! * [`event`]: what the proxy says, borrowed from the frame that it came in;
+//! * [`hook`]: which export of the module takes it;
+//! * [`input`]: the JSON object that the module is handed;
+//! * [`answer`]: the JSON object that it returns, checked before anyone acts on it.
+//!
+//! The files in `golden/` are the JSON examples of the product page, and the tests of this crate read them.
 
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+pub mod answer;
+pub mod event;
+pub mod header;
+pub mod hook;
+pub mod input;
+pub mod json;
+mod text;
+
+pub use answer::{Answer, AnswerError, Audit, BodyAction, BodyMutation, Decision, HeaderOp, WebsocketDecision};
+pub use event::Event;
+pub use hook::Hook;
+pub use text::{Pairs, Text};

@@ -1,0 +1,898 @@
+//! What a module answers, read from its JSON and checked.
+//!
+//! [`Answer::parse`] is the only way from bytes to an [`Answer`], so that one which exists keeps every rule of the contract: nothing in it can
+//! inject a header, name an impossible status or smuggle an unknown decision through.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use crate::header;
+use crate::text::{Pairs, Text};
+
+/// A module's answer to one event. [`Default`] is to allow it unchanged.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Answer<'a> {
+    /// What becomes of the request or response.
+    pub decision: Decision<'a>,
+    /// Changes to the request's headers, in the order in which they apply.
+    pub request_headers: Vec<HeaderOp<'a>>,
+    /// Changes to the response's headers; with [`Decision::Block`], only removals, for what it adds is in the decision.
+    pub response_headers: Vec<HeaderOp<'a>>,
+    /// What goes to the audit log.
+    pub audit: Audit<'a>,
+    /// Hints for the choice of an upstream.
+    pub routing_metadata: Vec<(Text<'a>, Text<'a>)>,
+    /// The decision is not final: the module wants to see the body first.
+    pub needs_more: bool,
+    /// What becomes of this chunk of the request body.
+    pub request_body_mutation: Option<BodyMutation<'a>>,
+    /// What becomes of this chunk of the response body.
+    pub response_body_mutation: Option<BodyMutation<'a>>,
+    /// What becomes of a WebSocket frame. Where a module says nothing of it, the decision tells.
+    pub websocket_decision: Option<WebsocketDecision<'a>>,
+    /// The verdict of a guardrail inspection, as the JSON object that the proxy takes.
+    pub guardrail_response: Option<&'a str>,
+}
+
+/// What becomes of a request or response.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Decision<'a> {
+    /// It goes on.
+    #[default]
+    Allow,
+    /// It is refused.
+    Block {
+        /// HTTP status, 100 to 599.
+        status: u16,
+        /// Body of the response.
+        body: Option<Text<'a>>,
+        /// Headers of the response, several values of one name joined.
+        headers: Vec<(Text<'a>, Text<'a>)>,
+    },
+    /// The client is sent elsewhere.
+    Redirect {
+        /// 301, 302, 303, 307 or 308.
+        status: u16,
+        /// Where to.
+        url: Text<'a>,
+    },
+    /// The client has to prove something first.
+    Challenge {
+        /// Kind of the challenge, such as `captcha`.
+        challenge_type: Text<'a>,
+        /// Parameters of the challenge, as strings.
+        params: Vec<(Text<'a>, Text<'a>)>,
+    },
+}
+
+/// A change to one header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HeaderOp<'a> {
+    /// Replaces all values.
+    Set(Text<'a>, Text<'a>),
+    /// Adds a value.
+    Add(Text<'a>, Text<'a>),
+    /// Removes all values.
+    Remove(Text<'a>),
+}
+
+/// What goes to the audit log.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Audit<'a> {
+    /// Freeform tags.
+    pub tags: Vec<Text<'a>>,
+    /// Rules that matched.
+    pub rule_ids: Vec<Text<'a>>,
+    /// From 0 to 1.
+    pub confidence: Option<f64>,
+    /// Structured reasons.
+    pub reason_codes: Vec<Text<'a>>,
+}
+
+/// What becomes of one chunk of a body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BodyMutation<'a> {
+    /// The change.
+    pub action: BodyAction<'a>,
+    /// The chunk meant. None means the one at hand.
+    pub chunk_index: Option<u32>,
+}
+
+/// A change to one chunk of a body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BodyAction<'a> {
+    /// The chunk stays as it is.
+    PassThrough,
+    /// The chunk becomes these bytes.
+    Replace(Cow<'a, [u8]>),
+    /// The chunk is left out.
+    Drop,
+}
+
+/// What becomes of a WebSocket frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WebsocketDecision<'a> {
+    /// The frame goes on.
+    Allow,
+    /// The frame is left out.
+    Drop,
+    /// The connection is closed.
+    Close {
+        /// Close code (RFC 6455, 7.4), 1000 to 4999.
+        code: u16,
+        /// Reason, at most 123 bytes.
+        reason: Text<'a>,
+    },
+}
+
+/// Why bytes are not an answer: one line for the module's author.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AnswerError(String);
+
+impl fmt::Display for AnswerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for AnswerError {}
+
+fn invalid<T>(message: impl Into<String>) -> Result<T, AnswerError> {
+    Err(AnswerError(message.into()))
+}
+
+impl<'a> Answer<'a> {
+    /// Reads and checks an answer. No bytes at all mean "no opinion": allow unchanged.
+    ///
+    /// # Errors
+    ///
+    /// Anything that the contract calls a module error: invalid UTF-8 or JSON, a wrong type, an unknown decision, a value out of range, a header
+    /// that is none.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, AnswerError> {
+        match bytes {
+            b"" | br#"{"decision":"allow"}"# => return Ok(Self::default()),
+            _ => {}
+        }
+        // Checked as a whole, for serde_json does not look into the strings of fields that it skips.
+        let Ok(text) = std::str::from_utf8(bytes) else {
+            return invalid("the answer is not valid UTF-8");
+        };
+        match serde_json::from_str::<Object<Wire<'a>>>(text) {
+            Ok(Object(wire)) => wire.check(),
+            Err(error) => invalid(format!("the answer is not what the contract says: {error}")),
+        }
+    }
+}
+
+/// Reads what `on_configure` answered: nothing, an object without an `error`, or the reason for which the module rejects its configuration.
+///
+/// # Errors
+///
+/// The bytes are not JSON, not an object, or `error` is not a string.
+pub fn parse_configured(bytes: &[u8]) -> Result<Option<String>, AnswerError> {
+    #[derive(Deserialize)]
+    struct Configured {
+        #[serde(default)]
+        error: Option<String>,
+    }
+
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    match serde_json::from_slice::<Object<Configured>>(bytes) {
+        Ok(Object(configured)) => Ok(configured.error),
+        Err(error) => invalid(format!("the answer of `on_configure` is not what the contract says: {error}")),
+    }
+}
+
+/// The JSON as it came: types are right, values are not checked yet.
+#[derive(Default, Deserialize)]
+#[serde(default, bound(deserialize = "'de: 'a"))]
+struct Wire<'a> {
+    decision: Option<Text<'a>>,
+    status: Option<u16>,
+    body: Option<Text<'a>>,
+    add_request_headers: Option<Pairs<'a, Values<'a>>>,
+    remove_request_headers: Option<Vec<Text<'a>>>,
+    add_response_headers: Option<Pairs<'a, Values<'a>>>,
+    remove_response_headers: Option<Vec<Text<'a>>>,
+    tags: Option<Vec<Text<'a>>>,
+    rule_ids: Option<Vec<Text<'a>>>,
+    confidence: Option<f64>,
+    reason_codes: Option<Vec<Text<'a>>>,
+    challenge_type: Option<Text<'a>>,
+    challenge_params: Option<Pairs<'a, Scalar<'a>>>,
+    routing_metadata: Option<Pairs<'a, Text<'a>>>,
+    needs_more: Option<bool>,
+    request_body_mutation: Option<Object<Mutation<'a>>>,
+    response_body_mutation: Option<Object<Mutation<'a>>>,
+    websocket_decision: Option<WebsocketWire<'a>>,
+    #[serde(borrow)]
+    guardrail_response: Option<&'a serde_json::value::RawValue>,
+}
+
+impl<'a> Wire<'a> {
+    fn check(self) -> Result<Answer<'a>, AnswerError> {
+        let mut response_headers = Vec::new();
+        for name in self.remove_response_headers.unwrap_or_default() {
+            response_headers.push(HeaderOp::Remove(token("remove_response_headers", name)?));
+        }
+        let added = self.add_response_headers.unwrap_or_default();
+        let decision = match Kind::parse(self.decision.as_deref())? {
+            Kind::Allow => {
+                add_headers("add_response_headers", added, &mut response_headers)?;
+                Decision::Allow
+            }
+            Kind::Block => {
+                let status = self.status.unwrap_or(403);
+                if !(100..=599).contains(&status) {
+                    return invalid(format!("`status` of a block is {status}: it must be 100 to 599"));
+                }
+                let headers = joined_headers("add_response_headers", added)?;
+                Decision::Block { status, body: self.body, headers }
+            }
+            Kind::Redirect => {
+                add_headers("add_response_headers", added, &mut response_headers)?;
+                redirect(self.status, self.body)?
+            }
+            Kind::Challenge => {
+                add_headers("add_response_headers", added, &mut response_headers)?;
+                challenge(self.challenge_type, self.challenge_params.unwrap_or_default())?
+            }
+        };
+
+        let mut request_headers = Vec::new();
+        for name in self.remove_request_headers.unwrap_or_default() {
+            request_headers.push(HeaderOp::Remove(token("remove_request_headers", name)?));
+        }
+        add_headers("add_request_headers", self.add_request_headers.unwrap_or_default(), &mut request_headers)?;
+
+        if let Some(confidence) = self.confidence
+            && !(0.0..=1.0).contains(&confidence)
+        {
+            return invalid(format!("`confidence` is {confidence}: it must be 0 to 1"));
+        }
+        let routing_metadata = self.routing_metadata.unwrap_or_default().0;
+        for (key, value) in &routing_metadata {
+            printable("routing_metadata", key)?;
+            printable("routing_metadata", value)?;
+        }
+        if let Some(response) = self.guardrail_response {
+            check_guardrail(response.get())?;
+        }
+        Ok(Answer {
+            decision,
+            request_headers,
+            response_headers,
+            audit: Audit {
+                tags: printable_list("tags", self.tags)?,
+                rule_ids: printable_list("rule_ids", self.rule_ids)?,
+                confidence: self.confidence,
+                reason_codes: printable_list("reason_codes", self.reason_codes)?,
+            },
+            routing_metadata,
+            needs_more: self.needs_more.unwrap_or(false),
+            request_body_mutation: self
+                .request_body_mutation
+                .map(|Object(mutation)| mutation.check("request_body_mutation"))
+                .transpose()?,
+            response_body_mutation: self
+                .response_body_mutation
+                .map(|Object(mutation)| mutation.check("response_body_mutation"))
+                .transpose()?,
+            websocket_decision: self.websocket_decision.map(WebsocketWire::check).transpose()?,
+            guardrail_response: self.guardrail_response.map(serde_json::value::RawValue::get),
+        })
+    }
+}
+
+enum Kind {
+    Allow,
+    Block,
+    Redirect,
+    Challenge,
+}
+
+impl Kind {
+    fn parse(decision: Option<&str>) -> Result<Self, AnswerError> {
+        let Some(decision) = decision else {
+            return Ok(Self::Allow);
+        };
+        let names = [
+            ("allow", Self::Allow),
+            ("block", Self::Block),
+            ("deny", Self::Block),
+            ("redirect", Self::Redirect),
+            ("challenge", Self::Challenge),
+        ];
+        match names.into_iter().find(|(name, _)| name.eq_ignore_ascii_case(decision)) {
+            Some((_, kind)) => Ok(kind),
+            None => {
+                invalid(format!("`decision` is `{}`: it must be `allow`, `block`, `deny`, `redirect` or `challenge`", shortened(decision)))
+            }
+        }
+    }
+}
+
+fn redirect<'a>(status: Option<u16>, url: Option<Text<'a>>) -> Result<Decision<'a>, AnswerError> {
+    let status = status.unwrap_or(302);
+    if !matches!(status, 301 | 302 | 303 | 307 | 308) {
+        return invalid(format!("`status` of a redirect is {status}: it must be 301, 302, 303, 307 or 308"));
+    }
+    let Some(url) = url.filter(|url| !url.trim().is_empty()) else {
+        return invalid("a redirect needs its URL in `body`");
+    };
+    if url.bytes().any(|byte| byte < 0x20 || byte == 0x7f) {
+        return invalid("the URL of a redirect contains control characters");
+    }
+    // Browsers skip white space before a scheme.
+    let scheme = url.trim_start().split(':').next().unwrap_or_default();
+    if ["javascript", "data", "vbscript"].iter().any(|banned| banned.eq_ignore_ascii_case(scheme.trim_end())) {
+        return invalid(format!("the URL of a redirect has the scheme `{scheme}:`, which runs code in the browser"));
+    }
+    Ok(Decision::Redirect { status, url })
+}
+
+fn challenge<'a>(challenge_type: Option<Text<'a>>, params: Pairs<'a, Scalar<'a>>) -> Result<Decision<'a>, AnswerError> {
+    let Some(challenge_type) = challenge_type.filter(|kind| !kind.is_empty()) else {
+        return invalid("a challenge needs a `challenge_type`");
+    };
+    printable("challenge_type", &challenge_type)?;
+    let params: Vec<_> = params.0.into_iter().map(|(name, value)| (name, value.0)).collect();
+    for (name, value) in &params {
+        printable("challenge_params", name)?;
+        // The page that the client is shown may have lines; everything else may end up in a header.
+        if !name.eq_ignore_ascii_case("body") {
+            printable("challenge_params", value)?;
+        }
+    }
+    Ok(Decision::Challenge { challenge_type, params })
+}
+
+fn add_headers<'a>(field: &str, added: Pairs<'a, Values<'a>>, ops: &mut Vec<HeaderOp<'a>>) -> Result<(), AnswerError> {
+    for (name, values) in added.0 {
+        let name = token(field, name)?;
+        let mut values = values.0.into_iter();
+        if let Some(first) = values.next() {
+            ops.push(HeaderOp::Set(name.clone(), header_value(field, &name, first)?));
+        }
+        for value in values {
+            ops.push(HeaderOp::Add(name.clone(), header_value(field, &name, value)?));
+        }
+    }
+    Ok(())
+}
+
+/// The headers of a block response: the proxy takes one value a name.
+fn joined_headers<'a>(field: &str, added: Pairs<'a, Values<'a>>) -> Result<Vec<(Text<'a>, Text<'a>)>, AnswerError> {
+    let mut headers = Vec::with_capacity(added.0.len());
+    for (name, values) in added.0 {
+        let name = token(field, name)?;
+        let separator = header::separator(&name);
+        let mut joined: Option<Text<'a>> = None;
+        for value in values.0 {
+            let value = header_value(field, &name, value)?;
+            joined = Some(match joined {
+                None => value,
+                Some(before) => Text::from(format!("{before}{separator}{value}")),
+            });
+        }
+        if let Some(value) = joined {
+            headers.push((name, value));
+        }
+    }
+    Ok(headers)
+}
+
+fn token<'a>(field: &str, name: Text<'a>) -> Result<Text<'a>, AnswerError> {
+    if header::is_token(&name) {
+        Ok(name)
+    } else {
+        invalid(format!("`{field}` holds the name `{}`, which is no header name", shortened(&name)))
+    }
+}
+
+fn header_value<'a>(field: &str, name: &str, value: Text<'a>) -> Result<Text<'a>, AnswerError> {
+    if header::is_value(&value) {
+        Ok(value)
+    } else {
+        invalid(format!("`{field}` holds control characters in the value of `{}`", shortened(name)))
+    }
+}
+
+fn printable(field: &str, value: &str) -> Result<(), AnswerError> {
+    if header::is_value(value) { Ok(()) } else { invalid(format!("`{field}` holds control characters in `{}`", shortened(value))) }
+}
+
+fn printable_list<'a>(field: &str, list: Option<Vec<Text<'a>>>) -> Result<Vec<Text<'a>>, AnswerError> {
+    let list = list.unwrap_or_default();
+    for value in &list {
+        printable(field, value)?;
+    }
+    Ok(list)
+}
+
+fn check_guardrail(json: &str) -> Result<(), AnswerError> {
+    // What the proxy reads of it; the rest of the object is handed on as it is.
+    #[derive(Deserialize)]
+    struct Guardrail {
+        #[serde(rename = "detected")]
+        _detected: bool,
+        #[serde(default)]
+        confidence: f64,
+        #[serde(default, rename = "detections")]
+        _detections: Vec<serde_json::Map<String, serde_json::Value>>,
+        #[serde(default, rename = "redacted_content")]
+        _redacted_content: Option<String>,
+    }
+
+    match serde_json::from_str::<Object<Guardrail>>(json) {
+        Ok(Object(guardrail)) if (0.0..=1.0).contains(&guardrail.confidence) => Ok(()),
+        Ok(Object(guardrail)) => invalid(format!("`guardrail_response.confidence` is {}: it must be 0 to 1", guardrail.confidence)),
+        Err(error) => invalid(format!("`guardrail_response` is not what the contract says: {error}")),
+    }
+}
+
+/// Guest text is shown in messages by its beginning only, and without control characters.
+fn shortened(text: &str) -> String {
+    text.chars().take(40).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// A struct that is read from an object only: serde takes lists for structs too, field by field.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ObjectVisitor<T>(std::marker::PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+                T::deserialize(serde::de::value::MapAccessDeserializer::new(map))
+            }
+        }
+
+        deserializer.deserialize_map(ObjectVisitor(std::marker::PhantomData)).map(Object)
+    }
+}
+
+/// One header value or a list of them.
+struct Values<'a>(Vec<Text<'a>>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Values<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ValuesVisitor;
+
+        impl<'de> Visitor<'de> for ValuesVisitor {
+            type Value = Values<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string or a list of strings")
+            }
+
+            fn visit_borrowed_str<E: serde::de::Error>(self, value: &'de str) -> Result<Self::Value, E> {
+                Ok(Values(vec![Text::from(value)]))
+            }
+
+            fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Self::Value, E> {
+                Ok(Values(vec![Text::from(value.to_owned())]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                let mut values = Vec::new();
+                while let Some(value) = seq.next_element()? {
+                    values.push(value);
+                }
+                Ok(Values(values))
+            }
+        }
+
+        deserializer.deserialize_any(ValuesVisitor)
+    }
+}
+
+/// A string, number or boolean, as the text that the wire wants.
+struct Scalar<'a>(Text<'a>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Scalar<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ScalarVisitor;
+
+        impl<'de> Visitor<'de> for ScalarVisitor {
+            type Value = Scalar<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string, a number or a boolean")
+            }
+
+            fn visit_borrowed_str<E: serde::de::Error>(self, value: &'de str) -> Result<Self::Value, E> {
+                Ok(Scalar(Text::from(value)))
+            }
+
+            fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Self::Value, E> {
+                Ok(Scalar(Text::from(value.to_owned())))
+            }
+
+            fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<Self::Value, E> {
+                Ok(Scalar(Text::from(value.to_string())))
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Self::Value, E> {
+                Ok(Scalar(Text::from(value.to_string())))
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<Self::Value, E> {
+                Ok(Scalar(Text::from(value.to_string())))
+            }
+
+            fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Self::Value, E> {
+                serde_json::Number::from_f64(value)
+                    .map(|number| Scalar(Text::from(number.to_string())))
+                    .ok_or_else(|| E::custom("a number that is none"))
+            }
+        }
+
+        deserializer.deserialize_any(ScalarVisitor)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
+struct Mutation<'a> {
+    action: Option<Text<'a>>,
+    chunk_index: Option<u32>,
+    data: Option<Text<'a>>,
+    data_base64: Option<Text<'a>>,
+}
+
+impl<'a> Mutation<'a> {
+    fn check(self, field: &str) -> Result<BodyMutation<'a>, AnswerError> {
+        let action = match self.action.as_deref() {
+            Some(name) if name.eq_ignore_ascii_case("pass_through") => BodyAction::PassThrough,
+            Some(name) if name.eq_ignore_ascii_case("drop") => BodyAction::Drop,
+            Some(name) if name.eq_ignore_ascii_case("replace") => BodyAction::Replace(match (self.data, self.data_base64) {
+                (Some(Text(Cow::Borrowed(data))), None) => Cow::Borrowed(data.as_bytes()),
+                (Some(Text(Cow::Owned(data))), None) => Cow::Owned(data.into_bytes()),
+                (None, Some(data)) => match base64_simd::STANDARD.decode_to_vec(data.as_bytes()) {
+                    Ok(bytes) => Cow::Owned(bytes),
+                    Err(_) => return invalid(format!("`{field}.data_base64` is not base64")),
+                },
+                (None, None) => return invalid(format!("`{field}` replaces the chunk and needs `data` or `data_base64`")),
+                (Some(_), Some(_)) => return invalid(format!("`{field}` has both `data` and `data_base64`")),
+            }),
+            Some(name) => {
+                return invalid(format!("`{field}.action` is `{}`: it must be `pass_through`, `replace` or `drop`", shortened(name)));
+            }
+            None => return invalid(format!("`{field}` needs an `action`: `pass_through`, `replace` or `drop`")),
+        };
+        Ok(BodyMutation { action, chunk_index: self.chunk_index })
+    }
+}
+
+enum WebsocketWire<'a> {
+    Named(Text<'a>),
+    Close { code: u16, reason: Option<Text<'a>> },
+}
+
+impl<'a> WebsocketWire<'a> {
+    fn check(self) -> Result<WebsocketDecision<'a>, AnswerError> {
+        match self {
+            Self::Named(name) if name.eq_ignore_ascii_case("allow") => Ok(WebsocketDecision::Allow),
+            Self::Named(name) if name.eq_ignore_ascii_case("drop") => Ok(WebsocketDecision::Drop),
+            Self::Named(name) => invalid(format!("`websocket_decision` is `{}`: it must be `allow`, `drop` or a close", shortened(&name))),
+            Self::Close { code, reason } => {
+                // 1004 to 1006 and 1015 never go over the wire (RFC 6455, 7.4.1).
+                if !(1000..=4999).contains(&code) || matches!(code, 1004..=1006 | 1015) {
+                    return invalid(format!("`websocket_decision.close.code` is {code}: it must be a code that may be sent, 1000 to 4999"));
+                }
+                let reason = reason.unwrap_or_default();
+                printable("websocket_decision.close.reason", &reason)?;
+                // A control frame carries 125 bytes, two of them the code (RFC 6455, 5.5).
+                if reason.len() > 123 {
+                    return invalid("`websocket_decision.close.reason` has more than 123 bytes");
+                }
+                Ok(WebsocketDecision::Close { code, reason })
+            }
+        }
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for WebsocketWire<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(bound(deserialize = "'de: 'a"))]
+        struct Close<'a> {
+            code: u16,
+            reason: Option<Text<'a>>,
+        }
+
+        struct WebsocketVisitor;
+
+        impl<'de> Visitor<'de> for WebsocketVisitor {
+            type Value = WebsocketWire<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("`allow`, `drop` or an object with `close`")
+            }
+
+            fn visit_borrowed_str<E: serde::de::Error>(self, value: &'de str) -> Result<Self::Value, E> {
+                Ok(WebsocketWire::Named(Text::from(value)))
+            }
+
+            fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Self::Value, E> {
+                Ok(WebsocketWire::Named(Text::from(value.to_owned())))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut close = None;
+                while let Some(key) = map.next_key::<Text<'de>>()? {
+                    if &*key == "close" {
+                        close = Some(map.next_value::<Object<Close<'de>>>()?);
+                    } else {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                }
+                match close {
+                    Some(Object(Close { code, reason })) => Ok(WebsocketWire::Close { code, reason }),
+                    None => Err(A::Error::missing_field("close")),
+                }
+            }
+        }
+
+        deserializer.deserialize_any(WebsocketVisitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(json: &str) -> Answer<'_> {
+        Answer::parse(json.as_bytes()).unwrap()
+    }
+
+    fn error(json: &str) -> String {
+        Answer::parse(json.as_bytes()).unwrap_err().to_string()
+    }
+
+    fn pair<'a>(name: &'a str, value: &'a str) -> (Text<'a>, Text<'a>) {
+        (name.into(), value.into())
+    }
+
+    fn list<'a>(values: &[&'a str]) -> Vec<Text<'a>> {
+        values.iter().map(|&value| value.into()).collect()
+    }
+
+    #[test]
+    fn the_page_s_result_object() {
+        let answer = parse(include_str!("../golden/result.json"));
+        assert_eq!(answer.decision, Decision::Allow);
+        assert_eq!(answer.request_headers, [HeaderOp::Remove("X-Debug".into()), HeaderOp::Set("X-Processed".into(), "true".into())]);
+        assert_eq!(answer.response_headers, [HeaderOp::Set("X-Frame-Options".into(), "DENY".into())]);
+        assert_eq!(answer.audit.tags, list(&["processed"]));
+    }
+
+    #[test]
+    fn the_page_s_challenge() {
+        let answer = parse(include_str!("../golden/challenge.json"));
+        let params = vec![pair("site_key", "your-captcha-site-key"), pair("action", "login")];
+        assert_eq!(answer.decision, Decision::Challenge { challenge_type: "captcha".into(), params });
+        assert_eq!(answer.audit.tags, list(&["bot-challenge"]));
+    }
+
+    #[test]
+    fn the_page_s_audit_metadata() {
+        let answer = parse(include_str!("../golden/audit.json"));
+        assert_eq!(answer.decision, Decision::Block { status: 403, body: None, headers: vec![] });
+        assert_eq!(
+            answer.audit,
+            Audit {
+                tags: list(&["path-traversal"]),
+                rule_ids: list(&["SEC-001", "OWASP-930"]),
+                confidence: Some(0.95),
+                reason_codes: list(&["PATH_TRAVERSAL_DETECTED"]),
+            }
+        );
+    }
+
+    #[test]
+    fn the_page_s_routing_metadata() {
+        let answer = parse(include_str!("../golden/routing.json"));
+        assert_eq!(answer.routing_metadata, [pair("upstream", "api-v2-backend"), pair("priority", "high")]);
+    }
+
+    #[test]
+    fn the_page_s_body_mutations() {
+        let answer = parse(include_str!("../golden/request_body_mutation.json"));
+        assert_eq!(answer.request_body_mutation, Some(BodyMutation { action: BodyAction::PassThrough, chunk_index: Some(0) }));
+        let answer = parse(include_str!("../golden/response_body_mutation.json"));
+        let action = BodyAction::Replace(Cow::Borrowed(b"Modified response content"));
+        assert_eq!(answer.response_body_mutation, Some(BodyMutation { action, chunk_index: Some(0) }));
+    }
+
+    #[test]
+    fn the_page_s_needs_more() {
+        assert!(parse(include_str!("../golden/needs_more.json")).needs_more);
+    }
+
+    #[test]
+    fn no_bytes_and_null_fields_mean_no_opinion() {
+        assert_eq!(parse(""), Answer::default());
+        assert_eq!(parse("{}"), Answer::default());
+        assert_eq!(parse(r#"{"decision":null,"status":null,"body":null,"tags":null,"unknown":[1,{}]}"#), Answer::default());
+    }
+
+    #[test]
+    fn decisions_are_read_in_any_case() {
+        assert!(matches!(parse(r#"{"decision":"BLOCK"}"#).decision, Decision::Block { status: 403, .. }));
+        assert!(matches!(parse(r#"{"decision":"Deny","status":451}"#).decision, Decision::Block { status: 451, .. }));
+        assert!(error(r#"{"decision":"alow"}"#).contains("`alow`"));
+        assert!(error(r#"{"decision":""}"#).contains("must be"));
+    }
+
+    #[test]
+    fn a_block_carries_its_response_headers() {
+        let answer = parse(r#"{"decision":"block","add_response_headers":{"Retry-After":"5","X-A":["1","2"]}}"#);
+        let headers = vec![pair("Retry-After", "5"), pair("X-A", "1, 2")];
+        assert_eq!(answer.decision, Decision::Block { status: 403, body: None, headers });
+        assert!(answer.response_headers.is_empty());
+    }
+
+    #[test]
+    fn lists_set_the_first_value_and_add_the_rest() {
+        let answer = parse(r#"{"add_response_headers":{"Set-Cookie":["a=1","b=2"],"X-None":[]}}"#);
+        let name: Text<'_> = "Set-Cookie".into();
+        assert_eq!(answer.response_headers, [HeaderOp::Set(name.clone(), "a=1".into()), HeaderOp::Add(name, "b=2".into())]);
+    }
+
+    #[test]
+    fn redirects_need_a_url_that_is_harmless() {
+        let url: Text<'_> = "/login".into();
+        assert_eq!(parse(r#"{"decision":"redirect","body":"/login"}"#).decision, Decision::Redirect { status: 302, url });
+        for bad in [
+            r#"{"decision":"redirect"}"#,
+            r#"{"decision":"redirect","body":" "}"#,
+            r#"{"decision":"redirect","body":"/a\r\nX: y"}"#,
+            r#"{"decision":"redirect","body":"JavaScript:alert(1)"}"#,
+            r#"{"decision":"redirect","body":" data:text/html,x"}"#,
+            r#"{"decision":"redirect","body":"/a","status":304}"#,
+            r#"{"decision":"redirect","body":"/a","status":99999}"#,
+        ] {
+            error(bad);
+        }
+    }
+
+    #[test]
+    fn challenge_params_are_sent_as_strings() {
+        let answer = parse(r#"{"decision":"challenge","challenge_type":"pow","challenge_params":{"n":5,"f":1.5,"b":true,"body":"a\nb"}}"#);
+        let params = vec![pair("n", "5"), pair("f", "1.5"), pair("b", "true"), pair("body", "a\nb")];
+        assert_eq!(answer.decision, Decision::Challenge { challenge_type: "pow".into(), params });
+        error(r#"{"decision":"challenge"}"#);
+        error(r#"{"decision":"challenge","challenge_type":"a","challenge_params":{"x":null}}"#);
+        error(r#"{"decision":"challenge","challenge_type":"a","challenge_params":{"content-type":"a\r\nb"}}"#);
+    }
+
+    #[test]
+    fn nothing_is_injected() {
+        for bad in [
+            r#"{"add_request_headers":{"X\r\nY":"1"}}"#,
+            r#"{"add_request_headers":{"":"1"}}"#,
+            r#"{"add_request_headers":{"X Y":"1"}}"#,
+            r#"{"add_request_headers":{":path":"/"}}"#,
+            r#"{"add_request_headers":{"X":"a\r\nb"}}"#,
+            r#"{"add_response_headers":{"X":["a","b\u0000"]}}"#,
+            r#"{"decision":"block","add_response_headers":{"X":"a\nb"}}"#,
+            r#"{"remove_request_headers":["X:"]}"#,
+            r#"{"remove_response_headers":["\n"]}"#,
+            r#"{"tags":["a\nb"]}"#,
+            r#"{"rule_ids":["a\u001b"]}"#,
+            r#"{"reason_codes":["a\rb"]}"#,
+            r#"{"routing_metadata":{"a":"b\n"}}"#,
+        ] {
+            error(bad);
+        }
+    }
+
+    #[test]
+    fn wrong_types_and_values_are_refused() {
+        for bad in [
+            "null",
+            "[]",
+            "1",
+            "\"allow\"",
+            "{",
+            "{}x",
+            r#"{"decision":1}"#,
+            r#"{"status":"403"}"#,
+            r#"{"status":403.5}"#,
+            r#"{"status":-1}"#,
+            r#"{"body":1}"#,
+            r#"{"tags":"a"}"#,
+            r#"{"tags":[1]}"#,
+            r#"{"confidence":"1"}"#,
+            r#"{"confidence":1.01}"#,
+            r#"{"confidence":-0.1}"#,
+            r#"{"confidence":1e999}"#,
+            r#"{"needs_more":1}"#,
+            r#"{"routing_metadata":{"a":1}}"#,
+            r#"{"add_request_headers":{"a":1}}"#,
+            r#"{"add_request_headers":["a"]}"#,
+            r#"{"decision":"block","status":99}"#,
+            r#"{"decision":"block","status":600}"#,
+            r#"{"decision":"allow","decision":"block"}"#,
+            r#"{"request_body_mutation":{"action":"burn"}}"#,
+            r#"{"request_body_mutation":{"action":"replace"}}"#,
+            r#"{"response_body_mutation":{"action":"replace","data_base64":"*"}}"#,
+            r#"{"response_body_mutation":{}}"#,
+            r#"{"websocket_decision":"maybe"}"#,
+            r#"{"websocket_decision":{"close":{"code":1006}}}"#,
+            r#"{"request_body_mutation":["drop"]}"#,
+            r#"{"guardrail_response":{}}"#,
+            r#"{"guardrail_response":{"detected":true,"confidence":2}}"#,
+        ] {
+            error(bad);
+        }
+        assert!(Answer::parse(b"{\"unknown\":\"\xff\"}").is_err());
+    }
+
+    #[test]
+    fn deep_nesting_in_an_unknown_field_is_survived() {
+        let deep = format!("{{\"x\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
+        let _ = Answer::parse(deep.as_bytes());
+    }
+
+    #[test]
+    fn websocket_and_guardrail_answers() {
+        let answer = parse(r#"{"websocket_decision":{"close":{"code":1008,"reason":"no"}}}"#);
+        assert_eq!(answer.websocket_decision, Some(WebsocketDecision::Close { code: 1008, reason: "no".into() }));
+        let answer = parse(r#"{"guardrail_response": {"detected": true, "confidence": 0.5}}"#);
+        assert_eq!(answer.guardrail_response, Some(r#"{"detected": true, "confidence": 0.5}"#));
+    }
+
+    #[test]
+    fn on_configure_may_reject() {
+        assert_eq!(parse_configured(b"").unwrap(), None);
+        assert_eq!(parse_configured(b"{}").unwrap(), None);
+        assert_eq!(parse_configured(br#"{"error":"no key"}"#).unwrap().as_deref(), Some("no key"));
+        parse_configured(b"nonsense").unwrap_err();
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Answer::parse(&bytes);
+        }
+
+        #[test]
+        fn whatever_parses_keeps_the_rules(
+            decision in "allow|block|redirect|challenge|x",
+            status in any::<u16>(),
+            text in "\\PC{0,12}|[\\x00-\\x1f]{1,3}",
+            name in "[ -~]{0,6}",
+        ) {
+            let json = serde_json::json!({
+                "decision": decision, "status": status, "body": text, "challenge_type": text, "challenge_params": {&name: &text},
+                "add_request_headers": {&name: &text}, "add_response_headers": {&name: &text}, "tags": [&text],
+            });
+            let bytes = json.to_string();
+            if let Ok(answer) = Answer::parse(bytes.as_bytes()) {
+                for op in answer.request_headers.iter().chain(&answer.response_headers) {
+                    let (HeaderOp::Set(name, value) | HeaderOp::Add(name, value)) = op else { continue };
+                    prop_assert!(header::is_token(name) && header::is_value(value));
+                }
+                let impossible = matches!(answer.decision, Decision::Block { status, .. } if !(100..600).contains(&status));
+                prop_assert!(!impossible);
+                prop_assert!(answer.audit.tags.iter().all(|tag| header::is_value(tag)));
+            }
+        }
+    }
+}

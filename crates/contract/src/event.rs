@@ -1,0 +1,347 @@
+//! What the proxy says, borrowed from the message that it came in.
+//!
+//! Field names are those of the agent protocol, version 2, on the Unix socket; the types read from JSON and from MessagePack alike. gRPC messages
+//! are turned into the same types.
+
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
+
+use crate::hook::Hook;
+use crate::text::{Pairs, Text};
+
+/// One event of one request.
+#[derive(Clone, Debug)]
+pub enum Event<'a> {
+    /// The request line and headers are known.
+    RequestHeaders(RequestHeaders<'a>),
+    /// A part of the request body is known.
+    RequestBody(BodyChunk<'a>),
+    /// The upstream has answered.
+    ResponseHeaders(ResponseHeaders<'a>),
+    /// A part of the response body is known.
+    ResponseBody(BodyChunk<'a>),
+    /// A frame of an upgraded connection.
+    WebsocketFrame(WebsocketFrame<'a>),
+    /// Text to be inspected.
+    GuardrailInspect(GuardrailInspect<'a>),
+    /// The request is over.
+    RequestComplete(RequestComplete<'a>),
+}
+
+impl Event<'_> {
+    /// The hook that takes this event.
+    pub const fn hook(&self) -> Hook {
+        match self {
+            Self::RequestHeaders(_) => Hook::RequestHeaders,
+            Self::RequestBody(_) => Hook::RequestBody,
+            Self::ResponseHeaders(_) => Hook::ResponseHeaders,
+            Self::ResponseBody(_) => Hook::ResponseBody,
+            Self::WebsocketFrame(_) => Hook::WebsocketFrame,
+            Self::GuardrailInspect(_) => Hook::GuardrailInspect,
+            Self::RequestComplete(_) => Hook::RequestComplete,
+        }
+    }
+
+    /// The id by which the proxy finds the request that an answer is for. A client may have chosen it.
+    pub fn correlation_id(&self) -> &str {
+        match self {
+            Self::RequestHeaders(event) => &event.metadata.correlation_id,
+            Self::RequestBody(event) | Self::ResponseBody(event) => &event.correlation_id,
+            Self::ResponseHeaders(event) => &event.correlation_id,
+            Self::WebsocketFrame(event) => &event.correlation_id,
+            Self::GuardrailInspect(event) => &event.correlation_id,
+            Self::RequestComplete(event) => &event.correlation_id,
+        }
+    }
+}
+
+/// Event 0x10.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
+pub struct RequestHeaders<'a> {
+    /// Where the request comes from and which way it takes.
+    pub metadata: Metadata<'a>,
+    /// HTTP method.
+    pub method: Text<'a>,
+    /// Path and query.
+    pub uri: Text<'a>,
+    /// Headers of the request.
+    pub headers: Headers<'a>,
+}
+
+/// What is known of a request beside its headers.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
+pub struct Metadata<'a> {
+    /// Id of the request in the proxy's dealings with agents.
+    pub correlation_id: Text<'a>,
+    /// Id of the request within the proxy.
+    #[serde(default)]
+    pub request_id: Option<Text<'a>>,
+    /// Address of the client; the proxy appends its port.
+    #[serde(default)]
+    pub client_ip: Text<'a>,
+    /// Port of the client; 0 when it stands in `client_ip`.
+    #[serde(default)]
+    pub client_port: u32,
+    /// Name that the client asked for.
+    #[serde(default)]
+    pub server_name: Option<Text<'a>>,
+    /// HTTP version.
+    #[serde(default)]
+    pub protocol: Option<Text<'a>>,
+    /// TLS version.
+    #[serde(default)]
+    pub tls_version: Option<Text<'a>>,
+    /// Route that matched.
+    #[serde(default)]
+    pub route_id: Option<Text<'a>>,
+    /// Upstream that was chosen.
+    #[serde(default)]
+    pub upstream_id: Option<Text<'a>>,
+    /// RFC 3339.
+    #[serde(default)]
+    pub timestamp: Option<Text<'a>>,
+    /// W3C trace context.
+    #[serde(default)]
+    pub traceparent: Option<Text<'a>>,
+}
+
+/// Event 0x12.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
+pub struct ResponseHeaders<'a> {
+    /// See [`Metadata::correlation_id`].
+    pub correlation_id: Text<'a>,
+    /// HTTP status.
+    pub status: u16,
+    /// Headers of the response.
+    pub headers: Headers<'a>,
+}
+
+/// Events 0x11 and 0x13.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
+pub struct BodyChunk<'a> {
+    /// See [`Metadata::correlation_id`].
+    pub correlation_id: Text<'a>,
+    /// The bytes.
+    pub data: Data<'a>,
+    /// Whether this is the end of the body.
+    pub is_last: bool,
+    /// Size of the whole body, where known.
+    #[serde(default)]
+    pub total_size: Option<u64>,
+    /// Place of this chunk, from 0.
+    #[serde(default)]
+    pub chunk_index: u32,
+    /// Bytes of the body so far, request direction.
+    #[serde(default)]
+    pub bytes_received: Option<u64>,
+    /// Bytes of the body so far, response direction.
+    #[serde(default)]
+    pub bytes_sent: Option<u64>,
+}
+
+/// Event 0x15.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
+pub struct WebsocketFrame<'a> {
+    /// See [`Metadata::correlation_id`].
+    pub correlation_id: Text<'a>,
+    /// `text`, `binary`, `ping`, `pong`, `close` or `continuation`.
+    pub opcode: Text<'a>,
+    /// The payload.
+    pub data: Data<'a>,
+    /// Direction.
+    pub client_to_server: bool,
+    /// Place of this frame in its direction, from 0.
+    #[serde(default)]
+    pub frame_index: u64,
+    /// Whether this is the last frame of its message.
+    #[serde(default = "yes")]
+    pub fin: bool,
+    /// Route that matched.
+    #[serde(default)]
+    pub route_id: Option<Text<'a>>,
+    /// Address of the client.
+    #[serde(default)]
+    pub client_ip: Text<'a>,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+/// Event 0x16.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
+pub struct GuardrailInspect<'a> {
+    /// See [`Metadata::correlation_id`].
+    pub correlation_id: Text<'a>,
+    /// `prompt_injection` or `pii_detection`.
+    #[serde(default)]
+    pub inspection_type: Text<'a>,
+    /// The text.
+    pub content: Text<'a>,
+    /// Language model that it goes to or comes from.
+    #[serde(default)]
+    pub model: Option<Text<'a>>,
+    /// Kinds of personal data to look for.
+    #[serde(default)]
+    pub categories: Vec<Text<'a>>,
+    /// Route that matched.
+    #[serde(default)]
+    pub route_id: Option<Text<'a>>,
+    /// More about the request.
+    #[serde(default)]
+    pub metadata: Pairs<'a>,
+}
+
+/// Event 0x14.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
+pub struct RequestComplete<'a> {
+    /// See [`Metadata::correlation_id`].
+    pub correlation_id: Text<'a>,
+    /// HTTP status that the client got.
+    #[serde(default)]
+    pub status: u16,
+    /// Duration, in milliseconds.
+    #[serde(default)]
+    pub duration_ms: u64,
+    /// Bytes of the request body.
+    #[serde(default)]
+    pub request_body_size: u64,
+    /// Bytes of the response body.
+    #[serde(default)]
+    pub response_body_size: u64,
+    /// How often an upstream was tried.
+    #[serde(default)]
+    pub upstream_attempts: u32,
+    /// What went wrong.
+    #[serde(default)]
+    pub error: Option<Text<'a>>,
+}
+
+/// Headers in the order in which they came: a name and its values.
+#[derive(Clone, Debug, Default)]
+pub struct Headers<'a>(pub Vec<(Text<'a>, HeaderValues<'a>)>);
+
+/// The values of one header: nearly always one.
+#[derive(Clone, Debug)]
+pub enum HeaderValues<'a> {
+    /// One value.
+    One(Text<'a>),
+    /// None, or several.
+    Many(Vec<Text<'a>>),
+}
+
+impl<'a> HeaderValues<'a> {
+    /// The values as a slice.
+    pub fn as_slice(&self) -> &[Text<'a>] {
+        match self {
+            Self::One(value) => std::slice::from_ref(value),
+            Self::Many(values) => values,
+        }
+    }
+
+    /// Appends a value.
+    pub fn push(&mut self, value: Text<'a>) {
+        match self {
+            Self::One(first) => *self = Self::Many(vec![std::mem::take(first), value]),
+            Self::Many(values) => values.push(value),
+        }
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Headers<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct HeadersVisitor;
+
+        impl<'de> Visitor<'de> for HeadersVisitor {
+            type Value = Headers<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of header names and their values")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                // Most requests have ten to twenty headers; what a client claims of its map's size is not believed.
+                let mut headers = Vec::with_capacity(16);
+                while let Some(header) = map.next_entry()? {
+                    headers.push(header);
+                }
+                Ok(Headers(headers))
+            }
+        }
+
+        deserializer.deserialize_map(HeadersVisitor)
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for HeaderValues<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ValuesVisitor;
+
+        impl<'de> Visitor<'de> for ValuesVisitor {
+            type Value = HeaderValues<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of strings")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                let Some(first) = seq.next_element()? else {
+                    return Ok(HeaderValues::Many(Vec::new()));
+                };
+                let mut values = HeaderValues::One(first);
+                while let Some(value) = seq.next_element()? {
+                    values.push(value);
+                }
+                Ok(values)
+            }
+        }
+
+        deserializer.deserialize_seq(ValuesVisitor)
+    }
+}
+
+/// Bytes of a body: base64 where the encoding knows only text, as they are where it knows bytes.
+#[derive(Clone, Debug)]
+pub enum Data<'a> {
+    /// RFC 4648 with padding.
+    Base64(Text<'a>),
+    /// The bytes themselves.
+    Raw(&'a [u8]),
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Data<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct DataVisitor;
+
+        impl<'de> Visitor<'de> for DataVisitor {
+            type Value = Data<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("base64 text or bytes")
+            }
+
+            fn visit_borrowed_str<E>(self, value: &'de str) -> Result<Self::Value, E> {
+                Ok(Data::Base64(Text::from(value)))
+            }
+
+            fn visit_str<E>(self, value: &str) -> Result<Self::Value, E> {
+                Ok(Data::Base64(Text::from(value.to_owned())))
+            }
+
+            fn visit_borrowed_bytes<E>(self, value: &'de [u8]) -> Result<Self::Value, E> {
+                Ok(Data::Raw(value))
+            }
+        }
+
+        deserializer.deserialize_any(DataVisitor)
+    }
+}

@@ -1,0 +1,187 @@
+//! Header names and values: how they are written, and which may leave the agent.
+
+/// How header names are written in the objects that a module is given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HeaderCase {
+    /// `User-Agent`: as browsers and RFCs write it. The default, so that a module may look names up as people write them.
+    #[default]
+    Canonical,
+    /// As received. The proxy hands all names over in lower case.
+    Lower,
+}
+
+/// Names whose usual spelling is not "each word capitalised", beside their lower-case form.
+const SPECIAL_NAMES: &[(&str, &str)] = &[
+    ("a-im", "A-IM"),
+    ("alpn", "ALPN"),
+    ("content-dpr", "Content-DPR"),
+    ("content-md5", "Content-MD5"),
+    ("ct", "CT"),
+    ("dav", "DAV"),
+    ("dnt", "DNT"),
+    ("dpop", "DPoP"),
+    ("dpr", "DPR"),
+    ("ect", "ECT"),
+    ("etag", "ETag"),
+    ("expect-ct", "Expect-CT"),
+    ("http2-settings", "HTTP2-Settings"),
+    ("im", "IM"),
+    ("mime-version", "MIME-Version"),
+    ("nel", "NEL"),
+    ("p3p", "P3P"),
+    ("rtt", "RTT"),
+    ("sec-ch-dpr", "Sec-CH-DPR"),
+    ("sec-gpc", "Sec-GPC"),
+    ("sec-websocket-accept", "Sec-WebSocket-Accept"),
+    ("sec-websocket-extensions", "Sec-WebSocket-Extensions"),
+    ("sec-websocket-key", "Sec-WebSocket-Key"),
+    ("sec-websocket-protocol", "Sec-WebSocket-Protocol"),
+    ("sec-websocket-version", "Sec-WebSocket-Version"),
+    ("sec-ch-ua-wow64", "Sec-CH-UA-WoW64"),
+    ("slug", "SLUG"),
+    ("soapaction", "SOAPAction"),
+    ("sourcemap", "SourceMap"),
+    ("tcn", "TCN"),
+    ("te", "TE"),
+    ("www-authenticate", "WWW-Authenticate"),
+    ("x-dns-prefetch-control", "X-DNS-Prefetch-Control"),
+    ("x-ua-compatible", "X-UA-Compatible"),
+    ("x-xss-protection", "X-XSS-Protection"),
+];
+
+/// Client hints (<https://wicg.github.io/ua-client-hints/>) share this prefix; the rest is capitalised word by word.
+const CLIENT_HINT: (&str, &str) = ("sec-ch-", "Sec-CH-");
+
+/// Appends `name` in the spelling of `case`, without quotes.
+///
+/// A name that is not a token (RFC 9110, 5.6.2) is appended as received, escaped for JSON.
+pub fn write_name(out: &mut Vec<u8>, name: &str, case: HeaderCase) {
+    if !is_token(name) {
+        crate::json::escaped(out, name);
+    } else if case == HeaderCase::Lower {
+        out.extend_from_slice(name.as_bytes());
+    } else {
+        write_canonical(out, name);
+    }
+}
+
+fn write_canonical(out: &mut Vec<u8>, name: &str) {
+    let at = out.len();
+    out.extend_from_slice(name.as_bytes());
+    let written = &mut out[at..];
+    let mut word_start = true;
+    for byte in written.iter_mut() {
+        *byte = if word_start { byte.to_ascii_uppercase() } else { byte.to_ascii_lowercase() };
+        word_start = *byte == b'-';
+    }
+    if let Some((_, special)) = SPECIAL_NAMES.iter().find(|(lower, _)| lower.len() == name.len() && lower.eq_ignore_ascii_case(name)) {
+        written.copy_from_slice(special.as_bytes());
+        return;
+    }
+    let (prefix, spelling) = CLIENT_HINT;
+    if name.len() > prefix.len() && name.as_bytes()[..prefix.len()].eq_ignore_ascii_case(prefix.as_bytes()) {
+        written[..prefix.len()].copy_from_slice(spelling.as_bytes());
+        // `Sec-CH-UA` and everything below it.
+        if written[prefix.len()..].eq_ignore_ascii_case(b"ua") || written[prefix.len()..].starts_with(b"Ua-") {
+            written[prefix.len() + 1] = b'A';
+        }
+    }
+}
+
+/// Whether `name` is a token (RFC 9110, 5.6.2), as every header name must be.
+pub fn is_token(name: &str) -> bool {
+    const TOKEN: [bool; 256] = {
+        let mut table = [false; 256];
+        let mut byte = 0;
+        while byte < 256 {
+            table[byte] = (byte as u8).is_ascii_alphanumeric();
+            byte += 1;
+        }
+        let others = b"!#$%&'*+-.^_`|~";
+        let mut at = 0;
+        while at < others.len() {
+            table[others[at] as usize] = true;
+            at += 1;
+        }
+        table
+    };
+    !name.is_empty() && name.bytes().all(|byte| TOKEN[usize::from(byte)])
+}
+
+/// Whether `value` may stand in a header or a line of a log: no control characters but the tab.
+///
+/// Stricter than "no CR, LF or NUL" (RFC 9110, 5.5): the other control characters have no honest use there either.
+pub fn is_value(value: &str) -> bool {
+    value.bytes().all(|byte| (byte >= 0x20 && byte != 0x7f) || byte == b'\t')
+}
+
+/// What stands between the values of a header that has several.
+pub fn separator(name: &str) -> &'static str {
+    if name.eq_ignore_ascii_case("cookie") { "; " } else { ", " }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn canonical(name: &str) -> String {
+        let mut out = Vec::new();
+        write_name(&mut out, name, HeaderCase::Canonical);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn names_are_spelled_as_browsers_and_rfcs_do() {
+        for expected in [
+            "User-Agent",
+            "Content-Type",
+            "Host",
+            "X-Forwarded-For",
+            "ETag",
+            "WWW-Authenticate",
+            "TE",
+            "DNT",
+            "X-XSS-Protection",
+            "Sec-CH-UA",
+            "Sec-CH-UA-Platform",
+            "Sec-CH-Prefers-Color-Scheme",
+            "Sec-Fetch-Mode",
+            "Sec-WebSocket-Key",
+            "Accept",
+            "X-Request-Id",
+            "Sec-GPC",
+            "MIME-Version",
+        ] {
+            assert_eq!(canonical(&expected.to_ascii_lowercase()), expected);
+            assert_eq!(canonical(&expected.to_ascii_uppercase()), expected);
+        }
+    }
+
+    #[test]
+    fn every_exception_is_reachable() {
+        for (lower, spelling) in SPECIAL_NAMES {
+            assert_eq!(canonical(lower), *spelling);
+        }
+    }
+
+    #[test]
+    fn lower_leaves_names_as_they_came() {
+        let mut out = Vec::new();
+        write_name(&mut out, "user-agent", HeaderCase::Lower);
+        assert_eq!(out, b"user-agent");
+    }
+
+    proptest! {
+        #[test]
+        fn case_is_all_that_changes(name in "[!#-'*+.^-z|~-]{1,40}") {
+            prop_assert!(canonical(&name).eq_ignore_ascii_case(&name));
+        }
+
+        #[test]
+        fn any_name_is_safe_inside_json(name in any::<String>()) {
+            let quoted = format!("\"{}\"", canonical(&name));
+            prop_assert!(serde_json::from_str::<String>(&quoted).unwrap().eq_ignore_ascii_case(&name));
+        }
+    }
+}
