@@ -1,1 +1,57 @@
-fn main() {}
+//! The project's chores: `cargo xtask --help` lists them.
+
+mod cargo;
+mod demo;
+mod e2e;
+mod lint;
+mod peers;
+mod proxy;
+mod table;
+mod test;
+mod tools;
+mod wire;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Chores of the zentinel-agent-wasm repository.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Build the agent and a module, send sample requests, show what was decided, keep serving
+    Demo(demo::Args),
+    /// Run every test: the workspace, SDK and examples, the published client, guests, the real proxy
+    Test(test::Args),
+    /// Run the tests by the proxy's published client
+    Peers,
+    /// Run the end-to-end tests behind the real proxy, which is built when it is missing
+    E2e(e2e::Args),
+    /// Check formatting, clippy, documentation, dependencies; do what .ci/run will do
+    Lint,
+    /// Do what continuous integration does: every test, then lint
+    Ci,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().chore {
+        Chore::Demo(args) => demo::run(&args),
+        Chore::Test(args) => test::run(&args),
+        Chore::Peers => test::published_client(),
+        Chore::E2e(args) => e2e::run(&args),
+        Chore::Lint => lint::run_all(),
+        Chore::Ci => test::run(&test::Args::default()).and_then(|()| lint::run_all()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! As much HTTP/1.1 as the tests need, on both sides: messages are read byte for byte, and a body
+//! that was cut off is told from one that was not.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+/// A peer that is silent for this long has hung.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Nothing here sends longer lines, or more of them, than this.
+const MAX_HEAD_BYTES: u64 = 1 << 20;
+
+/// A request or a response.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// `GET / HTTP/1.1` or `HTTP/1.1 200 OK`.
+    pub start_line: String,
+    /// Header fields as they came, in their order.
+    pub headers: Vec<(String, String)>,
+    /// The body, without its framing.
+    pub body: Vec<u8>,
+    /// Whether the body came to the end that its framing promised.
+    pub complete: bool,
+}
+
+impl Message {
+    /// The value of a header field; several values are joined with `, `.
+    pub fn header(&self, name: &str) -> Option<String> {
+        let values: Vec<&str> =
+            self.headers.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str()).collect();
+        (!values.is_empty()).then(|| values.join(", "))
+    }
+
+    /// The status of a response.
+    ///
+    /// # Panics
+    ///
+    /// When this is not a response.
+    pub fn status(&self) -> u16 {
+        let status = self.start_line.split(' ').nth(1);
+        status.and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("no status in {:?}", self.start_line))
+    }
+
+    /// The body as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// The body as JSON.
+    ///
+    /// # Panics
+    ///
+    /// When it is none.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error} in {:?}: {:?}", self.start_line, self.text()))
+    }
+}
+
+/// Reads the next message of a connection; `None` when the peer closed it in between.
+/// `has_body` says whether a message with this start line has a body at all.
+pub fn read_message(reader: &mut BufReader<TcpStream>, has_body: impl Fn(&str) -> bool) -> io::Result<Option<Message>> {
+    let mut head = reader.by_ref().take(MAX_HEAD_BYTES);
+    let mut line = String::new();
+    if head.read_line(&mut line)? == 0 {
+        return Ok(None);
+    }
+    let start_line = line.trim_end().to_owned();
+    let mut headers = Vec::new();
+    loop {
+        line.clear();
+        if head.read_line(&mut line)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let field = line.trim_end();
+        if field.is_empty() {
+            break;
+        }
+        let (name, value) = field.split_once(':').ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, field))?;
+        headers.push((name.to_owned(), value.trim().to_owned()));
+    }
+    let mut message = Message { start_line, headers, body: Vec::new(), complete: true };
+    if has_body(&message.start_line) {
+        message.complete = read_body(reader, &mut message)?;
+    }
+    Ok(Some(message))
+}
+
+/// Reads the body into `message`; false when it ends before its time.
+fn read_body(reader: &mut BufReader<TcpStream>, message: &mut Message) -> io::Result<bool> {
+    let chunked = message.header("transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked"));
+    if chunked {
+        return read_chunks(reader, &mut message.body);
+    }
+    if let Some(len) = message.header("content-length") {
+        let len: u64 = len.parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, len))?;
+        return read_up_to(reader, len, &mut message.body);
+    }
+    // A request without either has no body; a response without either ends with the connection.
+    if message.start_line.starts_with("HTTP/") {
+        reader.read_to_end(&mut message.body)?;
+    }
+    Ok(true)
+}
+
+fn read_chunks(reader: &mut BufReader<TcpStream>, body: &mut Vec<u8>) -> io::Result<bool> {
+    loop {
+        let mut line = String::new();
+        if cut_off(reader.by_ref().take(MAX_HEAD_BYTES).read_line(&mut line))? == 0 {
+            return Ok(false);
+        }
+        let size = line.trim_end().split(';').next().unwrap_or_default();
+        let size = u64::from_str_radix(size, 16).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, line.clone()))?;
+        if !read_up_to(reader, size, body)? {
+            return Ok(false);
+        }
+        line.clear();
+        if cut_off(reader.by_ref().take(MAX_HEAD_BYTES).read_line(&mut line))? == 0 {
+            return Ok(false);
+        }
+        if size == 0 {
+            return Ok(true);
+        }
+    }
+}
+
+fn read_up_to(reader: &mut impl Read, len: u64, body: &mut Vec<u8>) -> io::Result<bool> {
+    let before = body.len();
+    cut_off(reader.take(len).read_to_end(body))?;
+    Ok((body.len() - before) as u64 == len)
+}
+
+/// A reset connection is a body that was cut off, not a failure of the test.
+fn cut_off(read: io::Result<usize>) -> io::Result<usize> {
+    match read {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(0),
+        other => other,
+    }
+}
+
+/// Sends one request on a connection of its own and reads the response.
+pub fn exchange(port: u16, method: &str, target: &str, headers: &[(String, String)], body: Option<&[u8]>) -> io::Result<Message> {
+    let stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut head = format!("{method} {target} HTTP/1.1\r\n");
+    for (name, value) in headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    if let Some(body) = body {
+        head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+    }
+    head.push_str("Connection: close\r\n\r\n");
+    let mut reader = BufReader::new(stream);
+    reader.get_mut().write_all(head.as_bytes())?;
+    if let Some(body) = body {
+        // The proxy may refuse a request, and close, before it has read the whole body.
+        match reader.get_mut().write_all(body) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+            other => other?,
+        }
+    }
+    let response_has_body = |line: &str| {
+        let status = line.split(' ').nth(1).unwrap_or_default();
+        method != "HEAD" && !matches!(status, "204" | "304")
+    };
+    read_message(&mut reader, response_has_body)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+}

@@ -1,0 +1,82 @@
+//! The proxy's configuration for one agent, one route and one upstream.
+
+use std::path::PathBuf;
+
+/// How the proxy reaches the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// Frames on a Unix socket.
+    UnixSocket,
+    /// gRPC on a loopback port.
+    Grpc,
+}
+
+/// What differs from test to test.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where the proxy listens on 127.0.0.1.
+    pub port: u16,
+    /// Where the upstream listens on 127.0.0.1.
+    pub upstream_port: u16,
+    /// The agent's socket.
+    pub socket: PathBuf,
+    /// The agent's gRPC port, when the proxy is to use that.
+    pub grpc_port: Option<u16>,
+    /// The events that the proxy sends the agent.
+    pub events: Vec<&'static str>,
+    /// Further lines of the agent's block, such as `request-body-mode "stream"`.
+    pub agent_lines: String,
+}
+
+/// Every event of an ordinary request.
+pub const ALL_EVENTS: [&str; 4] = ["request_headers", "request_body", "response_headers", "response_body"];
+
+/// The configuration as text. Both 0.6.54 and 0.6.45 take it.
+pub fn render(settings: &Settings) -> String {
+    let Settings { port, upstream_port, socket, grpc_port, events, agent_lines } = settings;
+    let transport = match grpc_port {
+        Some(port) => format!("grpc address=\"http://127.0.0.1:{port}\""),
+        None => format!("unix-socket {:?}", socket.display().to_string()),
+    };
+    let events: Vec<String> = events.iter().map(|event| format!("{event:?}")).collect();
+    let events = events.join(" ");
+    format!(
+        r#"system {{ worker-threads 2; max-connections 1000; graceful-shutdown-timeout-secs 1; }}
+listeners {{ listener "http" {{ address "127.0.0.1:{port}"; protocol "http"; request-timeout-secs 30; }} }}
+agents {{
+    agent "wasm" type="custom" {{
+        {transport}
+        timeout-ms 5000
+        failure-mode "closed"
+        events {events}
+        max-request-body-bytes 1048576
+        max-response-body-bytes 1048576
+        {agent_lines}
+    }}
+}}
+filters {{ filter "wasm" {{ type "agent"; agent "wasm"; failure-mode "closed"; }} }}
+routes {{
+    route "all" {{
+        matches {{ path-prefix "/" }}
+        upstream "backend"
+        filters "wasm"
+        policies {{ failure-mode "closed" }}
+    }}
+}}
+// Without this block 0.6.45 hands no request body to an agent.
+waf {{
+    engine "custom"
+    mode "off"
+    body-inspection {{
+        inspect-request-body #true
+        max-inspection-bytes 1048576
+        content-types "application/json" "text/plain" "application/x-www-form-urlencoded" "application/octet-stream"
+    }}
+}}
+upstreams {{ upstream "backend" {{ target "127.0.0.1:{upstream_port}" weight=1 }} }}
+limits {{ max-header-size-bytes 65536; max-header-count 200; max-body-size-bytes 104857600; }}
+// The metrics listener would be on every interface, at a port that all proxies share.
+observability {{ logging {{ level "info"; format "json"; }}; metrics {{ enabled #false; }} }}
+"#
+    )
+}

@@ -1,0 +1,353 @@
+//! Starting and stopping the processes.
+
+use crate::http::Message;
+use crate::kdl::{ALL_EVENTS, Settings, Transport, render};
+use crate::upstream::Upstream;
+use crate::{Ask, wait};
+use std::fs::File;
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use tempfile::TempDir;
+
+/// Log lines shown when a test fails.
+const LOG_TAIL: usize = 25;
+
+/// What `cargo xtask e2e` has built.
+#[derive(Debug, Clone)]
+pub struct Paths {
+    /// The agent's binary.
+    pub agent: PathBuf,
+    /// The proxy's binary.
+    pub proxy: PathBuf,
+    /// The mirror guest.
+    pub mirror: PathBuf,
+    /// The product page's security module.
+    pub security: PathBuf,
+    /// The product page's bot protection module.
+    pub bot_protection: PathBuf,
+}
+
+impl Paths {
+    /// Reads `E2E_AGENT`, `E2E_PROXY`, `E2E_MIRROR`, `E2E_SECURITY`, `E2E_BOT_PROTECTION`.
+    ///
+    /// # Panics
+    ///
+    /// When one is missing.
+    pub fn from_env() -> Self {
+        let path = |name: &str| match std::env::var_os(name) {
+            Some(path) => PathBuf::from(path),
+            None => panic!("`{name}` is not set: run these tests by `cargo xtask e2e`"),
+        };
+        Self {
+            agent: path("E2E_AGENT"),
+            proxy: path("E2E_PROXY"),
+            mirror: path("E2E_MIRROR"),
+            security: path("E2E_SECURITY"),
+            bot_protection: path("E2E_BOT_PROTECTION"),
+        }
+    }
+}
+
+/// A child process that is killed when it is dropped, and whose log is shown when a test fails.
+#[derive(Debug)]
+struct Process {
+    name: &'static str,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    fn start(name: &'static str, command: &mut Command, log: &Path) -> io::Result<Self> {
+        let out = File::options().create(true).append(true).open(log)?;
+        let child = command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out).spawn()?;
+        Ok(Self { name, child, log: log.to_owned() })
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// An error, with its log, when the process has ended.
+    fn check_running(&mut self) -> io::Result<()> {
+        match self.child.try_wait()? {
+            None => Ok(()),
+            Some(status) => {
+                let log = self.log();
+                let ended = format!("the {} ended: {status}\n{}", self.name, log.trim_end());
+                Err(io::Error::other(ended))
+            }
+        }
+    }
+
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "cannot send {signal} to the {}", self.name);
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            let tail = &lines[lines.len().saturating_sub(LOG_TAIL)..];
+            eprintln!("--- log of the {}:\n{}", self.name, tail.join("\n"));
+        }
+        // Both fail only for a process that has ended already.
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// A running agent.
+#[derive(Debug)]
+pub struct Agent {
+    process: Process,
+    socket: PathBuf,
+    grpc_port: Option<u16>,
+}
+
+impl Agent {
+    /// Starts `binary` with its socket and log in `dir` and waits until it takes connections.
+    pub fn start(binary: &Path, module: &Path, dir: &Path, grpc_port: Option<u16>, more: &[&str]) -> io::Result<Self> {
+        let socket = dir.join("wasm.sock");
+        let mut command = Command::new(binary);
+        command.arg("--socket").arg(&socket);
+        command.arg("--module").arg(module);
+        if let Some(port) = grpc_port {
+            command.args(["--grpc-address", &format!("127.0.0.1:{port}")]);
+        }
+        command.args(more);
+        let process = Process::start("agent", &mut command, &dir.join("agent.log"))?;
+        let mut agent = Self { process, socket, grpc_port };
+        wait::until_ok("the agent takes connections", || {
+            agent.process.check_running()?;
+            let on_socket = UnixStream::connect(&agent.socket).is_ok();
+            let on_grpc = agent.grpc_port.is_none_or(|port| TcpStream::connect(("127.0.0.1", port)).is_ok());
+            Ok((on_socket && on_grpc).then_some(()))
+        })?;
+        Ok(agent)
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// An error, with its log, when it has ended.
+    pub fn check_running(&mut self) -> io::Result<()> {
+        self.process.check_running()
+    }
+
+    /// Asks it to stop, as an init system does, and waits until it has.
+    pub fn stop(mut self) {
+        self.process.signal("-TERM");
+        wait::until("the agent stops", || self.process.child.try_wait().ok().flatten());
+    }
+}
+
+/// A running proxy.
+#[derive(Debug)]
+pub struct Proxy {
+    process: Process,
+    config: PathBuf,
+    port: u16,
+}
+
+impl Proxy {
+    /// Starts `binary` with its configuration and log in `dir` and waits until it takes connections.
+    pub fn start(binary: &Path, settings: &Settings, dir: &Path) -> io::Result<Self> {
+        let config = dir.join("zentinel.kdl");
+        std::fs::write(&config, render(settings))?;
+        let mut command = Command::new(binary);
+        command.arg("-c").arg(&config).current_dir(dir);
+        let process = Process::start("proxy", &mut command, &dir.join("proxy.log"))?;
+        let mut proxy = Self { process, config, port: settings.port };
+        wait::until_ok("the proxy takes connections", || {
+            proxy.process.check_running()?;
+            Ok(TcpStream::connect(("127.0.0.1", proxy.port)).ok())
+        })?;
+        Ok(proxy)
+    }
+
+    /// Where it listens on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// An error, with its log, when it has ended.
+    pub fn check_running(&mut self) -> io::Result<()> {
+        self.process.check_running()
+    }
+
+    /// Gives it a new configuration and tells it to read it.
+    pub fn reload(&self, settings: &Settings) -> io::Result<()> {
+        std::fs::write(&self.config, render(settings))?;
+        self.process.signal("-HUP");
+        Ok(())
+    }
+}
+
+/// What to start; the default is the mirror guest on the Unix socket, with every event.
+#[derive(Debug)]
+pub struct Builder {
+    paths: Paths,
+    transport: Transport,
+    module: PathBuf,
+    events: Vec<&'static str>,
+    agent_lines: String,
+    agent_args: Vec<String>,
+}
+
+impl Builder {
+    /// Serves `module` instead of the mirror guest.
+    pub fn module(mut self, pick: impl Fn(&Paths) -> &PathBuf) -> Self {
+        self.module = pick(&self.paths).clone();
+        self
+    }
+
+    /// Sends only these events.
+    pub fn events(mut self, events: &[&'static str]) -> Self {
+        self.events = events.to_vec();
+        self
+    }
+
+    /// Adds lines to the agent's block of the proxy's configuration.
+    pub fn agent_lines(mut self, lines: &str) -> Self {
+        self.agent_lines = lines.into();
+        self
+    }
+
+    /// Adds options to the agent's command line.
+    pub fn agent_args(mut self, args: &[&str]) -> Self {
+        self.agent_args.extend(args.iter().map(|arg| (*arg).to_owned()));
+        self
+    }
+
+    /// Starts everything and waits until a request goes all the way.
+    pub fn start(self) -> Stack {
+        let stack = self.start_unready();
+        stack.wait_until_ready();
+        stack
+    }
+
+    /// Starts everything, but does not wait for a request to succeed.
+    pub fn start_unready(self) -> Stack {
+        let dir = TempDir::new().expect("a directory for the sockets and logs");
+        let upstream = Upstream::start().expect("an upstream");
+        let grpc_port = (self.transport == Transport::Grpc).then(free_port);
+        let args: Vec<&str> = self.agent_args.iter().map(String::as_str).collect();
+        let agent = Agent::start(&self.paths.agent, &self.module, dir.path(), grpc_port, &args).expect("the agent starts");
+        let settings = Settings {
+            port: free_port(),
+            upstream_port: upstream.port(),
+            socket: agent.socket.clone(),
+            grpc_port,
+            events: self.events,
+            agent_lines: self.agent_lines,
+        };
+        let proxy = Proxy::start(&self.paths.proxy, &settings, dir.path()).expect("the proxy starts");
+        Stack { proxy, agent: Some(agent), upstream, settings, paths: self.paths, module: self.module, agent_args: self.agent_args, dir }
+    }
+}
+
+/// The proxy, the agent and an upstream. The fields are dropped in this order.
+#[derive(Debug)]
+pub struct Stack {
+    proxy: Proxy,
+    agent: Option<Agent>,
+    upstream: Upstream,
+    settings: Settings,
+    paths: Paths,
+    module: PathBuf,
+    agent_args: Vec<String>,
+    dir: TempDir,
+}
+
+impl Stack {
+    /// Describes what to start.
+    pub fn over(transport: Transport) -> Builder {
+        let paths = Paths::from_env();
+        Builder {
+            module: paths.mirror.clone(),
+            transport,
+            events: ALL_EVENTS.to_vec(),
+            agent_lines: String::new(),
+            // Behaviour is tested here, not speed: a machine busy with other tests must not turn an
+            // answer into a timeout.
+            agent_args: vec!["--timeout-ms".into(), "3000".into()],
+            paths,
+        }
+    }
+
+    /// Sends a request through the proxy.
+    #[track_caller]
+    pub fn send(&self, ask: &Ask) -> Message {
+        ask.send(self.proxy.port).unwrap_or_else(|error| panic!("{ask:?}: {error}"))
+    }
+
+    /// Waits until a request that nothing speaks against is let through.
+    #[track_caller]
+    pub fn wait_until_ready(&self) {
+        let ask = Ask::get("/ready").header("User-Agent", "Mozilla/5.0");
+        wait::until("a request goes all the way", || {
+            let response = ask.send(self.proxy.port).ok()?;
+            (response.status() == 200).then_some(())
+        });
+    }
+
+    /// How many requests have reached the upstream.
+    pub fn upstream_requests(&self) -> usize {
+        self.upstream.requests()
+    }
+
+    /// The proxy.
+    pub fn proxy(&mut self) -> &mut Proxy {
+        &mut self.proxy
+    }
+
+    /// The agent.
+    ///
+    /// # Panics
+    ///
+    /// Between [`Stack::stop_agent`] and [`Stack::start_agent`].
+    pub fn agent(&mut self) -> &mut Agent {
+        self.agent.as_mut().expect("the agent was stopped")
+    }
+
+    /// Stops the agent and leaves the proxy alone.
+    pub fn stop_agent(&mut self) {
+        self.agent.take().expect("the agent was stopped").stop();
+    }
+
+    /// Starts the agent again as it was.
+    pub fn start_agent(&mut self) {
+        let args: Vec<&str> = self.agent_args.iter().map(String::as_str).collect();
+        let agent = Agent::start(&self.paths.agent, &self.module, self.dir.path(), self.settings.grpc_port, &args);
+        self.agent = Some(agent.expect("the agent starts again"));
+    }
+
+    /// Reloads the proxy with other lines in the agent's block.
+    pub fn reload_proxy(&mut self, agent_lines: &str) {
+        self.settings.agent_lines = agent_lines.into();
+        self.proxy.reload(&self.settings).expect("the proxy is told to reload");
+    }
+}
+
+/// A port of the loopback interface that was free a moment ago.
+pub fn free_port() -> u16 {
+    TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr()).expect("a free port").port()
+}

@@ -1,0 +1,114 @@
+//! A small upstream that tells what it was sent.
+//!
+//! It answers with JSON: `method`, `path`, `headers` (a list of pairs), `body` (text), `body_bytes`.
+//! The query changes that: `status=N`; `echo=1` sends the request's body back as it came;
+//! `bytes=N` sends N bytes of [`pattern`]; `type=T` sets the content type; `chunked=1` sends the
+//! body in chunks.
+
+use crate::http::{Message, read_message};
+use serde_json::json;
+use std::io::{self, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A running upstream. Its threads end with the process.
+#[derive(Debug)]
+pub struct Upstream {
+    port: u16,
+    requests: Arc<AtomicUsize>,
+}
+
+impl Upstream {
+    /// Listens on a free port of the loopback interface.
+    pub fn start() -> io::Result<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", 0))?;
+        let port = listener.local_addr()?.port();
+        let requests = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&requests);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let counter = Arc::clone(&counter);
+                // A connection that ends badly is the proxy's affair.
+                std::thread::spawn(move || serve(stream, &counter).ok());
+            }
+        });
+        Ok(Self { port, requests })
+    }
+
+    /// The port it listens on.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// How many requests have reached it.
+    pub fn requests(&self) -> usize {
+        self.requests.load(Ordering::SeqCst)
+    }
+}
+
+/// `len` bytes of every value, in an order that shows any byte that is lost, doubled or swapped.
+pub fn pattern(len: usize) -> Vec<u8> {
+    // A linear congruential generator: cheap, and no short period.
+    let mut state: u32 = 0x2545_f491;
+    let next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    std::iter::repeat_with(next).take(len).collect()
+}
+
+fn serve(stream: TcpStream, requests: &AtomicUsize) -> io::Result<()> {
+    let mut reader = BufReader::new(stream);
+    while let Some(request) = read_message(&mut reader, |_| true)? {
+        requests.fetch_add(1, Ordering::SeqCst);
+        let response = respond(&request);
+        reader.get_mut().write_all(&response)?;
+    }
+    Ok(())
+}
+
+fn respond(request: &Message) -> Vec<u8> {
+    let mut words = request.start_line.split(' ');
+    let method = words.next().unwrap_or_default();
+    let path = words.next().unwrap_or_default();
+    let query = path.split_once('?').map_or("", |(_, query)| query);
+    let parameter =
+        |name: &str| query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name).map(|(_, value)| value);
+    let body = if parameter("echo").is_some() {
+        request.body.clone()
+    } else if let Some(len) = parameter("bytes").and_then(|len| len.parse().ok()) {
+        pattern(len)
+    } else {
+        let told = json!({
+            "method": method,
+            "path": path,
+            "headers": request.headers,
+            "body": request.text(),
+            "body_bytes": request.body.len(),
+        });
+        told.to_string().into_bytes()
+    };
+    let mut response = format!(
+        "HTTP/1.1 {} Told\r\nContent-Type: {}\r\nX-Powered-By: upstream\r\nX-Upstream: yes\r\n\
+         Set-Cookie: a=1\r\nSet-Cookie: b=2\r\n",
+        parameter("status").unwrap_or("200"),
+        parameter("type").unwrap_or("application/json"),
+    )
+    .into_bytes();
+    if parameter("chunked").is_some() {
+        response.extend(b"Transfer-Encoding: chunked\r\n\r\n");
+        for chunk in body.chunks(4096) {
+            response.extend(format!("{:x}\r\n", chunk.len()).bytes());
+            response.extend(chunk);
+            response.extend(b"\r\n");
+        }
+        response.extend(b"0\r\n\r\n");
+    } else {
+        response.extend(format!("Content-Length: {}\r\n\r\n", body.len()).bytes());
+        if method != "HEAD" {
+            response.extend(body);
+        }
+    }
+    response
+}

@@ -1,0 +1,363 @@
+//! `cargo xtask demo`: a module deciding on sample requests, from a fresh clone.
+
+use crate::table::{render, shorten};
+use crate::wire::{Connection, kind};
+use crate::{cargo, proxy, tools};
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use zentinel_wasm_e2e::http::exchange;
+use zentinel_wasm_e2e::kdl::{ALL_EVENTS, Settings};
+use zentinel_wasm_e2e::upstream::Upstream;
+use zentinel_wasm_e2e::{Agent, Proxy, free_port};
+
+/// Where the proxy is put for curl.
+const PROXY_PORT: u16 = 8080;
+
+const BROWSER: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0";
+const CURL: &str = "curl/8.14.1";
+const BOT: &str = "Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)";
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The module to serve [default: examples/rust/security, built first]
+    #[arg(long, value_name = "FILE")]
+    module: Option<PathBuf>,
+    /// Show the decisions and exit
+    #[arg(long)]
+    once: bool,
+    /// Put the real proxy in front, on 127.0.0.1:8080 [default: when there is one on PATH or in the cache]
+    #[arg(long)]
+    proxy: bool,
+    /// Build the agent with optimisation, for times that mean something
+    #[arg(long)]
+    release: bool,
+}
+
+/// A request that the demonstration sends.
+struct Sample {
+    method: &'static str,
+    uri: &'static str,
+    user_agent: Option<&'static str>,
+    body: Option<&'static str>,
+}
+
+const SAMPLES: [Sample; 7] = [
+    Sample { method: "GET", uri: "/", user_agent: Some(BROWSER), body: None },
+    Sample { method: "GET", uri: "/api/users?page=1", user_agent: Some(CURL), body: None },
+    Sample { method: "POST", uri: "/api/users", user_agent: Some(BROWSER), body: Some(r#"{"name":"Ada"}"#) },
+    Sample { method: "GET", uri: "/admin", user_agent: Some(BROWSER), body: None },
+    Sample { method: "DELETE", uri: "/admin/users/7", user_agent: Some(CURL), body: None },
+    Sample { method: "GET", uri: "/robots.txt", user_agent: Some(BOT), body: None },
+    Sample { method: "GET", uri: "/health", user_agent: None, body: None },
+];
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    let module = match &args.module {
+        Some(file) if file.is_file() => file.canonicalize()?,
+        Some(file) => bail!("`--module {}`: there is no such file", file.display()),
+        None => {
+            tools::say("building examples/rust/security for Wasm");
+            cargo::guest("examples/rust/security")?
+        }
+    };
+    // With `--once` there is nobody to use curl, so the proxy comes only when it is asked for.
+    let proxy_binary = match proxy::find(proxy::DEFAULT_VERSION)? {
+        Some(binary) if args.proxy || !args.once => Some(binary),
+        None if args.proxy => bail!(
+            "there is no `zentinel` on PATH or in the cache: \
+             `cargo xtask e2e` builds it from crates.io (about 25 minutes on two cores)"
+        ),
+        _ => None,
+    };
+    tools::say("building the agent (minutes the first time)");
+    let binary = cargo::agent(args.release)?;
+    let dir = tempfile::tempdir()?;
+    let mut agent = Agent::start(&binary, &module, dir.path(), None, &[])?;
+
+    println!("module  {}", module.display());
+    println!("socket  {}", agent.socket().display());
+    let mut connection = Connection::open(agent.socket())?;
+    println!("agent   {}\n", describe(&connection.capabilities));
+    println!("{}", decisions(&mut connection)?);
+    if !args.release {
+        println!("Times are of a build without optimisation; `--release` shows better ones.\n");
+    }
+
+    let mut front = match proxy_binary {
+        Some(binary) => Some(Front::start(&binary, agent.socket(), dir.path())?),
+        None => None,
+    };
+    if let Some(front) = &front {
+        println!("{}", front.show()?);
+    }
+    if args.once {
+        return Ok(());
+    }
+    println!("Serving until Ctrl-C; the agent's log: {}", dir.path().join("agent.log").display());
+    while !stop.load(Ordering::SeqCst) {
+        agent.check_running()?;
+        if let Some(front) = &mut front {
+            front.proxy.check_running()?;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    drop(front);
+    agent.stop();
+    Ok(())
+}
+
+/// What the agent said about itself, in a line.
+fn describe(capabilities: &Value) -> String {
+    /// The protocol's numbers for kinds of events, from 1.
+    const EVENTS: [&str; 8] = [
+        "request headers",
+        "request body",
+        "response headers",
+        "response body",
+        "request complete",
+        "WebSocket frames",
+        "guardrails",
+        "configuration",
+    ];
+    let events: Vec<&str> = capabilities["supported_events"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|number| EVENTS.get(number.as_u64()?.checked_sub(1)? as usize).copied())
+        .collect();
+    format!("{} {}: {}", capabilities["name"].as_str().unwrap_or("?"), capabilities["version"].as_str().unwrap_or("?"), events.join(", "))
+}
+
+/// Sends every sample and lays out what was decided.
+fn decisions(connection: &mut Connection) -> Result<String> {
+    let mut rows = Vec::new();
+    for (number, sample) in SAMPLES.iter().enumerate() {
+        let id = format!("demo-{number}");
+        let start = Instant::now();
+        let mut answer = connection.ask(kind::REQUEST_HEADERS, &headers_event(&id, sample))?;
+        // A body follows, as from the proxy, when the headers alone were not refused.
+        if let (Some(body), "allow") = (sample.body, decision(&answer)) {
+            answer = connection.ask(kind::REQUEST_BODY, &body_event(&id, body))?;
+        }
+        let micros = start.elapsed().as_micros();
+        let (status, detail) = outcome(&answer);
+        rows.push(vec![
+            sample.method.to_owned(),
+            sample.uri.to_owned(),
+            shorten(sample.user_agent.unwrap_or("(none)"), 28),
+            decision(&answer).to_owned(),
+            status,
+            shorten(&detail, 44),
+            micros.to_string(),
+        ]);
+    }
+    let head = ["method", "uri", "user agent", "decision", "status", "what else", "µs"];
+    Ok(render(&head, &rows, 1))
+}
+
+/// The decision's name: the wire has `"allow"`, or an object whose only key is the name.
+fn decision(answer: &Value) -> &str {
+    match &answer["decision"] {
+        Value::String(name) => name,
+        Value::Object(object) => object.keys().next().map_or("?", String::as_str),
+        _ => "?",
+    }
+}
+
+/// The status that a client will see, and the rest of the decision in a few words.
+fn outcome(answer: &Value) -> (String, String) {
+    let name = decision(answer);
+    let details = &answer["decision"][name];
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let (status, mut words) = match name {
+        "block" => (details["status"].to_string(), vec![text(&details["body"])]),
+        "redirect" => (details["status"].to_string(), vec![text(&details["url"])]),
+        "challenge" => {
+            let params = details["params"].as_object();
+            let mut words = vec![text(&details["challenge_type"])];
+            for (name, value) in params.into_iter().flatten() {
+                words.push(format!("{name}={}", text(value)));
+            }
+            ("401/403".to_owned(), words)
+        }
+        _ => ("–".to_owned(), Vec::new()),
+    };
+    for side in ["request_headers", "response_headers"] {
+        for operation in answer[side].as_array().into_iter().flatten() {
+            let Some((verb, field)) = operation.as_object().and_then(|op| op.iter().next()) else {
+                continue;
+            };
+            words.push(format!("{verb} {}", text(&field["name"])));
+        }
+    }
+    for tag in answer["audit"]["tags"].as_array().into_iter().flatten() {
+        words.push(format!("#{}", text(tag)));
+    }
+    words.retain(|word| !word.is_empty());
+    (status, words.join(" "))
+}
+
+fn headers_event(id: &str, sample: &Sample) -> Value {
+    let mut headers = json!({ "host": ["shop.example"], "accept": ["*/*"] });
+    if let Some(user_agent) = sample.user_agent {
+        headers["user-agent"] = json!([user_agent]);
+    }
+    if let Some(body) = sample.body {
+        headers["content-type"] = json!(["application/json"]);
+        headers["content-length"] = json!([body.len().to_string()]);
+    }
+    json!({
+        "metadata": {
+            "correlation_id": id,
+            "request_id": id,
+            "client_ip": "192.0.2.7:0",
+            "client_port": 0,
+            "server_name": "shop.example",
+            "protocol": "HTTP/1.1",
+            "tls_version": null,
+            "tls_cipher": null,
+            "route_id": "all",
+            "upstream_id": "backend",
+            "timestamp": "2026-01-01T00:00:00Z",
+        },
+        "method": sample.method,
+        "uri": sample.uri,
+        "headers": headers,
+    })
+}
+
+fn body_event(id: &str, body: &str) -> Value {
+    json!({
+        "correlation_id": id,
+        "data": base64(body.as_bytes()),
+        "is_last": true,
+        "total_size": body.len(),
+        "chunk_index": 0,
+        "bytes_received": body.len(),
+    })
+}
+
+/// Bodies travel as base64 on the JSON wire.
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for chunk in bytes.chunks(3) {
+        let group = chunk.iter().chain([&0, &0]).take(3).fold(0u32, |group, byte| group << 8 | u32::from(*byte));
+        for digit in 0..4 {
+            let sextet = group >> (18 - 6 * digit) & 0x3f;
+            text.push(match digit <= chunk.len() {
+                true => char::from(ALPHABET[sextet as usize]),
+                false => '=',
+            });
+        }
+    }
+    text
+}
+
+/// The real proxy before a small upstream.
+struct Front {
+    proxy: Proxy,
+    upstream: Upstream,
+}
+
+impl Front {
+    fn start(binary: &Path, socket: &Path, dir: &Path) -> Result<Self> {
+        tools::say(&format!("starting {}", binary.display()));
+        let upstream = Upstream::start()?;
+        // For people 8080 is easier to type; when it is taken, another one does.
+        let port = match std::net::TcpListener::bind(("127.0.0.1", PROXY_PORT)) {
+            Ok(_) => PROXY_PORT,
+            Err(_) => free_port(),
+        };
+        let settings = Settings {
+            port,
+            upstream_port: upstream.port(),
+            socket: socket.to_owned(),
+            grpc_port: None,
+            events: ALL_EVENTS.to_vec(),
+            agent_lines: String::new(),
+        };
+        let proxy = Proxy::start(binary, &settings, dir)?;
+        Ok(Self { proxy, upstream })
+    }
+
+    /// A curl line for each sample, with what the client gets.
+    fn show(&self) -> Result<String> {
+        let port = self.proxy.port();
+        let mut text = format!(
+            "zentinel on http://127.0.0.1:{port}, before an upstream on port {} that tells what it was sent. Try:\n\n",
+            self.upstream.port()
+        );
+        for sample in &SAMPLES {
+            let mut headers = vec![("Host".to_owned(), "shop.example".to_owned())];
+            let mut curl = "curl -i".to_owned();
+            match sample.user_agent {
+                // What curl sends by itself.
+                Some(CURL) => headers.push(("User-Agent".into(), CURL.into())),
+                Some(user_agent) => {
+                    headers.push(("User-Agent".into(), user_agent.into()));
+                    curl += &format!(" -A '{}'", shorten_agent(user_agent));
+                }
+                None => curl += " -H 'User-Agent:'",
+            }
+            if !matches!(sample.method, "GET" | "POST") {
+                curl += &format!(" -X {}", sample.method);
+            }
+            if let Some(body) = sample.body {
+                headers.push(("Content-Type".into(), "application/json".into()));
+                curl += &format!(" --json '{body}'");
+            }
+            let body = sample.body.map(str::as_bytes);
+            let response = exchange(port, sample.method, sample.uri, &headers, body).context("asking the proxy")?;
+            curl += &format!(" 'http://127.0.0.1:{port}{}'", sample.uri);
+            text += &format!("  {curl:<96} # {}\n", response.start_line.replace("HTTP/1.1 ", ""));
+        }
+        Ok(text)
+    }
+}
+
+/// A user agent that is short enough for a command line and says the same to a policy.
+fn shorten_agent(user_agent: &str) -> &str {
+    match user_agent {
+        BROWSER => "Mozilla/5.0",
+        BOT => "Googlebot/2.1",
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies_are_encoded_as_the_rfc_says() {
+        let vectors = [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")];
+        for (plain, encoded) in vectors {
+            assert_eq!(base64(plain.as_bytes()), encoded);
+        }
+    }
+
+    #[test]
+    fn an_answer_is_told_in_a_few_words() {
+        let challenge = json!({
+            "decision": {"challenge": {"challenge_type": "captcha", "params": {"site_key": "k"}}},
+            "audit": {"tags": ["suspicious-ua"]},
+        });
+        assert_eq!(decision(&challenge), "challenge");
+        assert_eq!(outcome(&challenge), ("401/403".into(), "captcha site_key=k #suspicious-ua".into()));
+        let allow = json!({
+            "decision": "allow",
+            "request_headers": [{"set": {"name": "X-Processed", "value": "true"}}],
+        });
+        assert_eq!(outcome(&allow), ("–".into(), "set X-Processed".into()));
+    }
+}

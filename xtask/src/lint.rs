@@ -1,0 +1,75 @@
+//! `cargo xtask lint`: what a reviewer should not have to say.
+
+use crate::tools::{cache, on_path, run, say};
+use crate::{cargo, tools};
+use anyhow::Result;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+pub(crate) fn run_all() -> Result<()> {
+    let root = tools::root().join("Cargo.toml");
+    let nested = cargo::nested_workspaces(&["sdk", "examples", "fixtures", "peers"])?;
+    for manifest in std::iter::once(&root).chain(&nested) {
+        step(cargo::command().args(["fmt", "--all", "--check", "--manifest-path"]).arg(manifest))?;
+    }
+    step(&mut clippy(&root))?;
+    for manifest in &nested {
+        step(clippy(manifest).env("CARGO_TARGET_DIR", tools::root().join("target/nested")))?;
+    }
+    step(cargo::command().args(["doc", "--locked", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))?;
+    deny()
+}
+
+fn step(command: &mut Command) -> Result<()> {
+    say(&tools::show(command));
+    run(command)
+}
+
+fn clippy(manifest: &Path) -> Command {
+    let mut clippy = cargo::command();
+    clippy.args(["clippy", "--locked", "--workspace", "--all-targets", "--manifest-path"]).arg(manifest).args(["--", "-D", "warnings"]);
+    clippy
+}
+
+/// Licences, sources and duplicate crates; known vulnerabilities where their database can be had.
+fn deny() -> Result<()> {
+    let program = cargo_deny()?;
+    let deny = |checks: &[&str]| {
+        let mut command = Command::new(&program);
+        command.current_dir(tools::root()).arg("check").args(checks);
+        command
+    };
+    step(&mut deny(&["bans", "licenses", "sources"]))?;
+    // The database is a git repository. Without a way to it the other checks still stand, so its
+    // absence is said and not a failure; an advisory that it holds is one.
+    let fetch = Command::new(&program).current_dir(tools::root()).args(["fetch", "db"]).env("GIT_TERMINAL_PROMPT", "0").output()?;
+    if fetch.status.success() {
+        return step(&mut deny(&["--disable-fetch", "advisories"]));
+    }
+    println!("advisories not checked: the advisory database cannot be fetched from here");
+    Ok(())
+}
+
+/// cargo-deny on PATH or in the cache; installed into the cache when it is missing.
+fn cargo_deny() -> Result<PathBuf> {
+    let home = cache()?.join("tools");
+    let cached = home.join("bin/cargo-deny");
+    if cached.is_file() {
+        return Ok(cached);
+    }
+    if let Some(installed) = on_path("cargo-deny") {
+        return Ok(installed);
+    }
+    say("installing cargo-deny (minutes, once)");
+    let target = home.join("target");
+    run(cargo::command()
+        .args(["install", "--locked", "cargo-deny", "--root"])
+        .arg(&home)
+        .env("CARGO_TARGET_DIR", &target)
+        // It runs for seconds: building it fast counts for more than building it well.
+        .env("CARGO_PROFILE_RELEASE_LTO", "off")
+        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
+        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"))?;
+    std::fs::remove_dir_all(target)?;
+    Ok(cached)
+}

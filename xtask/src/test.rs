@@ -1,0 +1,144 @@
+//! `cargo xtask test`: every test there is, and their sum.
+
+use crate::tools::{say, show};
+use crate::{cargo, peers, tools};
+use anyhow::{Context, Result, bail};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Command, Stdio};
+
+#[derive(clap::Args, Default)]
+pub(crate) struct Args {
+    /// Leave out the guests in other languages and the real proxy
+    #[arg(long)]
+    quick: bool,
+}
+
+/// Tests that ran.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let mut steps = Vec::new();
+    let mut workspace = cargo::command();
+    workspace.args(["test", "--locked", "--workspace", "--no-fail-fast"]);
+    steps.push(("the workspace", workspace));
+    for manifest in cargo::nested_workspaces(&["sdk", "examples", "fixtures"])? {
+        let mut nested = cargo::command();
+        nested
+            .args(["test", "--locked", "--workspace", "--no-fail-fast", "--manifest-path"])
+            .arg(manifest)
+            // One folder for all of them: what they depend on is compiled once.
+            .env("CARGO_TARGET_DIR", tools::root().join("target/nested"));
+        steps.push(("a workspace of its own", nested));
+    }
+    steps.push(("the proxy's published client", ourselves(&["peers"])?));
+    if !args.quick {
+        steps.push(("the real proxy", ourselves(&["e2e"])?));
+    }
+
+    let mut total = Tally::default();
+    let mut broken = Vec::new();
+    for (name, mut command) in steps {
+        say(&format!("{name}: {}", show(&command)));
+        let (tally, succeeded) = run_and_count(&mut command)?;
+        total.passed += tally.passed;
+        total.failed += tally.failed;
+        if !succeeded {
+            broken.push(show(&command));
+            // A step that fails before a test runs must not look like none that failed.
+            total.failed += u64::from(tally.failed == 0);
+        }
+    }
+    println!("{} passed, {} failed", total.passed, total.failed);
+    if !broken.is_empty() {
+        bail!("failed: {}", broken.join(", "));
+    }
+    Ok(())
+}
+
+/// The published client against the built agent and the page's two modules.
+pub(crate) fn published_client() -> Result<()> {
+    let agent = cargo::agent(false)?;
+    let security = cargo::guest("examples/rust/security")?;
+    let bot_protection = cargo::guest("examples/rust/bot-protection")?;
+    peers::test_published_client(&agent, &security, &bot_protection)
+}
+
+/// Another chore of this program.
+fn ourselves(arguments: &[&str]) -> Result<Command> {
+    let program = std::env::current_exe().context("finding this program")?;
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(tools::root());
+    Ok(command)
+}
+
+/// Runs a command, passes on what it prints, and counts the tests it tells of.
+fn run_and_count(command: &mut Command) -> Result<(Tally, bool)> {
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {}", show(command)))?;
+    let stdout = child.stdout.take().expect("stdout is piped");
+    let mut lines = Vec::new();
+    for line in BufReader::new(stdout).split(b'\n') {
+        let line = line?;
+        let mut out = std::io::stdout().lock();
+        out.write_all(&line)?;
+        out.write_all(b"\n")?;
+        lines.push(String::from_utf8_lossy(&line).into_owned());
+    }
+    Ok((count(&lines), child.wait()?.success()))
+}
+
+/// The sum of the lines in which test runners say how many tests passed and failed. A program that
+/// ends with a plain `N passed, M failed` has summed up for itself.
+fn count(lines: &[String]) -> Tally {
+    if let Some(tally) = lines.iter().rev().find_map(|line| plain(line)) {
+        return tally;
+    }
+    let mut total = Tally::default();
+    for line in lines {
+        if let Some(rest) = line.strip_prefix("test result: ") {
+            total.passed += number_before(rest, " passed").unwrap_or(0);
+            total.failed += number_before(rest, " failed").unwrap_or(0);
+        }
+    }
+    total
+}
+
+fn plain(line: &str) -> Option<Tally> {
+    let (passed, failed) = line.strip_suffix(" failed")?.split_once(" passed, ")?;
+    Some(Tally { passed: passed.parse().ok()?, failed: failed.parse().ok()? })
+}
+
+fn number_before(text: &str, word: &str) -> Option<u64> {
+    let before = &text[..text.find(word)?];
+    before.rsplit(' ').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counted(text: &str) -> (u64, u64) {
+        let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        let Tally { passed, failed } = count(&lines);
+        (passed, failed)
+    }
+
+    #[test]
+    fn the_lines_of_cargo_test_are_summed() {
+        let text = "test a ... ok\n\
+            test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\
+            test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n";
+        assert_eq!(counted(text), (4, 2));
+    }
+
+    #[test]
+    fn a_plain_sum_counts_instead_of_what_it_sums_up() {
+        let text = "test result: ok. 3 passed; 0 failed; 0 ignored\n12 passed, 1 failed\n";
+        assert_eq!(counted(text), (12, 1));
+        assert_eq!(counted("nothing ran\n"), (0, 0));
+    }
+}

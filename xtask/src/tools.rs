@@ -1,0 +1,76 @@
+//! Where things are, and what to do when a tool is missing.
+
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The repository's root.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the repository's root")
+}
+
+/// Where slow-to-make things outlive a clone: `${XDG_CACHE_HOME:-~/.cache}/zentinel-agent-wasm`.
+pub(crate) fn cache() -> Result<PathBuf> {
+    let base = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .or_else(|| std::env::home_dir().map(|home| home.join(".cache")))
+        .context("no cache directory: set `HOME` or `XDG_CACHE_HOME`")?;
+    Ok(base.join("zentinel-agent-wasm"))
+}
+
+/// Finds a program on `PATH`.
+pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
+}
+
+/// Runs a command to its end; its failure is an error that names it.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let status = command.stdin(Stdio::null()).status().with_context(|| format!("cannot start {}", show(command)))?;
+    if !status.success() {
+        bail!("{} failed: {status}", show(command));
+    }
+    Ok(())
+}
+
+/// Runs a command and returns what it printed; its failure is an error that names it.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let output =
+        command.stdin(Stdio::null()).stderr(Stdio::inherit()).output().with_context(|| format!("cannot start {}", show(command)))?;
+    if !output.status.success() {
+        bail!("{} failed: {}", show(command), output.status);
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("{} printed no text", show(command)))
+}
+
+/// The command as one would type it.
+pub(crate) fn show(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
+    format!("`{}`", words.join(" "))
+}
+
+/// Says on stderr what is being done, as cargo does.
+pub(crate) fn say(what: &str) {
+    eprintln!("==> {what}");
+}
+
+/// Makes sure that rustc can compile for `target`; rustup installs what is missing.
+pub(crate) fn rust_target(target: &str) -> Result<()> {
+    let has_target = |rustc: &mut Command| -> Result<bool> {
+        let dir = output(rustc.args(["--print", "target-libdir", "--target", target]))?;
+        Ok(Path::new(dir.trim()).is_dir())
+    };
+    if has_target(&mut Command::new("rustc"))? {
+        return Ok(());
+    }
+    if on_path("rustup").is_none() {
+        bail!(
+            "the Rust target `{target}` is missing and there is no `rustup`: \
+             install rustup from https://rustup.rs, or your distribution's package for this target"
+        );
+    }
+    say(&format!("rustup target add {target}"));
+    run(Command::new("rustup").args(["target", "add", target]))
+}
