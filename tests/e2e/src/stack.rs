@@ -309,6 +309,11 @@ impl Stack {
         });
     }
 
+    /// Where the proxy listens on 127.0.0.1.
+    pub fn proxy_port(&self) -> u16 {
+        self.proxy.port
+    }
+
     /// How many requests have reached the upstream.
     pub fn upstream_requests(&self) -> usize {
         self.upstream.requests()

@@ -1,0 +1,58 @@
+//! Every configuration that the repository shows is one that the proxy takes.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use zentinel_wasm_e2e::Paths;
+use zentinel_wasm_e2e::kdl::{ALL_EVENTS, Settings, render};
+
+/// Asserts that `zentinel test` takes the file and ignores none of its settings.
+#[track_caller]
+fn assert_accepted(file: &Path) {
+    let proxy = Paths::from_env().proxy;
+    let output = Command::new(proxy).arg("test").arg("--strict").arg("-c").arg(file).output().expect("the proxy runs");
+    let told = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {told}", file.display());
+}
+
+fn kdl_files(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry.expect("an entry of the folder").path();
+        if path.is_dir() {
+            files.extend(kdl_files(&path));
+        } else if path.extension() == Some("kdl".as_ref()) {
+            files.push(path);
+        }
+    }
+    files
+}
+
+#[test]
+#[ignore = "needs the real proxy: cargo xtask e2e"]
+fn the_samples_for_operators_are_accepted() {
+    let files = kdl_files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy"));
+    assert!(!files.is_empty(), "deploy/ holds samples");
+    for file in files {
+        assert_accepted(&file);
+    }
+}
+
+#[test]
+#[ignore = "needs the real proxy: cargo xtask e2e"]
+fn what_these_tests_use_is_accepted() {
+    let dir = tempfile::tempdir().expect("a directory");
+    for grpc_port in [None, Some(50051)] {
+        let file = dir.path().join("zentinel.kdl");
+        let text = render(&Settings {
+            port: 8080,
+            upstream_port: 8081,
+            socket: "/run/zentinel/wasm.sock".into(),
+            grpc_port,
+            events: ALL_EVENTS.to_vec(),
+            agent_lines: "config { fail-open #false; }".into(),
+        });
+        std::fs::write(&file, text).expect("the configuration is written");
+        assert_accepted(&file);
+    }
+}

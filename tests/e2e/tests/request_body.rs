@@ -1,0 +1,100 @@
+//! What a module decides on the request's body.
+
+use serde_json::json;
+use zentinel_wasm_e2e::upstream::pattern;
+use zentinel_wasm_e2e::{Ask, Stack, Transport, on_both_transports};
+
+const HEADERS: &str = "on_request_headers";
+const BODY: &str = "on_request_body";
+
+/// Larger than one read of a socket and than one buffer of the proxy.
+const LARGE: usize = 200_000;
+
+const STREAM: &str = r#"request-body-mode "stream""#;
+const INSPECT_FIRST: &str = r#"request-body-mode "inspect-first""#;
+
+on_both_transports! {
+    fn a_request_is_blocked_for_its_body(transport) {
+        for mode in ["", STREAM, INSPECT_FIRST] {
+            let stack = Stack::over(transport).agent_lines(mode).start();
+            let answer = json!({"decision": "block", "status": 422, "body": "no such order"});
+            let response = stack.send(&Ask::post("/orders", b"quantity=-1").answer(BODY, &answer));
+            assert_eq!((response.status(), response.text().as_str()), (422, "no such order"), "{mode}");
+            assert_eq!(stack.send(&Ask::post("/orders", b"quantity=1")).status(), 200, "{mode}");
+        }
+    }
+
+    fn the_guest_is_given_the_body_with_the_request_it_belongs_to(transport) {
+        let stack = Stack::over(transport).start();
+        let answer = json!({"decision": "block", "status": 418, "body": "$event"});
+        let response = stack.send(&Ask::post("/orders", "größe=1".as_bytes()).answer(BODY, &answer));
+        assert_eq!(response.status(), 418);
+        let event = response.json();
+        assert_eq!(event["method"], "POST");
+        assert_eq!(event["client_ip"], "127.0.0.1");
+        assert_eq!(event["headers"]["Content-Type"], "application/octet-stream");
+        assert_eq!(event["body"], "größe=1");
+        assert_eq!(event["body_encoding"], "utf-8");
+        assert_eq!(event["chunk_index"], 0);
+        assert_eq!(event["is_last"], true);
+    }
+
+    fn a_large_body_reaches_the_upstream_byte_for_byte(transport) {
+        let sent = pattern(LARGE);
+        for mode in ["", STREAM, INSPECT_FIRST] {
+            let stack = Stack::over(transport).agent_lines(mode).start();
+            let response = stack.send(&Ask::post("/upload", &sent).query("echo", "1"));
+            assert_eq!(response.status(), 200, "{mode}");
+            assert!(response.complete && response.body == sent, "{mode}: {} bytes came back", response.body.len());
+        }
+    }
+
+    fn needs_more_leaves_the_decision_to_the_body(transport) {
+        let stack = Stack::over(transport).agent_lines(STREAM).start();
+        let ask = Ask::post("/login", b"user=root").answer(HEADERS, &json!({"decision": "allow", "needs_more": true}));
+        let blocked = stack.send(&ask.clone().answer(BODY, &json!({"decision": "block", "status": 403, "body": "not root"})));
+        assert_eq!((blocked.status(), blocked.text().as_str()), (403, "not root"));
+        let allowed = stack.send(&ask.answer(BODY, &json!({"decision": "allow"})));
+        assert_eq!(allowed.status(), 200);
+        assert_eq!(allowed.json()["body"], "user=root");
+    }
+
+    fn inspect_first_applies_request_headers_from_the_body_phase(transport) {
+        let stack = Stack::over(transport).agent_lines(INSPECT_FIRST).start();
+        let answer = json!({"add_request_headers": {"X-Body-Checked": "yes"}, "remove_request_headers": ["X-Debug"]});
+        let told = stack.send(&Ask::post("/", b"{}").answer(BODY, &answer).header("X-Debug", "1")).json();
+        let headers = told["headers"].to_string().to_ascii_lowercase();
+        assert!(headers.contains(r#"["x-body-checked","yes"]"#), "{headers}");
+        assert!(!headers.contains("x-debug"), "{headers}");
+        assert_eq!(told["body"], "{}");
+    }
+}
+
+#[test]
+#[ignore = "needs the real proxy: cargo xtask e2e"]
+fn a_streamed_body_is_replaced() {
+    let stack = Stack::over(Transport::UnixSocket).agent_lines(STREAM).start();
+    let answer = json!({"request_body_mutation": {"action": "replace", "data": "card=[removed] größe"}});
+    let response = stack.send(&Ask::post("/pay", b"card=4111").answer(BODY, &answer));
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.json()["body"], "card=[removed] größe");
+}
+
+#[test]
+#[ignore = "needs the real proxy: cargo xtask e2e"]
+fn a_streamed_body_is_dropped() {
+    let stack = Stack::over(Transport::UnixSocket).agent_lines(STREAM).start();
+    let answer = json!({"request_body_mutation": {"action": "drop"}});
+    let response = stack.send(&Ask::post("/pay", b"card=4111").answer(BODY, &answer));
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.json()["body_bytes"], 0);
+}
+
+#[test]
+#[ignore = "needs the real proxy: cargo xtask e2e"]
+fn a_streamed_body_is_passed_through() {
+    let stack = Stack::over(Transport::UnixSocket).agent_lines(STREAM).start();
+    let answer = json!({"request_body_mutation": {"action": "pass_through", "chunk_index": 0}});
+    let response = stack.send(&Ask::post("/pay", b"card=4111").answer(BODY, &answer));
+    assert_eq!(response.json()["body"], "card=4111");
+}

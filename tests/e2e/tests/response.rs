@@ -1,0 +1,141 @@
+//! What a module decides on the response.
+
+use serde_json::json;
+use zentinel_wasm_e2e::upstream::pattern;
+use zentinel_wasm_e2e::{Ask, Stack, Transport, on_both_transports};
+
+const HEADERS: &str = "on_response_headers";
+const BODY: &str = "on_response_body";
+
+/// Larger than one read of a socket and than one buffer of the proxy.
+const LARGE: usize = 200_000;
+
+on_both_transports! {
+    fn response_headers_are_added_replaced_and_removed(transport) {
+        let stack = Stack::over(transport).start();
+        let answer = json!({
+            "add_response_headers": {"X-Frame-Options": "DENY", "X-Upstream": "hidden"},
+            "remove_response_headers": ["X-Powered-By"],
+        });
+        let response = stack.send(&Ask::get("/").answer(HEADERS, &answer));
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.header("x-frame-options").as_deref(), Some("DENY"));
+        assert_eq!(response.header("x-upstream").as_deref(), Some("hidden"));
+        assert_eq!(response.header("x-powered-by"), None);
+        assert_eq!(response.header("set-cookie").as_deref(), Some("a=1, b=2"), "other headers stay");
+    }
+
+    fn the_request_phase_can_set_response_headers(transport) {
+        let stack = Stack::over(transport).start();
+        let answer = json!({"add_response_headers": {"X-Frame-Options": "DENY"}});
+        let response = stack.send(&Ask::get("/").answer("on_request_headers", &answer));
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.header("x-frame-options").as_deref(), Some("DENY"));
+    }
+
+    fn a_response_is_blocked(transport) {
+        let stack = Stack::over(transport).start();
+        let answer = json!({
+            "decision": "block",
+            "status": 502,
+            "body": "the shop is closed",
+            "add_response_headers": {"Retry-After": "60"},
+        });
+        let response = stack.send(&Ask::get("/").answer(HEADERS, &answer));
+        assert_eq!((response.status(), response.text().as_str()), (502, "the shop is closed"));
+        assert_eq!(response.header("retry-after").as_deref(), Some("60"));
+        assert!(response.complete);
+    }
+
+    fn a_response_is_replaced_by_a_redirect(transport) {
+        let stack = Stack::over(transport).start();
+        let answer = json!({"decision": "redirect", "status": 303, "body": "https://shop.example/sorry"});
+        let response = stack.send(&Ask::get("/").answer(HEADERS, &answer));
+        assert_eq!((response.status(), response.header("location").as_deref()), (303, Some("https://shop.example/sorry")));
+    }
+
+    fn a_response_is_replaced_by_a_challenge(transport) {
+        let stack = Stack::over(transport).start();
+        let answer = json!({"decision": "challenge", "challenge_type": "captcha", "challenge_params": {"body": "prove it"}});
+        let response = stack.send(&Ask::get("/").answer(HEADERS, &answer));
+        assert_eq!((response.status(), response.text().as_str()), (403, "prove it"));
+    }
+
+    fn the_guest_is_given_the_response_with_the_request_it_belongs_to(transport) {
+        let stack = Stack::over(transport).start();
+        let answer = json!({"decision": "block", "status": 418, "body": "$event"});
+        let response = stack.send(&Ask::get("/cart").query("status", "404").answer(HEADERS, &answer));
+        assert_eq!(response.status(), 418);
+        let event = response.json();
+        assert_eq!(event["status"], 404);
+        assert_eq!(event["method"], "GET");
+        assert_eq!(event["client_ip"], "127.0.0.1");
+        assert!(event["uri"].as_str().is_some_and(|uri| uri.starts_with("/cart?status=404&")));
+        assert_eq!(event["headers"]["X-Powered-By"], "upstream");
+        assert_eq!(event["header_values"]["Set-Cookie"], json!(["a=1", "b=2"]));
+    }
+
+    fn a_response_is_aborted_for_its_body(transport) {
+        let stack = Stack::over(transport).start();
+        let ask = Ask::get("/").answer(BODY, &json!({"decision": "block", "body": "never shown"}));
+        // Nothing of the response may reach the client: neither its end nor its beginning.
+        match ask.send(stack.proxy_port()) {
+            Ok(response) => {
+                assert!(!response.complete || response.status() >= 500, "{response:?}");
+                assert!(!response.text().contains("headers"), "{response:?}");
+            }
+            Err(error) => assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "the client was left waiting"),
+        }
+        assert_eq!(stack.send(&Ask::get("/")).status(), 200);
+    }
+
+    fn a_large_response_reaches_the_client_byte_for_byte(transport) {
+        let stack = Stack::over(transport).start();
+        let size = LARGE.to_string();
+        for chunked in [false, true] {
+            let mut ask = Ask::get("/download").query("bytes", &size);
+            if chunked {
+                ask = ask.query("chunked", "1");
+            }
+            let response = stack.send(&ask);
+            assert_eq!(response.status(), 200);
+            assert!(response.complete && response.body == pattern(LARGE), "{} bytes came", response.body.len());
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs the real proxy: cargo xtask e2e"]
+fn a_response_body_is_replaced() {
+    let stack = Stack::over(Transport::UnixSocket).start();
+    for data in ["Modified response content", "größer als vorher: ".repeat(500).as_str()] {
+        let answer = json!({"response_body_mutation": {"action": "replace", "chunk_index": 0, "data": data}});
+        let response = stack.send(&Ask::get("/").answer(BODY, &answer));
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.text(), data);
+        assert!(response.complete, "its length is right");
+    }
+}
+
+#[test]
+#[ignore = "needs the real proxy: cargo xtask e2e"]
+fn a_response_body_is_replaced_by_bytes() {
+    let stack = Stack::over(Transport::UnixSocket).start();
+    let answer = json!({"response_body_mutation": {"action": "replace", "data_base64": "AP+AfwE="}});
+    let response = stack.send(&Ask::get("/").answer(BODY, &answer));
+    assert_eq!(response.body, [0, 0xff, 0x80, 0x7f, 1]);
+}
+
+#[test]
+#[ignore = "needs the real proxy: cargo xtask e2e"]
+fn the_guest_is_given_the_response_body_with_what_it_belongs_to() {
+    let stack = Stack::over(Transport::UnixSocket).start();
+    let answer = json!({"response_body_mutation": {"action": "replace", "data": "$event"}});
+    let event = stack.send(&Ask::get("/cart").query("status", "404").answer(BODY, &answer)).json();
+    assert_eq!(event["status"], 404);
+    assert_eq!(event["method"], "GET");
+    assert_eq!(event["headers"]["X-Powered-By"], "upstream");
+    assert_eq!(event["is_last"], true);
+    let told = event["body"].as_str().expect("the upstream's body is text");
+    assert!(told.contains("\"method\":\"GET\""), "{told}");
+}
