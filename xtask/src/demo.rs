@@ -285,6 +285,7 @@ impl Front {
             grpc_port: None,
             events: ALL_EVENTS.to_vec(),
             agent_lines: String::new(),
+            route_lines: String::new(),
         };
         let proxy = Proxy::start(binary, &settings, dir)?;
         Ok(Self { proxy, upstream })

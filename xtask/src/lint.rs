@@ -1,21 +1,27 @@
 //! `cargo xtask lint`: what a reviewer should not have to say.
 
 use crate::tools::{cache, on_path, run, say};
-use crate::{cargo, tools};
+use crate::{cargo, peers, tools};
 use anyhow::Result;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
+/// Workspaces beside the root's; fuzzing is not among them, since it needs a nightly compiler.
+const NESTED: [&str; 3] = ["sdk", "examples", "fixtures"];
+
 pub(crate) fn run_all() -> Result<()> {
-    let root = tools::root().join("Cargo.toml");
-    let nested = cargo::nested_workspaces(&["sdk", "examples", "fixtures", "peers"])?;
-    for manifest in std::iter::once(&root).chain(&nested) {
+    let nested = cargo::nested_workspaces(&NESTED)?;
+    let others = cargo::nested_workspaces(&["peers"])?;
+    for manifest in [tools::root().join("Cargo.toml")].iter().chain(&nested).chain(&others) {
         step(cargo::command().args(["fmt", "--all", "--check", "--manifest-path"]).arg(manifest))?;
     }
-    step(&mut clippy(&root))?;
+    step(clippy(&mut cargo::command(), "clippy"))?;
     for manifest in &nested {
-        step(clippy(manifest).env("CARGO_TARGET_DIR", tools::root().join("target/nested")))?;
+        let mut command = cargo::command();
+        command.arg("clippy").arg("--manifest-path").arg(manifest).env("CARGO_TARGET_DIR", tools::root().join("target/nested"));
+        step(clippy(&mut command, "--locked"))?;
     }
+    step(clippy(&mut peers::cargo("clippy")?, "--all-features"))?;
     step(cargo::command().args(["doc", "--locked", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))?;
     deny()
 }
@@ -25,10 +31,9 @@ fn step(command: &mut Command) -> Result<()> {
     run(command)
 }
 
-fn clippy(manifest: &Path) -> Command {
-    let mut clippy = cargo::command();
-    clippy.args(["clippy", "--locked", "--workspace", "--all-targets", "--manifest-path"]).arg(manifest).args(["--", "-D", "warnings"]);
-    clippy
+/// Adds `first` and what every run of clippy is asked.
+fn clippy<'a>(command: &'a mut Command, first: &str) -> &'a mut Command {
+    command.args([first, "--workspace", "--all-targets", "--", "-D", "warnings"])
 }
 
 /// Licences, sources and duplicate crates; known vulnerabilities where their database can be had.

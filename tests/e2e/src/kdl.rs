@@ -26,6 +26,8 @@ pub struct Settings {
     pub events: Vec<&'static str>,
     /// Further lines of the agent's block, such as `request-body-mode "stream"`.
     pub agent_lines: String,
+    /// Further lines of the route's block, such as `websocket #true`.
+    pub route_lines: String,
 }
 
 /// Every event of an ordinary request.
@@ -33,7 +35,7 @@ pub const ALL_EVENTS: [&str; 4] = ["request_headers", "request_body", "response_
 
 /// The configuration as text. Both 0.6.54 and 0.6.45 take it.
 pub fn render(settings: &Settings) -> String {
-    let Settings { port, upstream_port, socket, grpc_port, events, agent_lines } = settings;
+    let Settings { port, upstream_port, socket, grpc_port, events, agent_lines, route_lines } = settings;
     let transport = match grpc_port {
         Some(port) => format!("grpc address=\"http://127.0.0.1:{port}\""),
         None => format!("unix-socket {:?}", socket.display().to_string()),
@@ -59,6 +61,7 @@ routes {{
     route "all" {{
         matches {{ path-prefix "/" }}
         upstream "backend"
+        {route_lines}
         filters "wasm"
         policies {{ failure-mode "closed" }}
     }}

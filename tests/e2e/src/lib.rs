@@ -16,6 +16,7 @@ pub mod kdl;
 mod stack;
 pub mod upstream;
 pub mod wait;
+pub mod websocket;
 
 pub use ask::Ask;
 pub use kdl::Transport;

@@ -209,6 +209,7 @@ pub struct Builder {
     module: PathBuf,
     events: Vec<&'static str>,
     agent_lines: String,
+    route_lines: String,
     agent_args: Vec<String>,
 }
 
@@ -228,6 +229,12 @@ impl Builder {
     /// Adds lines to the agent's block of the proxy's configuration.
     pub fn agent_lines(mut self, lines: &str) -> Self {
         self.agent_lines = lines.into();
+        self
+    }
+
+    /// Adds lines to the route's block of the proxy's configuration.
+    pub fn route_lines(mut self, lines: &str) -> Self {
+        self.route_lines = lines.into();
         self
     }
 
@@ -258,6 +265,7 @@ impl Builder {
             grpc_port,
             events: self.events,
             agent_lines: self.agent_lines,
+            route_lines: self.route_lines,
         };
         let proxy = Proxy::start(&self.paths.proxy, &settings, dir.path()).expect("the proxy starts");
         Stack { proxy, agent: Some(agent), upstream, settings, paths: self.paths, module: self.module, agent_args: self.agent_args, dir }
@@ -286,6 +294,7 @@ impl Stack {
             transport,
             events: ALL_EVENTS.to_vec(),
             agent_lines: String::new(),
+            route_lines: String::new(),
             // Behaviour is tested here, not speed: a machine busy with other tests must not turn an
             // answer into a timeout.
             agent_args: vec!["--timeout-ms".into(), "3000".into()],

@@ -3,9 +3,10 @@
 //! It answers with JSON: `method`, `path`, `headers` (a list of pairs), `body` (text), `body_bytes`.
 //! The query changes that: `status=N`; `echo=1` sends the request's body back as it came;
 //! `bytes=N` sends N bytes of [`pattern`]; `type=T` sets the content type; `chunked=1` sends the
-//! body in chunks.
+//! body in chunks. A WebSocket gets its messages back.
 
 use crate::http::{Message, read_message};
+use crate::websocket;
 use serde_json::json;
 use std::io::{self, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -62,6 +63,9 @@ fn serve(stream: TcpStream, requests: &AtomicUsize) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
     while let Some(request) = read_message(&mut reader, |_| true)? {
         requests.fetch_add(1, Ordering::SeqCst);
+        if request.header("upgrade").is_some() {
+            return websocket::echo(&mut reader);
+        }
         let response = respond(&request);
         reader.get_mut().write_all(&response)?;
     }

@@ -51,6 +51,7 @@ fn what_these_tests_use_is_accepted() {
             grpc_port,
             events: ALL_EVENTS.to_vec(),
             agent_lines: "config { fail-open #false; }".into(),
+            route_lines: String::new(),
         });
         std::fs::write(&file, text).expect("the configuration is written");
         assert_accepted(&file);

@@ -1,0 +1,39 @@
+//! Frames of an upgraded connection, which the proxy shows the agent over the socket.
+
+use std::io;
+use zentinel_wasm_e2e::websocket::WebSocket;
+use zentinel_wasm_e2e::{Stack, Transport};
+
+/// A message on which the mirror guest decides as told.
+fn message(answer: &str) -> String {
+    format!(r#"{{"answer":{{"on_websocket_frame":{answer}}}}}"#)
+}
+
+fn connect(stack: &Stack) -> io::Result<WebSocket> {
+    WebSocket::connect(stack.proxy_port(), "/chat")
+}
+
+#[test]
+#[ignore = "needs the real proxy: cargo xtask e2e"]
+fn frames_are_let_through_dropped_or_end_the_connection() -> io::Result<()> {
+    let stack = Stack::over(Transport::UnixSocket)
+        .events(&["request_headers", "websocket_frame"])
+        .route_lines("websocket #true; websocket-inspection #true")
+        .start();
+
+    let mut socket = connect(&stack)?;
+    socket.send("hello")?;
+    assert_eq!(socket.receive()?.as_deref(), Some("hello"));
+
+    socket.send(&message(r#"{"websocket_decision":"drop"}"#))?;
+    socket.send("after the dropped one")?;
+    assert_eq!(socket.receive()?.as_deref(), Some("after the dropped one"));
+
+    socket.send(&message(r#"{"websocket_decision":{"close":{"code":1008,"reason":"no"}}}"#))?;
+    assert_eq!(socket.receive()?, None);
+
+    let mut socket = connect(&stack)?;
+    socket.send(&message(r#"{"decision":"block"}"#))?;
+    assert_eq!(socket.receive()?, None, "a blocked frame does not come back");
+    Ok(())
+}
