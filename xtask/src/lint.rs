@@ -15,13 +15,15 @@ pub(crate) fn run_all() -> Result<()> {
     for manifest in [tools::root().join("Cargo.toml")].iter().chain(&nested).chain(&others) {
         step(cargo::command().args(["fmt", "--all", "--check", "--manifest-path"]).arg(manifest))?;
     }
-    step(clippy(&mut cargo::command(), "clippy"))?;
+    let mut root = cargo::command();
+    root.args(["clippy", "--locked"]);
+    step(clippy(&mut root))?;
     for manifest in &nested {
-        let mut command = cargo::command();
-        command.arg("clippy").arg("--manifest-path").arg(manifest).env("CARGO_TARGET_DIR", tools::root().join("target/nested"));
-        step(clippy(&mut command, "--locked"))?;
+        let mut nested = cargo::command();
+        nested.args(["clippy", "--locked", "--manifest-path"]).arg(manifest);
+        step(clippy(nested.env("CARGO_TARGET_DIR", tools::root().join("target/nested"))))?;
     }
-    step(clippy(&mut peers::cargo("clippy")?, "--all-features"))?;
+    step(clippy(peers::cargo("clippy")?.arg("--all-features")))?;
     step(cargo::command().args(["doc", "--locked", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))?;
     deny()
 }
@@ -31,9 +33,9 @@ fn step(command: &mut Command) -> Result<()> {
     run(command)
 }
 
-/// Adds `first` and what every run of clippy is asked.
-fn clippy<'a>(command: &'a mut Command, first: &str) -> &'a mut Command {
-    command.args([first, "--workspace", "--all-targets", "--", "-D", "warnings"])
+/// Adds what every run of clippy is asked.
+fn clippy(command: &mut Command) -> &mut Command {
+    command.args(["--workspace", "--all-targets", "--", "-D", "warnings"])
 }
 
 /// Licences, sources and duplicate crates; known vulnerabilities where their database can be had.
