@@ -406,17 +406,17 @@ impl<'a> WebsocketFrame<'a> {
 
     /// The text of the payload, or nothing when its bytes are not UTF-8.
     pub fn text(&self) -> Option<&str> {
-        if self.is_base64() { None } else { Some(self.fields.text("body").unwrap_or_default()) }
+        if self.is_base64() { None } else { Some(self.fields.text("data").unwrap_or_default()) }
     }
 
     /// The bytes of the payload; nothing when the agent's base64 is broken.
     pub fn bytes(&self) -> Option<Cow<'_, [u8]>> {
-        let body = self.fields.text("body").unwrap_or_default();
-        if self.is_base64() { base64::decode(body).map(Cow::Owned) } else { Some(Cow::Borrowed(body.as_bytes())) }
+        let data = self.fields.text("data").unwrap_or_default();
+        if self.is_base64() { base64::decode(data).map(Cow::Owned) } else { Some(Cow::Borrowed(data.as_bytes())) }
     }
 
     fn is_base64(&self) -> bool {
-        self.fields.text("body_encoding") == Some("base64")
+        self.fields.text("data_encoding") == Some("base64")
     }
 }
 
@@ -609,7 +609,7 @@ mod tests {
     #[test]
     fn frames_inspections_and_completions_are_read() {
         let frame = WebsocketFrame::parse(
-            r#"{"opcode":"text","body":"hi","body_encoding":"utf-8","client_to_server":true,"frame_index":3,"fin":true,"client_ip":"::1"}"#,
+            r#"{"opcode":"text","data":"hi","data_encoding":"utf-8","client_to_server":true,"frame_index":3,"fin":true,"client_ip":"::1"}"#,
         )
         .unwrap();
         assert_eq!(frame.opcode(), Some(Opcode::Text));
