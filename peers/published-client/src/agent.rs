@@ -1,0 +1,111 @@
+//! The agent as a child process.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// Far beyond what a start takes, so that only an agent that never serves fails a test.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A running agent, ended when dropped.
+pub struct Agent {
+    child: Child,
+    dir: TempDir,
+    /// Where it serves gRPC.
+    pub grpc: SocketAddr,
+}
+
+impl Agent {
+    /// Starts the agent with the module at `module`, and waits until it serves both transports.
+    pub fn start(module: &Path, arguments: &[&str]) -> Self {
+        let dir = TempDir::new().expect("a directory for the test can be made");
+        let log = File::create(dir.path().join("log")).expect("a log can be made");
+        let grpc = free_address();
+        let child = Command::new(path_from("ZENTINEL_WASM_AGENT"))
+            .arg("--socket")
+            .arg(dir.path().join("wasm.sock"))
+            .arg("--grpc-address")
+            .arg(grpc.to_string())
+            .arg("--module")
+            .arg(module)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a log can be shared"))
+            .stderr(log)
+            .spawn()
+            .expect("`ZENTINEL_WASM_AGENT` can be run");
+        let mut agent = Self { child, dir, grpc };
+        agent.wait_until_served();
+        agent
+    }
+
+    /// Starts the agent with a module given as bytes.
+    pub fn with_module(module: &[u8], arguments: &[&str]) -> Self {
+        let dir = TempDir::new().expect("a directory for the module can be made");
+        let path = dir.path().join("module.wasm");
+        fs::write(&path, module).expect("a module can be written");
+        // The module is loaded once the agent serves, so its file may go then.
+        Self::start(&path, arguments)
+    }
+
+    /// Where it serves the Unix socket.
+    pub fn socket(&self) -> String {
+        self.dir.path().join("wasm.sock").display().to_string()
+    }
+
+    /// Where it serves gRPC, as the client wants it.
+    pub fn grpc_endpoint(&self) -> String {
+        format!("http://{}", self.grpc)
+    }
+
+    fn wait_until_served(&mut self) {
+        let started = Instant::now();
+        while UnixStream::connect(self.socket()).is_err() || TcpStream::connect(self.grpc).is_err() {
+            let ended = self.child.try_wait().expect("a child can be asked");
+            assert!(
+                ended.is_none() && started.elapsed() < START_TIMEOUT,
+                "the agent does not serve ({ended:?}); it wrote:\n{}",
+                fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+            );
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("the agent wrote:\n{}", fs::read_to_string(self.dir.path().join("log")).unwrap_or_default());
+        }
+        // Nothing to be done when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The product page's security module.
+pub fn security_module() -> PathBuf {
+    path_from("ZENTINEL_WASM_SECURITY")
+}
+
+/// The product page's bot protection module.
+pub fn bot_module() -> PathBuf {
+    path_from("ZENTINEL_WASM_BOT")
+}
+
+fn path_from(variable: &str) -> PathBuf {
+    std::env::var_os(variable)
+        .map(PathBuf::from)
+        .unwrap_or_else(|| panic!("`{variable}` is not set: run these tests with `cargo xtask test`"))
+}
+
+/// The system gives a port that was just given back last, so it stays free for the agent.
+fn free_address() -> SocketAddr {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr()).expect("a free port")
+}

@@ -1,0 +1,141 @@
+//! What only gRPC carries, with the published messages.
+
+use std::time::Duration;
+
+use published_client::agent::{Agent, bot_module, security_module};
+use published_client::events::request;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use zentinel_agent_protocol::grpc_v2::agent_response::Decision;
+use zentinel_agent_protocol::grpc_v2::agent_service_v2_client::AgentServiceV2Client;
+use zentinel_agent_protocol::grpc_v2::{
+    AgentToProxy, HandshakeRequest, Header, Ping, ProxyToAgent, RequestHeadersEvent, RequestMetadata, agent_to_proxy, proxy_to_agent,
+};
+use zentinel_agent_protocol::v2::AgentClientV2;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Stream {
+    send: mpsc::Sender<ProxyToAgent>,
+    receive: tonic::Streaming<AgentToProxy>,
+}
+
+impl Stream {
+    /// Shakes hands as a proxy of the given version.
+    async fn open(agent: &Agent, proxy_version: &str) -> Self {
+        let mut client = AgentServiceV2Client::connect(agent.grpc_endpoint()).await.unwrap();
+        let (send, events) = mpsc::channel(8);
+        // The client waits for the response stream before it says anything.
+        let receive = client.process_stream(ReceiverStream::new(events)).await.unwrap().into_inner();
+        let mut stream = Self { send, receive };
+        stream
+            .send(proxy_to_agent::Message::Handshake(HandshakeRequest {
+                supported_versions: vec![2],
+                proxy_id: "zentinel-proxy".to_owned(),
+                proxy_version: proxy_version.to_owned(),
+                config_json: "{}".to_owned(),
+            }))
+            .await;
+        match stream.next().await {
+            agent_to_proxy::Message::Handshake(response) => assert!(response.success, "{response:?}"),
+            other => panic!("{other:?}"),
+        }
+        stream
+    }
+
+    async fn send(&self, message: proxy_to_agent::Message) {
+        self.send.send(ProxyToAgent { message: Some(message) }).await.unwrap();
+    }
+
+    async fn next(&mut self) -> agent_to_proxy::Message {
+        let message = tokio::time::timeout(PATIENCE, self.receive.message()).await.expect("a message in time");
+        message.unwrap().expect("the stream goes on").message.expect("a message that says something")
+    }
+}
+
+fn headers_event(id: &str, user_agent: &str) -> RequestHeadersEvent {
+    RequestHeadersEvent {
+        metadata: Some(RequestMetadata {
+            correlation_id: id.to_owned(),
+            client_ip: "203.0.113.7:54321".to_owned(),
+            ..RequestMetadata::default()
+        }),
+        method: "GET".to_owned(),
+        uri: "/".to_owned(),
+        http_version: "HTTP/1.1".to_owned(),
+        headers: vec![Header { name: "user-agent".to_owned(), value: user_agent.to_owned() }],
+    }
+}
+
+#[tokio::test]
+async fn a_challenge_reaches_a_proxy_that_knows_challenges() {
+    let agent = Agent::start(&bot_module(), &[]);
+    let mut stream = Stream::open(&agent, "0.6.54").await;
+
+    stream.send(proxy_to_agent::Message::RequestHeaders(headers_event("a", "curl/8.5.0"))).await;
+
+    let agent_to_proxy::Message::Response(response) = stream.next().await else {
+        panic!("an answer was to come");
+    };
+    assert_eq!(response.correlation_id, "a");
+    let Some(Decision::Challenge(challenge)) = &response.decision else {
+        panic!("{response:?}");
+    };
+    assert_eq!(challenge.challenge_type, "captcha");
+    assert_eq!(challenge.params.get("site_key").map(String::as_str), Some("your-captcha-site-key"));
+}
+
+#[tokio::test]
+async fn a_ping_is_answered_with_its_number_and_time() {
+    let agent = Agent::start(&security_module(), &[]);
+    let mut stream = Stream::open(&agent, "0.6.54").await;
+
+    stream.send(proxy_to_agent::Message::Ping(Ping { sequence: 7, timestamp_ms: 123 })).await;
+
+    let agent_to_proxy::Message::Pong(pong) = stream.next().await else {
+        panic!("a pong was to come");
+    };
+    assert_eq!((pong.sequence, pong.ping_timestamp_ms), (7, 123));
+}
+
+#[tokio::test]
+async fn a_right_configuration_leaves_the_stream_open() {
+    let agent = Agent::start(&security_module(), &[]);
+    let client = AgentClientV2::new("wasm", agent.grpc_endpoint(), PATIENCE).await.unwrap();
+    client.connect().await.unwrap();
+
+    client.send_configure(serde_json::json!({ "fail-open": true }), None).await.unwrap();
+    let response = client.send_request_headers("a", &request("a", "/admin", &[])).await.unwrap();
+
+    assert!(matches!(response.decision, zentinel_agent_protocol::Decision::Block { status: 403, .. }), "{response:?}");
+}
+
+#[tokio::test]
+async fn a_wrong_configuration_ends_the_stream_and_the_agent_serves_on() {
+    let agent = Agent::start(&security_module(), &[]);
+    let mut stream = Stream::open(&agent, "0.6.54").await;
+
+    stream
+        .send(proxy_to_agent::Message::Configure(zentinel_agent_protocol::grpc_v2::ConfigureEvent {
+            config_json: r#"{"no-such-key":1}"#.to_owned(),
+            config_version: None,
+            is_initial: true,
+            timestamp_ms: 0,
+        }))
+        .await;
+    // The proxy sends it to hear that the configuration was applied.
+    let _ = stream.send.send(ProxyToAgent { message: Some(proxy_to_agent::Message::Ping(Ping { sequence: 1, timestamp_ms: 0 })) }).await;
+
+    loop {
+        match tokio::time::timeout(PATIENCE, stream.receive.message()).await.expect("an end in time") {
+            Ok(None) | Err(_) => break,
+            Ok(Some(AgentToProxy { message: Some(agent_to_proxy::Message::Pong(_)) })) => {
+                panic!("a rejected configuration must not be acknowledged");
+            }
+            Ok(Some(_)) => {}
+        }
+    }
+    let mut other = Stream::open(&agent, "0.6.54").await;
+    other.send(proxy_to_agent::Message::RequestHeaders(headers_event("a", "curl/8.5.0"))).await;
+    assert!(matches!(other.next().await, agent_to_proxy::Message::Response(_)));
+}

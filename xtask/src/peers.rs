@@ -1,0 +1,58 @@
+//! The workspace in `peers/`: what the agent is measured against and the proxy's published client.
+//! The published protocol crate generates code with `protoc`, which nobody has to install: one comes
+//! from crates.io.
+
+use crate::cargo;
+use crate::tools::{output, root, run};
+use anyhow::{Context, Result};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// `cargo <subcommand>` in `peers/`, with a `protoc` to be found.
+pub(crate) fn cargo(subcommand: &str) -> Result<Command> {
+    let protoc = match std::env::var_os("PROTOC") {
+        Some(own) => PathBuf::from(own),
+        None => protoc_bin_vendored::protoc_bin_path().context("there is no `protoc` for this system: install one and set `PROTOC`")?,
+    };
+    let mut command = cargo::command();
+    command.args([subcommand, "--locked", "--manifest-path"]).arg(root().join("peers/Cargo.toml")).env("PROTOC", protoc);
+    Ok(command)
+}
+
+/// The programs that a measurement needs, built with optimisation.
+pub(crate) struct Programs {
+    pub(crate) noop_agent: PathBuf,
+    pub(crate) echo: PathBuf,
+    pub(crate) loadgen: PathBuf,
+}
+
+/// Builds the no-op agent, the echo and the load generator.
+pub(crate) fn programs() -> Result<Programs> {
+    let mut build = cargo("build")?;
+    build.args(["--release", "-p", "noop-agent", "-p", "echo", "-p", "loadgen", "--features", "noop-agent/binary-uds"]);
+    run(&mut build)?;
+    let release = target_dir()?.join("release");
+    Ok(Programs { noop_agent: release.join("noop-agent"), echo: release.join("echo"), loadgen: release.join("loadgen") })
+}
+
+/// Where cargo puts what it builds in `peers/`, whatever the user's configuration says.
+fn target_dir() -> Result<PathBuf> {
+    let metadata = output(cargo("metadata")?.args(["--format-version=1", "--no-deps"]))?;
+    let metadata: serde_json::Value = serde_json::from_str(&metadata).context("reading what `cargo metadata` printed")?;
+    let dir = metadata["target_directory"].as_str().context("`cargo metadata` names no target directory")?;
+    Ok(PathBuf::from(dir))
+}
+
+/// Runs the published client's tests against the built `agent`, once with each encoding of the socket.
+pub(crate) fn test_published_client(agent: &Path, security: &Path, bot_protection: &Path) -> Result<()> {
+    for features in [None, Some("binary-uds")] {
+        let mut test = cargo("test")?;
+        test.args(["-p", "published-client"]);
+        if let Some(features) = features {
+            test.args(["--features", features]);
+        }
+        test.env("ZENTINEL_WASM_AGENT", agent).env("ZENTINEL_WASM_SECURITY", security).env("ZENTINEL_WASM_BOT", bot_protection);
+        run(&mut test)?;
+    }
+    Ok(())
+}
