@@ -1,5 +1,6 @@
 //! The project's chores: `cargo xtask --help` lists them.
 
+mod bench;
 mod cargo;
 mod demo;
 mod e2e;
@@ -32,6 +33,8 @@ enum Chore {
     Peers,
     /// Run the end-to-end tests behind the real proxy, which is built when it is missing
     E2e(e2e::Args),
+    /// Measure what the agent costs beside an agent that does nothing
+    Bench(bench::Args),
     /// Check formatting, clippy, documentation, dependencies; do what .ci/run will do
     Lint,
     /// Do what continuous integration does: every test, then lint
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Chore::Test(args) => test::run(&args),
         Chore::Peers => test::published_client(),
         Chore::E2e(args) => e2e::run(&args),
+        Chore::Bench(args) => bench::run(&args),
         Chore::Lint => lint::run_all(),
         Chore::Ci => test::run(&test::Args::default()).and_then(|()| lint::run_all()),
     };

@@ -1,0 +1,161 @@
+//! `cargo xtask bench`: what the agent costs, as ratios to an agent that does nothing.
+//!
+//! Every case runs its contestants by turns, several rounds of each, so that what else the machine
+//! does falls on all of them; the median round counts. The load generator checks every answer and
+//! reads processor time and memory from the kernel.
+
+mod cases;
+mod contestant;
+mod modules;
+mod report;
+
+use crate::tools::{output, root, say};
+use crate::{cargo, peers};
+use anyhow::{Context, Result, bail};
+use cases::Case;
+use contestant::{Builds, Running};
+use report::{Measured, Report};
+use serde_json::Value;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Rounds of each contestant in each case; the median counts
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
+    /// Seconds that a round measures
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Only cases with this in their name
+    #[arg(long, value_name = "PATTERN")]
+    only: Option<String>,
+    /// One round of half a second: shows that all of it works, measures little
+    #[arg(long, conflicts_with_all = ["rounds", "seconds"])]
+    quick: bool,
+    /// Measure this agent instead of building one
+    #[arg(long, value_name = "FILE")]
+    agent: Option<PathBuf>,
+    /// Name the cases and exit
+    #[arg(long)]
+    list: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let cases: Vec<Case> =
+        cases::all().into_iter().filter(|case| args.only.as_ref().is_none_or(|pattern| case.title().contains(pattern.as_str()))).collect();
+    if cases.is_empty() {
+        bail!("no case has `{}` in its name: `cargo xtask bench --list` shows them", args.only.as_deref().unwrap_or_default());
+    }
+    if args.list {
+        for case in &cases {
+            println!("{}", case.title());
+        }
+        return Ok(());
+    }
+    let (rounds, seconds) = if args.quick { (1, 0.5) } else { (usize::from(args.rounds), args.seconds) };
+
+    let builds = build(args)?;
+    let mut report = Report::new(rounds, seconds, machine()?);
+    for (number, case) in cases.iter().enumerate() {
+        say(&format!("{} of {}: {}", number + 1, cases.len(), case.title()));
+        let rounds_of_each = measure(case, &builds, rounds, seconds)?;
+        report.add(case, rounds_of_each);
+    }
+
+    println!("{}", report.text());
+    let file = root().join("target/bench/report.json");
+    std::fs::write(&file, format!("{:#}\n", report.json())).with_context(|| format!("writing {}", file.display()))?;
+    say(&format!("all rounds: {}", file.display()));
+    let wrong = report.wrong_answers();
+    if !wrong.is_empty() {
+        bail!("wrong answers in: {}", wrong.join("; "));
+    }
+    Ok(())
+}
+
+fn build(args: &Args) -> Result<Builds> {
+    let programs = peers::programs()?;
+    let agent = match &args.agent {
+        Some(own) => own.canonicalize().with_context(|| format!("no agent at {}", own.display()))?,
+        None => cargo::agent(true)?,
+    };
+    let dir = root().join("target/bench");
+    std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+    let modules = modules::build(&dir)?;
+    Ok(Builds { programs, agent, modules, dir })
+}
+
+/// Every round of every contestant, as the generator reported it.
+fn measure(case: &Case, builds: &Builds, rounds: usize, seconds: f64) -> Result<Vec<Vec<Value>>> {
+    if let Some(runs) = case.starts(rounds) {
+        return case.contestants.iter().map(|contestant| Ok(vec![contestant.time_start(builds, runs)?])).collect();
+    }
+    let running =
+        case.contestants.iter().map(|contestant| Running::start(contestant, builds, case.needs_grpc())).collect::<Result<Vec<_>>>()?;
+    let mut measured = vec![Vec::with_capacity(rounds); running.len()];
+    for round in 0..rounds {
+        for turn in 0..running.len() {
+            // Each round begins with another contestant: no one always follows the same neighbour.
+            let index = (turn + round) % running.len();
+            let arguments = case.load(index, seconds);
+            let began = Instant::now();
+            let result = put_under_load(builds, &running[index], &arguments).with_context(|| {
+                format!("{}, {}, after {:.1} s", case.title(), case.contestants[index].label, began.elapsed().as_secs_f64())
+            })?;
+            measured[index].push(result);
+        }
+    }
+    Ok(measured)
+}
+
+/// One run of the generator. It exits with 1 when answers were wrong, and reports all the same.
+fn put_under_load(builds: &Builds, running: &Running, arguments: &[String]) -> Result<Value> {
+    let output = Command::new(&builds.programs.loadgen)
+        .arg("run")
+        .args(running.address(arguments.iter().any(|argument| argument == contestant::OVER_GRPC)))
+        .args(["--pid", &running.pid().to_string()])
+        .args(arguments.iter().filter(|argument| *argument != contestant::OVER_GRPC))
+        .stdin(Stdio::null())
+        .output()
+        .context("starting the load generator")?;
+    serde_json::from_slice(&output.stdout).with_context(|| String::from_utf8_lossy(&output.stderr).trim().to_owned())
+}
+
+/// What was measured on, for whoever reads the numbers.
+fn machine() -> Result<Value> {
+    let read = |path: &str| std::fs::read_to_string(path).with_context(|| format!("reading {path}"));
+    let cpu = read("/proc/cpuinfo")?;
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1)).unwrap_or("unknown").to_owned();
+    let load = read("/proc/loadavg")?;
+    let load: f64 = load.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0);
+    if load > 0.5 {
+        say(&format!("the machine is busy (load {load}): ratios hold somewhat, absolute times do not"));
+    }
+    Ok(serde_json::json!({
+        "cpu": model,
+        "cores": std::thread::available_parallelism().map_or(0, usize::from),
+        "kernel": read("/proc/sys/kernel/osrelease")?.trim(),
+        "rustc": output(Command::new("rustc").arg("--version"))?.trim(),
+        "load_average_before": load,
+    }))
+}
+
+/// The median of each figure over the rounds.
+fn medians(rounds: &[Value]) -> Measured {
+    let median = |pointer: &str| {
+        let mut values: Vec<f64> = rounds.iter().filter_map(|round| round.pointer(pointer)?.as_f64()).collect();
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).copied()
+    };
+    Measured {
+        cpu_us: median("/agent/cpu_us_per_answer"),
+        p50_us: median("/latency_us/p50"),
+        p99_us: median("/latency_us/p99"),
+        per_second: median("/answers_per_second"),
+        peak_kb: median("/agent/memory/peak_resident_kb"),
+        resident_kb: median("/memory/resident_kb"),
+        first_answer_ms: median("/first_answer_ms/median"),
+    }
+}

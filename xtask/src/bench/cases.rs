@@ -1,0 +1,263 @@
+//! What is measured, and what is aimed at.
+
+use super::contestant::{Contestant, OVER_GRPC, Program};
+use super::modules::Module;
+
+/// One line of a table: contestants under the same load, unless they are told apart by it.
+pub(crate) struct Case {
+    pub(crate) group: &'static str,
+    pub(crate) name: String,
+    pub(crate) contestants: Vec<Contestant>,
+    load: Vec<String>,
+    /// Added for the last contestant alone.
+    extra_load: Vec<String>,
+    /// Rounds last this many times as long: some figures need more answers than others.
+    patience: f64,
+    /// The contestants are started over and over instead of put under load.
+    starts: bool,
+    pub(crate) targets: Vec<Target>,
+}
+
+/// A bound on a figure of the last contestant, mostly as a ratio to the first that is no echo.
+pub(crate) struct Target {
+    pub(crate) figure: Figure,
+    pub(crate) bound: Bound,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) enum Figure {
+    Cpu,
+    P50,
+    P99,
+    Throughput,
+    ResidentMb,
+    FirstAnswerMs,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) enum Bound {
+    RatioAtMost(f64),
+    RatioAtLeast(f64),
+    /// The difference, not the ratio.
+    AddsAtMost(f64),
+    AtMost(f64),
+}
+
+impl Case {
+    pub(crate) fn title(&self) -> String {
+        format!("{}: {}", self.group, self.name)
+    }
+
+    pub(crate) fn needs_grpc(&self) -> bool {
+        self.load.iter().any(|argument| argument == OVER_GRPC)
+    }
+
+    pub(crate) fn starts(&self, rounds: usize) -> Option<usize> {
+        self.starts.then_some(rounds * 4)
+    }
+
+    /// The generator's arguments for a contestant.
+    pub(crate) fn load(&self, contestant: usize, seconds: f64) -> Vec<String> {
+        let mut load = self.load.clone();
+        if contestant + 1 == self.contestants.len() {
+            load.extend_from_slice(&self.extra_load);
+        }
+        // Once the caches are warm and the pool is filled, more warming changes nothing.
+        load.extend(["--warmup".to_owned(), (0.25 * seconds).to_string()]);
+        load.extend(["--seconds".to_owned(), (self.patience * seconds).to_string()]);
+        // Only these know the page's policy.
+        if let Program::Agent { module: Module::Security | Module::Sdk, .. } = self.contestants[contestant].program {
+            load.extend(["--expect".to_owned(), "security".to_owned()]);
+        }
+        load
+    }
+
+    fn new(group: &'static str, name: impl Into<String>, contestants: Vec<Contestant>, load: &str) -> Self {
+        Self {
+            group,
+            name: name.into(),
+            contestants,
+            load: words(load),
+            extra_load: Vec::new(),
+            patience: 1.0,
+            starts: false,
+            targets: Vec::new(),
+        }
+    }
+
+    fn target(mut self, figure: Figure, bound: Bound) -> Self {
+        self.targets.push(Target { figure, bound });
+        self
+    }
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+fn echo() -> Contestant {
+    Contestant { label: "echo", program: Program::Echo, cores: None }
+}
+
+fn noop() -> Contestant {
+    Contestant { label: "no-op", program: Program::Noop, cores: None }
+}
+
+fn agent(label: &'static str, module: Module, arguments: &str) -> Contestant {
+    Contestant { label, program: Program::Agent { module, arguments: words(arguments) }, cores: None }
+}
+
+fn security() -> Contestant {
+    agent("agent", Module::Security, "")
+}
+
+fn three() -> Vec<Contestant> {
+    vec![echo(), noop(), security()]
+}
+
+fn two() -> Vec<Contestant> {
+    vec![noop(), security()]
+}
+
+/// All cases, in the order of the tables.
+pub(crate) fn all() -> Vec<Case> {
+    let mut cases = Vec::new();
+    cases.extend(headers());
+    cases.extend(bodies());
+    cases.extend(isolation());
+    cases.extend(start());
+    cases.extend(scaling());
+    cases
+}
+
+const SHAPES: [(usize, usize); 4] = [(1, 1), (4, 1), (4, 16), (4, 64)];
+
+fn shape(connections: usize, in_flight: usize) -> String {
+    format!("--connections {connections} --in-flight {in_flight}")
+}
+
+fn headers() -> Vec<Case> {
+    use Bound::{RatioAtLeast, RatioAtMost};
+    use Figure::{Cpu, P50, Throughput};
+    let mut cases = Vec::new();
+    for (connections, in_flight) in SHAPES {
+        let case = Case::new("headers", format!("socket JSON {connections}×{in_flight}"), three(), &shape(connections, in_flight));
+        cases.push(match (connections, in_flight) {
+            (1, 1) => case.target(Cpu, RatioAtMost(1.25)).target(P50, RatioAtMost(1.3)),
+            (4, 16) => case.target(Cpu, RatioAtMost(1.0)),
+            (4, 64) => case.target(Cpu, RatioAtMost(1.0)).target(Throughput, RatioAtLeast(1.0)),
+            _ => case,
+        });
+    }
+    // The proxy's client writes every event on its own; the generator otherwise writes all that is due at once.
+    cases.push(Case::new("headers", "socket JSON 4×16, a write for each event", three(), "--write-each"));
+    let sdk = vec![noop(), agent("agent sdk", Module::Sdk, "")];
+    cases.push(Case::new("headers", "socket JSON 4×16, SDK module", sdk, "").target(Cpu, RatioAtMost(0.8)));
+    for (connections, in_flight) in [(1, 1), (4, 16)] {
+        let load = format!("{} --encoding msgpack", shape(connections, in_flight));
+        cases.push(Case::new("headers", format!("socket MessagePack {connections}×{in_flight}"), three(), &load));
+    }
+    for (connections, in_flight) in [(1, 1), (4, 16)] {
+        let load = format!("{} {OVER_GRPC}", shape(connections, in_flight));
+        let case = Case::new("headers", format!("gRPC {connections}×{in_flight}"), two(), &load);
+        cases.push(if in_flight == 16 { case.target(Cpu, RatioAtMost(1.0)) } else { case });
+    }
+    cases
+}
+
+fn bodies() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let contestants = || vec![noop(), agent("agent body", Module::Body, "")];
+    for kilobytes in [4, 64, 512] {
+        for (wire, arguments) in [("socket JSON", ""), ("socket MessagePack", "--encoding msgpack"), ("gRPC", OVER_GRPC)] {
+            let load = format!("{arguments} --connections 4 --in-flight 4 --body-bytes {}", kilobytes * 1024);
+            let case = Case::new("bodies", format!("{wire}, {kilobytes} kB"), contestants(), &load);
+            cases.push(if kilobytes == 64 { case.target(Figure::Throughput, Bound::RatioAtLeast(0.8)) } else { case });
+        }
+    }
+    cases
+}
+
+fn isolation() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (connections, in_flight) in [(1, 1), (4, 16)] {
+        let contestants = vec![security(), agent("agent fresh", Module::Security, "--isolation request")];
+        cases.push(
+            Case::new(
+                "isolation",
+                format!("a fresh instance for each call, {connections}×{in_flight}"),
+                contestants,
+                &shape(connections, in_flight),
+            )
+            .target(Figure::Cpu, Bound::AddsAtMost(20.0)),
+        );
+    }
+    // At this rate looping calls hold less than half a slot of four, and a fifth of two cores, on average.
+    let contestants = vec![agent("agent loop", Module::Loop, ""), agent("agent looping", Module::Loop, "")];
+    let mut looping =
+        Case::new("isolation", "one request in ten loops, 100/s", contestants, "--rate 100").target(Figure::P99, Bound::RatioAtMost(1.5));
+    looping.extra_load = words("--loop-every 10");
+    // A hundredth of the answers of a usual round would be two.
+    looping.patience = 10.0;
+    cases.push(looping);
+    cases
+}
+
+fn start() -> Vec<Case> {
+    let mut case = Case::new("start", "first answer, warm compile cache, four instances", two(), "")
+        .target(Figure::FirstAnswerMs, Bound::AtMost(50.0))
+        .target(Figure::ResidentMb, Bound::AtMost(20.0));
+    case.starts = true;
+    vec![case]
+}
+
+fn scaling() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for count in [4, 12, 40, 100] {
+        cases.push(Case::new("number of headers", format!("{count}"), two(), &format!("--headers {count}")));
+    }
+    for kilobytes in [1, 4, 16, 64, 256] {
+        let contestants = vec![noop(), agent("agent body", Module::Body, "")];
+        let load = format!("--in-flight 4 --body-bytes {}", kilobytes * 1024);
+        cases.push(Case::new("size of the body", format!("{kilobytes} kB"), contestants, &load));
+    }
+    for size in [1, 2, 4, 8, 16] {
+        let contestants = vec![noop(), agent("agent", Module::Security, &format!("--pool-size {size}"))];
+        cases.push(Case::new("size of the pool", format!("{size}"), contestants, ""));
+    }
+    for connections in [1, 2, 4, 8, 16] {
+        cases.push(Case::new("connections", format!("{connections}×16"), two(), &format!("--connections {connections}")));
+    }
+    for (name, cores) in [("1", "0"), ("2", "0,1")] {
+        let mut contestants = two();
+        for contestant in &mut contestants {
+            contestant.cores = Some(cores);
+        }
+        cases.push(Case::new("cores", name, contestants, ""));
+    }
+    cases
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn no_two_cases_have_one_title() {
+        let cases = all();
+        let titles: HashSet<_> = cases.iter().map(Case::title).collect();
+        assert_eq!(titles.len(), cases.len());
+    }
+
+    #[test]
+    fn only_agents_with_the_page_s_policy_are_expected_to_block() {
+        for case in all() {
+            for (index, contestant) in case.contestants.iter().enumerate() {
+                let expects_blocks = case.load(index, 1.0).iter().any(|argument| argument == "security");
+                let blocks = matches!(contestant.program, Program::Agent { module: Module::Security | Module::Sdk, .. });
+                assert_eq!(expects_blocks, blocks, "{}", case.title());
+            }
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! The programs that a case compares, as child processes.
+
+use super::modules::{Module, Modules};
+use crate::peers::Programs;
+use crate::tools::show;
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::fs::File;
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use zentinel_wasm_e2e::free_port;
+
+/// Stands in a case's arguments for the gRPC address, which is known once the contestant runs.
+pub(crate) const OVER_GRPC: &str = "over-grpc";
+/// Far beyond a start with an empty compile cache.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// All that was built.
+pub(crate) struct Builds {
+    pub(crate) programs: Programs,
+    pub(crate) agent: PathBuf,
+    pub(crate) modules: Modules,
+    /// Where logs and the report go.
+    pub(crate) dir: PathBuf,
+}
+
+pub(crate) struct Contestant {
+    pub(crate) label: &'static str,
+    pub(crate) program: Program,
+    /// The only cores that it may run on, as `taskset -c` takes them.
+    pub(crate) cores: Option<&'static str>,
+}
+
+pub(crate) enum Program {
+    Echo,
+    Noop,
+    Agent { module: Module, arguments: Vec<String> },
+}
+
+impl Contestant {
+    fn command(&self, builds: &Builds, socket: &Path, grpc: Option<&str>) -> Command {
+        let program = match self.program {
+            Program::Echo => &builds.programs.echo,
+            Program::Noop => &builds.programs.noop_agent,
+            Program::Agent { .. } => &builds.agent,
+        };
+        let mut command = match self.cores {
+            None => Command::new(program),
+            Some(cores) => {
+                // It replaces itself by the program, so the process stays the same.
+                let mut taskset = Command::new("taskset");
+                taskset.args(["-c", cores]).arg(program);
+                taskset
+            }
+        };
+        command.arg("--socket").arg(socket);
+        if let Program::Agent { module, arguments } = &self.program {
+            command.arg("--module").arg(builds.modules.path(*module)).args(arguments);
+        }
+        if let Some(address) = grpc {
+            command.args(["--grpc-address", address]);
+        }
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// The time from start to first answer, so many times.
+    pub(crate) fn time_start(&self, builds: &Builds, runs: usize) -> Result<Value> {
+        let dir = TempDir::new()?;
+        let socket = dir.path().join("agent.sock");
+        let agent = self.command(builds, &socket, None);
+        let mut start = Command::new(&builds.programs.loadgen);
+        start.arg("start").arg("--socket").arg(&socket).args(["--runs", &runs.to_string(), "--"]);
+        start.arg(agent.get_program()).args(agent.get_args());
+        let printed = crate::tools::output(&mut start)?;
+        serde_json::from_str(&printed).with_context(|| format!("reading what {} printed", show(&start)))
+    }
+}
+
+/// A contestant that serves; ended when dropped.
+pub(crate) struct Running {
+    child: Child,
+    dir: TempDir,
+    grpc: String,
+}
+
+impl Running {
+    pub(crate) fn start(contestant: &Contestant, builds: &Builds, with_grpc: bool) -> Result<Self> {
+        let dir = TempDir::new()?;
+        let socket = dir.path().join("agent.sock");
+        let grpc = format!("127.0.0.1:{}", free_port());
+        let mut command = contestant.command(builds, &socket, with_grpc.then_some(&grpc));
+        let log_path = builds.dir.join(format!("{}.log", contestant.label.replace(' ', "-")));
+        let log = File::create(&log_path).with_context(|| format!("making {}", log_path.display()))?;
+        let child = command.stdout(log.try_clone()?).stderr(log).spawn().with_context(|| format!("cannot start {}", show(&command)))?;
+        let mut running = Self { child, dir, grpc };
+        let started = Instant::now();
+        while UnixStream::connect(&socket).is_err() || (with_grpc && TcpStream::connect(&running.grpc).is_err()) {
+            if running.child.try_wait()?.is_some() || started.elapsed() > START_TIMEOUT {
+                bail!("{} does not serve; its log is {}", show(&command), log_path.display());
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(running)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The generator's arguments that lead it here.
+    pub(crate) fn address(&self, over_grpc: bool) -> [String; 2] {
+        if over_grpc {
+            ["--grpc-address".to_owned(), self.grpc.clone()]
+        } else {
+            ["--socket".to_owned(), self.dir.path().join("agent.sock").display().to_string()]
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Nothing to be done when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
