@@ -34,6 +34,11 @@ impl Ask {
         ask
     }
 
+    /// Sends the body in chunks, without telling its length beforehand.
+    pub fn chunked(self) -> Self {
+        self.header("Transfer-Encoding", "chunked")
+    }
+
     /// Adds a header field.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.into(), value.into()));

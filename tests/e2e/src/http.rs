@@ -138,7 +138,8 @@ fn cut_off(read: io::Result<usize>) -> io::Result<usize> {
     }
 }
 
-/// Sends one request on a connection of its own and reads the response.
+/// Sends one request on a connection of its own and reads the response. The body is sent in chunks
+/// when the headers say so.
 pub fn exchange(port: u16, method: &str, target: &str, headers: &[(String, String)], body: Option<&[u8]>) -> io::Result<Message> {
     let stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -146,15 +147,21 @@ pub fn exchange(port: u16, method: &str, target: &str, headers: &[(String, Strin
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
-    if let Some(body) = body {
-        head.push_str(&format!("Content-Length: {}\r\n", body.len()));
-    }
+    let chunked = headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("transfer-encoding"));
+    let body = match body {
+        Some(body) if chunked => Some(in_chunks(body)),
+        Some(body) => {
+            head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+            Some(body.to_vec())
+        }
+        None => None,
+    };
     head.push_str("Connection: close\r\n\r\n");
     let mut reader = BufReader::new(stream);
     reader.get_mut().write_all(head.as_bytes())?;
     if let Some(body) = body {
         // The proxy may refuse a request, and close, before it has read the whole body.
-        match reader.get_mut().write_all(body) {
+        match reader.get_mut().write_all(&body) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
             other => other?,
@@ -165,4 +172,18 @@ pub fn exchange(port: u16, method: &str, target: &str, headers: &[(String, Strin
         method != "HEAD" && !matches!(status, "204" | "304")
     };
     read_message(&mut reader, response_has_body)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+}
+
+/// The body in chunked framing.
+pub(crate) fn in_chunks(body: &[u8]) -> Vec<u8> {
+    /// Small enough that a large body has many.
+    const CHUNK: usize = 4096;
+    let mut framed = Vec::new();
+    for chunk in body.chunks(CHUNK) {
+        framed.extend(format!("{:x}\r\n", chunk.len()).bytes());
+        framed.extend(chunk);
+        framed.extend(b"\r\n");
+    }
+    framed.extend(b"0\r\n\r\n");
+    framed
 }

@@ -43,7 +43,7 @@ pub fn render(settings: &Settings) -> String {
     let events: Vec<String> = events.iter().map(|event| format!("{event:?}")).collect();
     let events = events.join(" ");
     format!(
-        r#"system {{ worker-threads 2; max-connections 1000; graceful-shutdown-timeout-secs 1; }}
+        r#"system {{ worker-threads 2; graceful-shutdown-timeout-secs 1; }}
 listeners {{ listener "http" {{ address "127.0.0.1:{port}"; protocol "http"; request-timeout-secs 30; }} }}
 agents {{
     agent "wasm" type="custom" {{
@@ -53,6 +53,8 @@ agents {{
         events {events}
         max-request-body-bytes 1048576
         max-response-body-bytes 1048576
+        // A test that waits for the agent to come back asks often; it must not be shut out for that.
+        circuit-breaker {{ failure-threshold 100000; }}
         {agent_lines}
     }}
 }}

@@ -5,7 +5,7 @@
 //! `bytes=N` sends N bytes of [`pattern`]; `type=T` sets the content type; `chunked=1` sends the
 //! body in chunks. A WebSocket gets its messages back.
 
-use crate::http::{Message, read_message};
+use crate::http::{Message, in_chunks, read_message};
 use crate::websocket;
 use serde_json::json;
 use std::io::{self, BufReader, Write};
@@ -102,12 +102,7 @@ fn respond(request: &Message) -> Vec<u8> {
     .into_bytes();
     if parameter("chunked").is_some() {
         response.extend(b"Transfer-Encoding: chunked\r\n\r\n");
-        for chunk in body.chunks(4096) {
-            response.extend(format!("{:x}\r\n", chunk.len()).bytes());
-            response.extend(chunk);
-            response.extend(b"\r\n");
-        }
-        response.extend(b"0\r\n\r\n");
+        response.extend(in_chunks(&body));
     } else {
         response.extend(format!("Content-Length: {}\r\n\r\n", body.len()).bytes());
         if method != "HEAD" {

@@ -27,6 +27,8 @@ fn bodies_come_back_byte_for_byte_in_either_framing() {
         let response = Ask::post("/", &sent).query("echo", "1").query(framing, "1").send(upstream.port()).unwrap();
         assert!(response.complete && response.body == sent, "{framing}");
     }
+    let response = Ask::post("/", &sent).chunked().query("echo", "1").send(upstream.port()).unwrap();
+    assert!(response.complete && response.body == sent);
     let response = Ask::get("/").query("bytes", "100000").query("status", "404").send(upstream.port()).unwrap();
     assert_eq!((response.status(), response.body == sent), (404, true));
 }
