@@ -14,6 +14,7 @@
 
 pub mod answer;
 pub mod event;
+mod failure;
 pub mod header;
 pub mod hook;
 pub mod input;
@@ -22,5 +23,7 @@ mod text;
 
 pub use answer::{Answer, AnswerError, Audit, BodyAction, BodyMutation, Decision, HeaderOp, WebsocketDecision};
 pub use event::Event;
-pub use hook::Hook;
+pub use failure::{Failure, FailureKind};
+pub use header::HeaderCase;
+pub use hook::{Hook, Hooks};
 pub use text::{Pairs, Text};

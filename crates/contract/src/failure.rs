@@ -1,0 +1,128 @@
+//! Module errors: an event for which the module gave no answer that may be used.
+
+use std::fmt;
+
+/// Why a module gave no usable answer. Each kind has a code that does not change between versions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FailureKind {
+    /// It trapped: `unreachable`, an access out of bounds, a stack overflow, an abort, `proc_exit`.
+    Trap,
+    /// It did not end before the deadline.
+    Timeout,
+    /// It trapped after it had been refused more memory.
+    MemoryLimit,
+    /// Its answer is larger than the limit.
+    OutputLimit,
+    /// Its `alloc` returned nothing, or memory that it does not have.
+    AllocFailed,
+    /// Its answer is not one that the contract allows.
+    InvalidResult,
+    /// The body is larger than the limit; the module was not called.
+    BodyLimit,
+    /// No instance was free before the deadline, or too many events were waiting.
+    Overloaded,
+    /// The module has failed every call for a while and is being left alone.
+    CircuitOpen,
+    /// The event itself cannot be understood; the module was not called.
+    InvalidEvent,
+}
+
+impl FailureKind {
+    /// Every kind.
+    pub const ALL: [Self; 10] = [
+        Self::Trap,
+        Self::Timeout,
+        Self::MemoryLimit,
+        Self::OutputLimit,
+        Self::AllocFailed,
+        Self::InvalidResult,
+        Self::BodyLimit,
+        Self::Overloaded,
+        Self::CircuitOpen,
+        Self::InvalidEvent,
+    ];
+
+    /// The stable code, as it stands in `reason_codes`.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Trap => "WASM_TRAP",
+            Self::Timeout => "WASM_TIMEOUT",
+            Self::MemoryLimit => "WASM_MEMORY_LIMIT",
+            Self::OutputLimit => "WASM_OUTPUT_LIMIT",
+            Self::AllocFailed => "WASM_ALLOC_FAILED",
+            Self::InvalidResult => "WASM_INVALID_RESULT",
+            Self::BodyLimit => "WASM_BODY_LIMIT",
+            Self::Overloaded => "WASM_OVERLOADED",
+            Self::CircuitOpen => "WASM_CIRCUIT_OPEN",
+            Self::InvalidEvent => "WASM_INVALID_EVENT",
+        }
+    }
+
+    /// The kind as a metric's label: the code in lower case, without its prefix.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Trap => "trap",
+            Self::Timeout => "timeout",
+            Self::MemoryLimit => "memory_limit",
+            Self::OutputLimit => "output_limit",
+            Self::AllocFailed => "alloc_failed",
+            Self::InvalidResult => "invalid_result",
+            Self::BodyLimit => "body_limit",
+            Self::Overloaded => "overloaded",
+            Self::CircuitOpen => "circuit_open",
+            Self::InvalidEvent => "invalid_event",
+        }
+    }
+}
+
+/// A module error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What kind it is.
+    pub kind: FailureKind,
+    /// One line for the log.
+    pub detail: String,
+}
+
+impl Failure {
+    /// A module error of `kind`, told in one line.
+    pub fn new(kind: FailureKind, detail: impl Into<String>) -> Self {
+        Self { kind, detail: detail.into() }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.kind.code(), self.detail)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<crate::answer::AnswerError> for Failure {
+    fn from(error: crate::answer::AnswerError) -> Self {
+        Self::new(FailureKind::InvalidResult, error.to_string())
+    }
+}
+
+impl From<crate::input::BodyError> for Failure {
+    fn from(error: crate::input::BodyError) -> Self {
+        let kind = match error {
+            crate::input::BodyError::TooLarge { .. } => FailureKind::BodyLimit,
+            crate::input::BodyError::NotBase64 => FailureKind::InvalidEvent,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::FailureKind;
+
+    #[test]
+    fn labels_are_the_codes_in_lower_case() {
+        for kind in FailureKind::ALL {
+            assert_eq!(kind.code(), format!("WASM_{}", kind.label().to_uppercase()));
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! How wasmtime is set up: which proposals a module may use, and how much it may take.
+
+use tracing::warn;
+use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
+
+/// Native stack of a guest call, in bytes: the guest's own part and room for host functions.
+const STACK: usize = 1 << 20;
+
+/// Part of the stack that guest code may use. The default of wasmtime, and more than real modules need.
+const WASM_STACK: usize = 512 << 10;
+
+/// Most elements of a table. A table holds a module's function pointers; large Go programs have some ten thousand.
+pub(crate) const MAX_TABLE_ELEMENTS: usize = 100_000;
+
+/// Most tables of a module. Toolchains make one or two.
+const MAX_TABLES: u32 = 8;
+
+/// Memory of a slot that is cleared by hand when its instance goes, in bytes. Clearing a few pages costs less than giving them back to the kernel
+/// and faulting them in again; what lies beyond is given back.
+const KEEP_RESIDENT: usize = 64 << 10;
+
+/// Stack of a slot that is kept, in bytes.
+const KEEP_STACK: usize = 16 << 10;
+
+/// Largest state of one instance outside its memories and tables, in bytes: globals, imports, function references. A Go program has about 100 kB.
+const MAX_INSTANCE_STATE: usize = 4 << 20;
+
+/// Address space of a linear memory: all that 32-bit addresses reach, so that accesses need no bounds checks. What an instance may use of it, its
+/// limiter tells.
+const MEMORY_RESERVATION: usize = 1 << 32;
+
+/// Makes an engine whose pool has `slots` instances.
+///
+/// Where the address space is too small for the pool, instances are made on demand: slower to make, the same otherwise.
+///
+/// # Errors
+///
+/// The machine cannot run wasmtime at all.
+pub(crate) fn new(slots: u32) -> wasmtime::Result<Engine> {
+    let mut pool = PoolingAllocationConfig::new();
+    // Every instance has a second one beside it, the adapter, which has neither memory nor tables.
+    pool.total_core_instances(slots * 2)
+        .total_memories(slots)
+        .total_tables(slots * MAX_TABLES)
+        .total_stacks(slots)
+        .max_core_instance_size(MAX_INSTANCE_STATE)
+        .max_memories_per_module(1)
+        .max_tables_per_module(MAX_TABLES)
+        .table_elements(MAX_TABLE_ELEMENTS)
+        .max_memory_size(MEMORY_RESERVATION)
+        .max_unused_warm_slots(slots)
+        .linear_memory_keep_resident(KEEP_RESIDENT)
+        .table_keep_resident(KEEP_RESIDENT)
+        .async_stack_keep_resident(KEEP_STACK)
+        .pagemap_scan(Enabled::Auto);
+    let mut config = base();
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    match Engine::new(&config) {
+        Ok(engine) => Ok(engine),
+        Err(error) => {
+            warn!("no address space for a pool of {slots} instances, making them on demand: {:#}", error);
+            Engine::new(&base())
+        }
+    }
+}
+
+fn base() -> Config {
+    let mut config = Config::new();
+    config
+        .epoch_interruption(true)
+        .cranelift_opt_level(OptLevel::Speed)
+        .max_wasm_stack(WASM_STACK)
+        .async_stack_size(STACK)
+        // One linear memory of 32-bit addresses is what the guest interface speaks of.
+        .wasm_memory64(false)
+        .wasm_multi_memory(false);
+    config
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_pool_can_be_made() {
+        super::new(6).unwrap();
+    }
+}

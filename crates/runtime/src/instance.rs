@@ -1,0 +1,328 @@
+//! One instance of a module, and what happens during a call of it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+use wasmtime::{Caller, Extern, Memory, ResourceLimiter, Store, TypedFunc, UpdateDeadline, WasmBacktrace};
+use zentinel_wasm_contract::{Failure, FailureKind, Hook};
+
+use crate::engine::MAX_TABLE_ELEMENTS;
+use crate::host::{slice, slice_mut};
+use crate::log::{GuestLog, Level, LineBuffer};
+use crate::module::Compiled;
+
+/// CPU time that a call may use on the task that asked for it before it moves to the slow lane. Ordinary calls take microseconds; this is what a
+/// looping module can hold up at most, beside the tick at which it is found.
+const FIRST_SLICE: Duration = Duration::from_micros(500);
+
+/// Frames of a backtrace that are told.
+const FRAMES: usize = 6;
+
+/// What an instance may use.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Linear memory, in bytes.
+    pub(crate) memory: usize,
+    /// Answer of one call, in bytes.
+    pub(crate) output: usize,
+}
+
+/// What belongs to an instance on the host's side.
+pub(crate) struct State {
+    log: Option<Arc<GuestLog>>,
+    limits: Limits,
+    memory: Option<Memory>,
+    input: Vec<u8>,
+    output: Vec<u8>,
+    correlation_id: Arc<str>,
+    deadline: Instant,
+    slice: Slice,
+    /// Growth was refused during this call.
+    refused: bool,
+    failure: Option<Failure>,
+    stdout: LineBuffer,
+    stderr: LineBuffer,
+}
+
+/// How far a call has come with its CPU time, looked at by each tick.
+#[derive(Clone, Copy)]
+enum Slice {
+    /// No tick has passed.
+    Fresh,
+    /// The first tick found the thread at this CPU time.
+    Since(Duration),
+    /// The call has yielded and takes turns with others.
+    Slow,
+}
+
+impl State {
+    /// A state for looking at a linker's functions only.
+    pub(crate) fn probe() -> Self {
+        Self::new(None, Limits { memory: 0, output: 0 })
+    }
+
+    fn new(log: Option<Arc<GuestLog>>, limits: Limits) -> Self {
+        Self {
+            log,
+            limits,
+            memory: None,
+            input: Vec::new(),
+            output: Vec::new(),
+            correlation_id: Arc::from(""),
+            deadline: Instant::now(),
+            slice: Slice::Fresh,
+            refused: false,
+            failure: None,
+            stdout: LineBuffer::default(),
+            stderr: LineBuffer::default(),
+        }
+    }
+
+    fn begin(&mut self, correlation_id: Arc<str>, deadline: Instant) {
+        self.correlation_id = correlation_id;
+        self.deadline = deadline;
+        self.slice = Slice::Fresh;
+        self.refused = false;
+        self.failure = None;
+        self.output.clear();
+    }
+
+    /// Ends the call with a module error, when the returned error reaches wasmtime.
+    pub(crate) fn fail(&mut self, kind: FailureKind, detail: impl Into<String>) -> wasmtime::Error {
+        let failure = self.failure.get_or_insert_with(|| Failure::new(kind, detail));
+        wasmtime::Error::msg(failure.detail.clone())
+    }
+
+    /// Ends a call that has outlived its deadline. Host functions that take time call it themselves.
+    pub(crate) fn check_deadline(&mut self) -> wasmtime::Result<()> {
+        if Instant::now() < self.deadline { Ok(()) } else { Err(self.fail(FailureKind::Timeout, "it did not end before its deadline")) }
+    }
+
+    /// When the call has to end.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// The memory of the guest that called, with the state beside it.
+    pub(crate) fn memory<'a>(caller: &'a mut Caller<'_, Self>) -> wasmtime::Result<(&'a mut [u8], &'a mut Self)> {
+        let memory = match caller.data().memory {
+            Some(memory) => memory,
+            // A start function runs before the instance is complete.
+            None => match caller.get_export("memory") {
+                Some(Extern::Memory(memory)) => memory,
+                _ => return Err(caller.data_mut().fail(FailureKind::Trap, "it called a host function but exports no memory")),
+            },
+        };
+        Ok(memory.data_and_store_mut(caller))
+    }
+
+    /// Logs a line of the guest.
+    pub(crate) fn log(&self, level: Level, line: &[u8]) {
+        if let Some(log) = &self.log {
+            log.line(level, &self.correlation_id, line);
+        }
+    }
+
+    /// Takes what the guest writes to its standard output or standard error.
+    pub(crate) fn write_stream(&mut self, stderr: bool, bytes: &[u8]) {
+        let (buffer, level) = if stderr { (&mut self.stderr, Level::Warn) } else { (&mut self.stdout, Level::Info) };
+        let (log, id) = (&self.log, &self.correlation_id);
+        buffer.write(bytes, |line| {
+            if let Some(log) = log {
+                log.line(level, id, line);
+            }
+        });
+    }
+
+    fn flush_streams(&mut self) {
+        let Some(log) = &self.log else { return };
+        self.stdout.flush(|line| log.line(Level::Info, &self.correlation_id, line));
+        self.stderr.flush(|line| log.line(Level::Warn, &self.correlation_id, line));
+    }
+
+    /// What becomes of a call that a tick has found running.
+    fn tick(&mut self) -> wasmtime::Result<UpdateDeadline> {
+        self.check_deadline()?;
+        // Wall time would also count the time in which the machine ran somebody else.
+        let cpu = || {
+            let now = clock_gettime(ClockId::ThreadCPUTime);
+            Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
+        };
+        match self.slice {
+            Slice::Fresh => {
+                self.slice = Slice::Since(cpu());
+                Ok(UpdateDeadline::Continue(1))
+            }
+            Slice::Since(then) if cpu().saturating_sub(then) < FIRST_SLICE => Ok(UpdateDeadline::Continue(1)),
+            Slice::Since(_) | Slice::Slow => {
+                self.slice = Slice::Slow;
+                Ok(UpdateDeadline::Yield(1))
+            }
+        }
+    }
+}
+
+impl ResourceLimiter for State {
+    fn memory_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+        let allowed = desired <= self.limits.memory;
+        self.refused |= !allowed;
+        Ok(allowed)
+    }
+
+    fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+        let allowed = desired <= MAX_TABLE_ELEMENTS;
+        self.refused |= !allowed;
+        Ok(allowed)
+    }
+}
+
+/// A module that is ready to be called.
+pub(crate) struct Instance {
+    store: Store<State>,
+    hooks: [Option<TypedFunc<i32, ()>>; Hook::ALL.len()],
+}
+
+impl Instance {
+    /// Makes an instance: start function, `_initialize`, all before `deadline`.
+    pub(crate) async fn new(
+        compiled: &Compiled,
+        limits: Limits,
+        log: Arc<GuestLog>,
+        correlation_id: Arc<str>,
+        deadline: Instant,
+    ) -> Result<Self, Failure> {
+        let mut store = Store::new(&compiled.engine, State::new(Some(log), limits));
+        store.limiter(|state| state);
+        store.epoch_deadline_callback(|mut context| context.data_mut().tick());
+        store.set_epoch_deadline(1);
+        store.data_mut().begin(correlation_id, deadline);
+        let mut instance = Self { store, hooks: Default::default() };
+        match instance.link(compiled).await {
+            Ok(()) => Ok(instance),
+            Err(error) => Err(instance.failure(&error)),
+        }
+    }
+
+    async fn link(&mut self, compiled: &Compiled) -> wasmtime::Result<()> {
+        let store = &mut self.store;
+        let guest = compiled.guest.instantiate_async(&mut *store).await?;
+        let exports = &compiled.exports;
+        let export = |store: &mut Store<State>, at| {
+            guest.get_module_export(&mut *store, at).ok_or_else(|| wasmtime::Error::msg("an export has vanished"))
+        };
+        let memory = export(store, &exports.memory)?.into_memory();
+        store.data_mut().memory = memory;
+        if let Some(initialize) = &exports.initialize
+            && let Some(initialize) = export(store, initialize)?.into_func()
+        {
+            initialize.typed::<(), ()>(&*store)?.call_async(&mut *store, ()).await?;
+        }
+
+        let put = wasmtime::Func::wrap(&mut *store, put);
+        let take = wasmtime::Func::wrap(&mut *store, take);
+        let mut imports = vec![export(store, &exports.alloc)?, export(store, &exports.dealloc)?, put.into(), take.into()];
+        for (_, at) in &exports.hooks {
+            imports.push(export(store, at)?);
+        }
+        let adapter = wasmtime::Instance::new_async(&mut *store, &compiled.adapter, &imports).await?;
+        for (hook, _) in &exports.hooks {
+            self.hooks[*hook as usize] = Some(adapter.get_typed_func(&mut *store, hook.export())?);
+        }
+        Ok(())
+    }
+
+    /// Calls a hook with `input`. Afterwards [`output`](Self::output) is its answer, if there was no failure.
+    pub(crate) async fn call(&mut self, hook: Hook, input: Vec<u8>, correlation_id: Arc<str>, deadline: Instant) -> Result<(), Failure> {
+        let Some(function) = self.hooks[hook as usize].clone() else {
+            return Err(Failure::new(FailureKind::Trap, format!("the module does not export `{hook}`")));
+        };
+        let Ok(len) = i32::try_from(input.len()) else {
+            return Err(Failure::new(FailureKind::BodyLimit, format!("the input of `{hook}` has {} bytes", input.len())));
+        };
+        let state = self.store.data_mut();
+        state.begin(correlation_id, deadline);
+        state.input = input;
+        self.store.set_epoch_deadline(1);
+        let result = function.call_async(&mut self.store, len).await;
+        self.store.data_mut().flush_streams();
+        result.map_err(|error| self.failure(&error))
+    }
+
+    /// The answer of the last call.
+    pub(crate) fn output(&self) -> &[u8] {
+        &self.store.data().output
+    }
+
+    /// Takes the buffer of the last call's input, for the next one.
+    pub(crate) fn take_input(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.store.data_mut().input)
+    }
+
+    /// Linear memory in use, in bytes.
+    pub(crate) fn memory_size(&self) -> usize {
+        self.store.data().memory.map_or(0, |memory| memory.data_size(&self.store))
+    }
+
+    fn failure(&mut self, error: &wasmtime::Error) -> Failure {
+        let state = self.store.data_mut();
+        state.flush_streams();
+        if let Some(failure) = state.failure.take() {
+            return failure;
+        }
+        let mut detail = error.root_cause().to_string();
+        if let Some(backtrace) = error.downcast_ref::<WasmBacktrace>() {
+            let names: Vec<_> = backtrace.frames().iter().filter_map(|frame| frame.func_name()).take(FRAMES).collect();
+            if !names.is_empty() {
+                detail = format!("{detail} in {}", names.join(" < "));
+            }
+        }
+        // Names come from the module.
+        let detail = detail.replace(char::is_control, " ");
+        if state.refused {
+            let limit = state.limits.memory;
+            return Failure::new(
+                FailureKind::MemoryLimit,
+                format!("it was refused more than {limit} bytes of memory and trapped: {detail}"),
+            );
+        }
+        Failure::new(FailureKind::Trap, detail)
+    }
+}
+
+/// Writes the input where `alloc` said.
+fn put(mut caller: Caller<'_, State>, ptr: i32) -> wasmtime::Result<()> {
+    let (memory, state) = State::memory(&mut caller)?;
+    let input = &state.input;
+    if ptr != 0
+        && let Some(target) = slice_mut(memory, ptr, input.len() as u32)
+    {
+        target.copy_from_slice(input);
+        return Ok(());
+    }
+    let (len, kind) = (input.len(), if state.refused { FailureKind::MemoryLimit } else { FailureKind::AllocFailed });
+    Err(state.fail(kind, format!("`alloc({len})` returned {}, where the module has no such memory", ptr.cast_unsigned())))
+}
+
+/// Reads the result from where the hook said. A length of 0 is "no opinion".
+fn take(mut caller: Caller<'_, State>, packed: i64) -> wasmtime::Result<()> {
+    let (memory, state) = State::memory(&mut caller)?;
+    let packed = packed.cast_unsigned();
+    let (ptr, len) = ((packed >> 32) as u32, packed as u32);
+    if len == 0 {
+        return Ok(());
+    }
+    if len as usize > state.limits.output {
+        let limit = state.limits.output;
+        return Err(
+            state.fail(FailureKind::OutputLimit, format!("its answer has {len} bytes, the limit is {limit}: raise `--max-output-bytes`"))
+        );
+    }
+    match slice(memory, ptr.cast_signed(), len) {
+        Some(result) if ptr != 0 => {
+            state.output.extend_from_slice(result);
+            Ok(())
+        }
+        _ => Err(state.fail(FailureKind::InvalidResult, format!("its answer is said to be {len} bytes at {ptr}, outside its memory"))),
+    }
+}

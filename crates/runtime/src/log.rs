@@ -1,0 +1,159 @@
+//! What modules write goes to the agent's log, marked as theirs and bounded.
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use tracing::{debug, error, info, trace, warn};
+
+/// Longest line taken from a module, in bytes; the rest of it is cut.
+pub(crate) const MAX_LINE: usize = 8 * 1024;
+
+/// Lines a second taken from all instances of a module, once the burst is used up.
+const LINES_PER_SECOND: f64 = 100.0;
+
+/// Lines taken at once: enough for a panic with its backtrace in every instance.
+const BURST: f64 = 500.0;
+
+/// How serious a line is, as the import `zentinel.log` numbers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Level {
+    Trace,
+    Debug,
+    Info,
+    Warn,
+    Error,
+}
+
+impl Level {
+    /// Numbers beyond the scale count as the nearest end of it.
+    pub(crate) fn from_guest(level: i32) -> Self {
+        match level {
+            i32::MIN..=0 => Self::Trace,
+            1 => Self::Debug,
+            2 => Self::Info,
+            3 => Self::Warn,
+            4.. => Self::Error,
+        }
+    }
+
+    fn enabled(self) -> bool {
+        match self {
+            Self::Trace => tracing::enabled!(target: "guest", tracing::Level::TRACE),
+            Self::Debug => tracing::enabled!(target: "guest", tracing::Level::DEBUG),
+            Self::Info => tracing::enabled!(target: "guest", tracing::Level::INFO),
+            Self::Warn => tracing::enabled!(target: "guest", tracing::Level::WARN),
+            Self::Error => tracing::enabled!(target: "guest", tracing::Level::ERROR),
+        }
+    }
+}
+
+/// The budget of lines that all instances of a module share.
+pub(crate) struct GuestLog {
+    module: String,
+    budget: Mutex<Budget>,
+}
+
+struct Budget {
+    lines: f64,
+    refilled: Instant,
+    suppressed: u64,
+}
+
+impl GuestLog {
+    /// `module` is the digest that lines are marked with.
+    pub(crate) fn new(module: String) -> Self {
+        Self { module, budget: Mutex::new(Budget { lines: BURST, refilled: Instant::now(), suppressed: 0 }) }
+    }
+
+    /// Logs one line of a module, unless its level is off or the budget is used up.
+    pub(crate) fn line(&self, level: Level, correlation_id: &str, line: &[u8]) {
+        if !level.enabled() {
+            return;
+        }
+        let Some(suppressed) = self.take() else { return };
+        let module = self.module.as_str();
+        if suppressed > 0 {
+            warn!(target: "guest", module, suppressed, "the module logs too much: lines were left out");
+        }
+        let line = String::from_utf8_lossy(&line[..line.len().min(MAX_LINE)]);
+        match level {
+            Level::Trace => trace!(target: "guest", module, correlation_id, "{line}"),
+            Level::Debug => debug!(target: "guest", module, correlation_id, "{line}"),
+            Level::Info => info!(target: "guest", module, correlation_id, "{line}"),
+            Level::Warn => warn!(target: "guest", module, correlation_id, "{line}"),
+            Level::Error => error!(target: "guest", module, correlation_id, "{line}"),
+        }
+    }
+
+    /// Takes one line from the budget and tells how many were left out before it, or counts it as left out.
+    fn take(&self) -> Option<u64> {
+        let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let passed = now.saturating_duration_since(budget.refilled).min(Duration::from_secs(60));
+        budget.lines = (budget.lines + passed.as_secs_f64() * LINES_PER_SECOND).min(BURST);
+        budget.refilled = now;
+        if budget.lines < 1.0 {
+            budget.suppressed += 1;
+            return None;
+        }
+        budget.lines -= 1.0;
+        Some(std::mem::take(&mut budget.suppressed))
+    }
+}
+
+/// Collects what a module writes to a stream until a line is whole.
+#[derive(Default)]
+pub(crate) struct LineBuffer(Vec<u8>);
+
+impl LineBuffer {
+    /// Takes bytes and hands on every line that they end.
+    pub(crate) fn write(&mut self, bytes: &[u8], mut line: impl FnMut(&[u8])) {
+        for part in bytes.split_inclusive(|&byte| byte == b'\n') {
+            let ended = part.ends_with(b"\n");
+            let part = if ended { &part[..part.len() - 1] } else { part };
+            let room = MAX_LINE.saturating_sub(self.0.len());
+            self.0.extend_from_slice(&part[..part.len().min(room)]);
+            if ended {
+                line(&self.0);
+                self.0.clear();
+            }
+        }
+    }
+
+    /// Hands on what is left without a line's end.
+    pub(crate) fn flush(&mut self, mut line: impl FnMut(&[u8])) {
+        if !self.0.is_empty() {
+            line(&self.0);
+            self.0.clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_whole_and_bounded() {
+        let mut buffer = LineBuffer::default();
+        let mut lines = Vec::new();
+        buffer.write(b"one\ntw", |line| lines.push(line.to_vec()));
+        buffer.write(b"o\n\n", |line| lines.push(line.to_vec()));
+        buffer.write(&[b'x'; MAX_LINE * 2], |line| lines.push(line.to_vec()));
+        buffer.flush(|line| lines.push(line.to_vec()));
+        buffer.flush(|line| lines.push(line.to_vec()));
+        assert_eq!(lines[..3], [b"one".to_vec(), b"two".to_vec(), vec![]]);
+        assert_eq!(lines[3].len(), MAX_LINE);
+        assert_eq!(lines.len(), 4);
+    }
+
+    #[test]
+    fn a_module_that_logs_without_end_is_cut_off_and_counted() {
+        let log = GuestLog::new("m".into());
+        let taken = (0..1_000_000).filter(|_| log.take().is_some()).count();
+        // The refill during the loop is small, however slow the machine is: a hundred lines a second.
+        assert!(taken >= BURST as usize && taken < 100_000, "{taken}");
+        assert!(log.budget.lock().unwrap().suppressed > 0);
+    }
+}

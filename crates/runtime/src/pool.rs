@@ -1,0 +1,376 @@
+//! Warm instances, and the calls made on them.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Semaphore;
+use tracing::{debug, warn};
+use zentinel_wasm_contract::answer::parse_configured;
+use zentinel_wasm_contract::{Failure, FailureKind, Hook, Hooks};
+
+use crate::cache::Cache;
+use crate::instance::{Instance, Limits};
+use crate::log::GuestLog;
+use crate::module::{Compiled, LoadError, Module};
+use crate::{AbortOnDrop, Runtime};
+
+/// Time that an instance has to become ready off the request path: start function, `_initialize` and `on_configure`.
+const READY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Pause before a replacement that failed is tried again, doubled each time up to [`MAX_RETRY`].
+const MIN_RETRY: Duration = Duration::from_millis(50);
+
+/// See [`MIN_RETRY`].
+const MAX_RETRY: Duration = Duration::from_secs(5);
+
+/// Most calls that wait for an instance. The proxy has at most 100 events under way per agent; ten proxies may share one.
+const MAX_WAITING: usize = 1024;
+
+/// Instances beyond the pool's size that the engine has room for: one that is being torn down while its replacement is made.
+const SPARE_SLOTS: u32 = 2;
+
+/// Whether instances are used again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Isolation {
+    /// An instance serves many calls.
+    #[default]
+    Pooled,
+    /// Every call gets a fresh instance: nothing carries over.
+    Request,
+}
+
+/// How a pool is set up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Instances, and thereby calls that run at once. At least 1.
+    pub size: u32,
+    /// Linear memory of one instance, in bytes.
+    pub max_memory: usize,
+    /// Largest answer, in bytes.
+    pub max_output: usize,
+    /// Whether instances are used again.
+    pub isolation: Isolation,
+    /// What `on_configure` is handed, if anything.
+    pub config: Option<Arc<[u8]>>,
+}
+
+/// Why a pool cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The file is not a module that can be served.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// No instance could be made.
+    #[error("cannot start the module `{path}`: {failure}")]
+    Start {
+        /// The module's file.
+        path: String,
+        /// What happened.
+        failure: Failure,
+    },
+    /// `on_configure` has answered with an error.
+    #[error("the module `{path}` rejects its configuration: {reason}")]
+    Rejected {
+        /// The module's file.
+        path: String,
+        /// What the module said.
+        reason: String,
+    },
+}
+
+/// One call.
+#[derive(Debug)]
+pub struct Request {
+    /// What is called.
+    pub hook: Hook,
+    /// The JSON that it is handed.
+    pub input: Vec<u8>,
+    /// When it has to have ended, waiting included.
+    pub deadline: Instant,
+    /// What the guest's log lines are marked with.
+    pub correlation_id: Arc<str>,
+}
+
+/// How a pool is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolStats {
+    /// Instances that could be called right now.
+    pub available: usize,
+    /// Calls that wait for an instance.
+    pub waiting: usize,
+    /// Instances thrown away since the pool was made.
+    pub discarded: u64,
+    /// Linear memory of the largest idle instance, in bytes.
+    pub largest_memory: usize,
+}
+
+/// The instances of one module. Clones share them.
+#[derive(Clone)]
+pub struct Pool(Arc<Shared>);
+
+struct Shared {
+    runtime: Runtime,
+    compiled: Compiled,
+    settings: Settings,
+    log: Arc<GuestLog>,
+    idle: Mutex<Vec<Box<Instance>>>,
+    /// A permit is the right to take an idle instance or, with [`Isolation::Request`], to make one.
+    permits: Semaphore,
+    waiting: AtomicUsize,
+    discarded: AtomicU64,
+}
+
+impl Pool {
+    /// Compiles the module and makes its instances.
+    ///
+    /// # Errors
+    ///
+    /// The module cannot be served, does not start, or rejects its configuration.
+    pub async fn start(runtime: &Runtime, module: &Module, settings: Settings, cache: Option<&Cache>) -> Result<Self, StartError> {
+        let (module, cache, slots, max_memory) = (module.clone(), cache.cloned(), settings.size + SPARE_SLOTS, settings.max_memory);
+        let log = Arc::new(GuestLog::new(module.digest().to_owned()));
+        let compiled = tokio::task::spawn_blocking(move || module.compile(slots, max_memory, cache.as_ref())).await;
+        let compiled = compiled.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        runtime.ticker().watch(&compiled.engine);
+        if settings.config.is_some() && !compiled.hooks.contains(Hook::Configure) {
+            warn!("the module has a configuration but does not export `{}`", Hook::Configure);
+        }
+        let shared = Arc::new(Shared {
+            runtime: runtime.clone(),
+            compiled,
+            permits: Semaphore::new(0),
+            idle: Mutex::new(Vec::with_capacity(settings.size as usize)),
+            settings,
+            log,
+            waiting: AtomicUsize::new(0),
+            discarded: AtomicU64::new(0),
+        });
+        // The first instance of a fresh-instance pool proves that the module starts, and is then let go.
+        let made = if shared.settings.isolation == Isolation::Request { 1 } else { shared.settings.size };
+        for _ in 0..made {
+            let instance = shared.make_ready().await?;
+            if shared.settings.isolation == Isolation::Pooled {
+                shared.idle().push(instance);
+            }
+        }
+        shared.permits.add_permits(shared.settings.size as usize);
+        Ok(Self(shared))
+    }
+
+    /// The hooks that the module exports.
+    pub fn hooks(&self) -> Hooks {
+        self.0.compiled.hooks
+    }
+
+    /// How the pool was set up.
+    pub fn settings(&self) -> &Settings {
+        &self.0.settings
+    }
+
+    /// How the pool is doing.
+    pub fn stats(&self) -> PoolStats {
+        PoolStats {
+            available: self.0.permits.available_permits(),
+            waiting: self.0.waiting.load(Relaxed),
+            discarded: self.0.discarded.load(Relaxed),
+            largest_memory: self.0.idle().iter().map(|instance| instance.memory_size()).max().unwrap_or(0),
+        }
+    }
+
+    /// Calls a hook: waits for an instance, first come, first served, and runs it, all before the deadline.
+    ///
+    /// The call runs on the task that polls this future until it has used its first slice, and then on the slow lane. Dropping the future ends it.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is a module error.
+    pub async fn call(self, request: Request) -> Result<Lease, Failure> {
+        let deadline = request.deadline;
+        let slot = self.slot(deadline).await?;
+        let mut running: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(slot.run(request));
+        let first = std::future::poll_fn(|context| Poll::Ready(running.as_mut().poll(context))).await;
+        if let Poll::Ready(result) = first {
+            return result;
+        }
+        let mut slow: AbortOnDrop<_> = self.0.runtime.spawn_slow(running);
+        match tokio::time::timeout_at(deadline.into(), &mut slow.0).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(error)) => Err(Failure::new(FailureKind::Trap, format!("the agent failed at the call: {error}"))),
+            // The slow lane was too busy to find it out itself.
+            Err(_) => Err(Failure::new(FailureKind::Timeout, "it did not end before its deadline")),
+        }
+    }
+
+    async fn slot(&self, deadline: Instant) -> Result<Slot, Failure> {
+        let shared = &self.0;
+        let permit = match shared.permits.try_acquire() {
+            Ok(permit) => permit,
+            Err(_) => shared.wait(deadline).await?,
+        };
+        permit.forget();
+        let mut slot = Slot { shared: Arc::clone(shared), instance: None, settled: false };
+        if shared.settings.isolation == Isolation::Pooled {
+            slot.instance = shared.idle().pop();
+        }
+        Ok(slot)
+    }
+}
+
+impl Shared {
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Box<Instance>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { memory: self.settings.max_memory, output: self.settings.max_output }
+    }
+
+    async fn wait(&self, deadline: Instant) -> Result<tokio::sync::SemaphorePermit<'_>, Failure> {
+        struct Waiting<'a>(&'a AtomicUsize);
+
+        impl Drop for Waiting<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Relaxed);
+            }
+        }
+
+        let before = self.waiting.fetch_add(1, Relaxed);
+        let _waiting = Waiting(&self.waiting);
+        if before >= MAX_WAITING {
+            return Err(Failure::new(FailureKind::Overloaded, format!("{MAX_WAITING} calls are waiting for an instance already")));
+        }
+        match tokio::time::timeout_at(deadline.into(), self.permits.acquire()).await {
+            Ok(Ok(permit)) if Instant::now() < deadline => Ok(permit),
+            _ => Err(Failure::new(FailureKind::Overloaded, "no instance was free before the deadline: raise `--pool-size`")),
+        }
+    }
+
+    /// Makes an instance, before `deadline`, and hands it its configuration.
+    async fn make(&self, correlation_id: &Arc<str>, deadline: Instant) -> Result<Result<Box<Instance>, String>, Failure> {
+        let made = Instance::new(&self.compiled, self.limits(), Arc::clone(&self.log), Arc::clone(correlation_id), deadline).await?;
+        let mut instance = Box::new(made);
+        if let Some(config) = &self.settings.config
+            && self.compiled.hooks.contains(Hook::Configure)
+        {
+            instance.call(Hook::Configure, config.to_vec(), Arc::clone(correlation_id), deadline).await?;
+            if let Some(reason) = parse_configured(instance.output())? {
+                return Ok(Err(reason));
+            }
+        }
+        Ok(Ok(instance))
+    }
+
+    /// Makes an instance off the request path.
+    async fn make_ready(self: &Arc<Self>) -> Result<Box<Instance>, StartError> {
+        let shared = Arc::clone(self);
+        let mut making = self.runtime.spawn_slow(async move {
+            let _running = shared.runtime.ticker().running();
+            shared.make(&Arc::from(""), Instant::now() + READY_TIMEOUT).await
+        });
+        let path = || self.compiled.path.clone();
+        match (&mut making.0).await {
+            Ok(Ok(Ok(instance))) => Ok(instance),
+            Ok(Ok(Err(reason))) => Err(StartError::Rejected { path: path(), reason }),
+            Ok(Err(failure)) => Err(StartError::Start { path: path(), failure }),
+            Err(error) => {
+                Err(StartError::Start { path: path(), failure: Failure::new(FailureKind::Trap, format!("the agent failed: {error}")) })
+            }
+        }
+    }
+
+    /// Puts another instance in the place of one that was thrown away, however long that takes.
+    async fn replace(self: Arc<Self>, discarded: Option<Box<Instance>>) {
+        drop(discarded);
+        let mut pause = MIN_RETRY;
+        let instance = loop {
+            // The pool has gone, and nobody waits for its instances.
+            if Arc::strong_count(&self) == 1 {
+                return;
+            }
+            match self.make_ready().await {
+                Ok(instance) => break instance,
+                Err(error) => {
+                    warn!("cannot replace an instance, trying again in {pause:?}: {error}");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(MAX_RETRY);
+                }
+            }
+        };
+        self.idle().push(instance);
+        self.permits.add_permits(1);
+    }
+}
+
+/// The right to one instance, which goes back to the pool one way or another.
+struct Slot {
+    shared: Arc<Shared>,
+    instance: Option<Box<Instance>>,
+    /// The instance is back in the pool.
+    settled: bool,
+}
+
+impl Slot {
+    async fn run(mut self, request: Request) -> Result<Lease, Failure> {
+        let _running = self.shared.runtime.ticker().running();
+        if self.instance.is_none() {
+            let made = self.shared.make(&request.correlation_id, request.deadline).await?;
+            let made = made.map_err(|reason| Failure::new(FailureKind::Trap, format!("it rejects its configuration: {reason}")))?;
+            self.instance = Some(made);
+        }
+        let Some(instance) = &mut self.instance else {
+            return Err(Failure::new(FailureKind::Overloaded, "no instance was free"));
+        };
+        instance.call(request.hook, request.input, request.correlation_id, request.deadline).await?;
+        Ok(Lease(self))
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if self.settled {
+            return;
+        }
+        let instance = self.instance.take();
+        match self.shared.settings.isolation {
+            Isolation::Request => {
+                drop(instance);
+                self.shared.permits.add_permits(1);
+            }
+            Isolation::Pooled => {
+                self.shared.discarded.fetch_add(1, Relaxed);
+                debug!("throwing an instance away");
+                let handle = self.shared.runtime.slow_handle().clone();
+                handle.spawn(Arc::clone(&self.shared).replace(instance));
+            }
+        }
+    }
+}
+
+/// An instance after its call. Unless [`accept`](Self::accept)ed, it is thrown away: whatever was wrong with its answer, its memory is not trusted.
+pub struct Lease(Slot);
+
+impl Lease {
+    /// What the hook answered. Empty means that it has no opinion.
+    pub fn output(&self) -> &[u8] {
+        self.0.instance.as_ref().map(|instance| instance.output()).unwrap_or_default()
+    }
+
+    /// Takes the input's buffer back, to be used again.
+    pub fn take_input(&mut self) -> Vec<u8> {
+        self.0.instance.as_mut().map(|instance| instance.take_input()).unwrap_or_default()
+    }
+
+    /// Gives the instance back: its answer was good.
+    pub fn accept(mut self) {
+        if self.0.shared.settings.isolation == Isolation::Pooled
+            && let Some(instance) = self.0.instance.take()
+        {
+            self.0.shared.idle().push(instance);
+            self.0.shared.permits.add_permits(1);
+            self.0.settled = true;
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! WASI preview 1 without anything to reach: no files, no network, no environment, no arguments.
+//!
+//! What real toolchains need works: clocks, random numbers, output (which goes to the log), sleeping (within the deadline), and the questions that a
+//! runtime asks at its start. Everything else exists, so that modules link, and answers that there is no such file. It is written here and not taken
+//! from `wasmtime-wasi`, because a fresh instance per request must not pay for a file system that it cannot use, and because every call must keep
+//! the deadline.
+//!
+//! Names, types and error numbers: <https://github.com/WebAssembly/WASI/blob/wasi-0.1/preview1/docs.md>.
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use wasmtime::{Caller, FuncType, Linker, Result, Val, ValType};
+use zentinel_wasm_contract::FailureKind;
+
+use crate::host::{slice, slice_mut};
+use crate::instance::State;
+
+const MODULE: &str = "wasi_snapshot_preview1";
+
+const SUCCESS: i32 = 0;
+const BADF: i32 = 8;
+const FAULT: i32 = 21;
+const INVAL: i32 = 28;
+const IO: i32 = 29;
+const SPIPE: i32 = 70;
+
+/// Bytes of random numbers made between two looks at the deadline.
+const RANDOM_CHUNK: usize = 64 << 10;
+
+/// Most buffers of one write, and most subscriptions of one poll.
+const MAX_ENTRIES: u32 = 1024;
+
+/// Functions that say "no such file" whatever they are asked, with their parameters: `i` is an i32, `I` an i64.
+const NO_FILE: &[(&str, &str)] = &[
+    ("fd_advise", "iIIi"),
+    ("fd_allocate", "iII"),
+    ("fd_datasync", "i"),
+    ("fd_fdstat_set_rights", "iII"),
+    ("fd_filestat_set_size", "iI"),
+    ("fd_filestat_set_times", "iIIi"),
+    ("fd_pread", "iiiIi"),
+    ("fd_prestat_get", "ii"),
+    ("fd_prestat_dir_name", "iii"),
+    ("fd_pwrite", "iiiIi"),
+    ("fd_readdir", "iiiIi"),
+    ("fd_renumber", "ii"),
+    ("fd_sync", "i"),
+    ("path_create_directory", "iii"),
+    ("path_filestat_get", "iiiii"),
+    ("path_filestat_set_times", "iiiiIIi"),
+    ("path_link", "iiiiiii"),
+    ("path_open", "iiiiiIIii"),
+    ("path_readlink", "iiiiii"),
+    ("path_remove_directory", "iii"),
+    ("path_rename", "iiiiii"),
+    ("path_symlink", "iiiii"),
+    ("path_unlink_file", "iii"),
+    ("sock_accept", "iii"),
+    ("sock_recv", "iiiiii"),
+    ("sock_send", "iiiii"),
+    ("sock_shutdown", "ii"),
+];
+
+/// Defines all of WASI preview 1.
+pub(crate) fn define(linker: &mut Linker<State>) -> Result<()> {
+    for (name, params) in NO_FILE {
+        let params = params.chars().map(|param| if param == 'I' { ValType::I64 } else { ValType::I32 });
+        let ty = FuncType::new(linker.engine(), params, [ValType::I32]);
+        linker.func_new(MODULE, name, ty, |_, _, results| {
+            results[0] = Val::I32(BADF);
+            Ok(())
+        })?;
+    }
+    // Neither arguments nor environment: no entries, no bytes.
+    for name in ["args_sizes_get", "environ_sizes_get"] {
+        linker.func_wrap(MODULE, name, |mut caller: Caller<'_, State>, count: i32, size: i32| {
+            Ok(errno(write(&mut caller, count, &[0; 4])? && write(&mut caller, size, &[0; 4])?))
+        })?;
+    }
+    for name in ["args_get", "environ_get"] {
+        linker.func_wrap(MODULE, name, |_entries: i32, _bytes: i32| SUCCESS)?;
+    }
+    linker.func_wrap(MODULE, "clock_res_get", |mut caller: Caller<'_, State>, clock: i32, out: i32| {
+        if clock_now(clock).is_none() {
+            return Ok(INVAL);
+        }
+        Ok(errno(write(&mut caller, out, &1_u64.to_le_bytes())?))
+    })?;
+    linker.func_wrap(MODULE, "clock_time_get", |mut caller: Caller<'_, State>, clock: i32, _precision: i64, out: i32| {
+        let Some(now) = clock_now(clock) else { return Ok(INVAL) };
+        Ok(errno(write(&mut caller, out, &now.to_le_bytes())?))
+    })?;
+    linker.func_wrap(MODULE, "random_get", random_get)?;
+    linker.func_wrap(MODULE, "sched_yield", |mut caller: Caller<'_, State>| -> Result<i32> {
+        caller.data_mut().check_deadline()?;
+        Ok(SUCCESS)
+    })?;
+    linker.func_wrap(MODULE, "proc_exit", |mut caller: Caller<'_, State>, code: i32| -> Result<()> {
+        Err(caller.data_mut().fail(FailureKind::Trap, format!("it called `proc_exit({code})`")))
+    })?;
+    linker.func_wrap(MODULE, "proc_raise", |mut caller: Caller<'_, State>, signal: i32| -> Result<i32> {
+        Err(caller.data_mut().fail(FailureKind::Trap, format!("it called `proc_raise({signal})`")))
+    })?;
+    define_standard_streams(linker)?;
+    linker.func_wrap_async(MODULE, "poll_oneoff", |caller, (subscriptions, events, count, out): (i32, i32, i32, i32)| {
+        Box::new(poll_oneoff(caller, subscriptions, events, count.cast_unsigned(), out))
+    })?;
+    Ok(())
+}
+
+fn define_standard_streams(linker: &mut Linker<State>) -> Result<()> {
+    let is_stream = |fd: i32| (0..=2).contains(&fd);
+    linker.func_wrap(MODULE, "fd_write", fd_write)?;
+    linker.func_wrap(MODULE, "fd_read", |mut caller: Caller<'_, State>, fd: i32, _buffers: i32, _count: i32, out: i32| {
+        // Standard input is at its end.
+        if fd == 0 { Ok(errno(write(&mut caller, out, &[0; 4])?)) } else { Ok::<_, wasmtime::Error>(BADF) }
+    })?;
+    linker.func_wrap(MODULE, "fd_close", move |fd: i32| if is_stream(fd) { SUCCESS } else { BADF })?;
+    linker.func_wrap(MODULE, "fd_fdstat_set_flags", move |fd: i32, _flags: i32| if is_stream(fd) { SUCCESS } else { BADF })?;
+    linker.func_wrap(MODULE, "fd_seek", move |fd: i32, _offset: i64, _whence: i32, _out: i32| if is_stream(fd) { SPIPE } else { BADF })?;
+    linker.func_wrap(MODULE, "fd_tell", move |fd: i32, _out: i32| if is_stream(fd) { SPIPE } else { BADF })?;
+    const CHARACTER_DEVICE: u8 = 2;
+    linker.func_wrap(MODULE, "fd_fdstat_get", move |mut caller: Caller<'_, State>, fd: i32, out: i32| {
+        if !is_stream(fd) {
+            return Ok(BADF);
+        }
+        const RIGHT_READ: u64 = 1 << 1;
+        const RIGHT_WRITE: u64 = 1 << 6;
+        let mut stat = [0; 24];
+        stat[0] = CHARACTER_DEVICE;
+        stat[8..16].copy_from_slice(&(if fd == 0 { RIGHT_READ } else { RIGHT_WRITE }).to_le_bytes());
+        Ok(errno(write(&mut caller, out, &stat)?))
+    })?;
+    linker.func_wrap(MODULE, "fd_filestat_get", move |mut caller: Caller<'_, State>, fd: i32, out: i32| {
+        if !is_stream(fd) {
+            return Ok(BADF);
+        }
+        let mut stat = [0; 64];
+        stat[16] = CHARACTER_DEVICE;
+        Ok(errno(write(&mut caller, out, &stat)?))
+    })?;
+    Ok(())
+}
+
+const fn errno(written: bool) -> i32 {
+    if written { SUCCESS } else { FAULT }
+}
+
+/// Writes to the guest's memory, if the place is inside it.
+fn write(caller: &mut Caller<'_, State>, ptr: i32, bytes: &[u8]) -> Result<bool> {
+    let (memory, _) = State::memory(caller)?;
+    Ok(match slice_mut(memory, ptr, bytes.len() as u32) {
+        Some(target) => {
+            target.copy_from_slice(bytes);
+            true
+        }
+        None => false,
+    })
+}
+
+fn read_u32(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_le_bytes)
+}
+
+fn read_u64(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes)
+}
+
+/// Nanoseconds of the realtime (0) or monotonic (1) clock.
+fn clock_now(clock: i32) -> Option<u64> {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let passed = match clock {
+        0 => SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
+        1 => START.get_or_init(Instant::now).elapsed(),
+        _ => return None,
+    };
+    Some(u64::try_from(passed.as_nanos()).unwrap_or(u64::MAX))
+}
+
+fn random_get(mut caller: Caller<'_, State>, ptr: i32, len: i32) -> Result<i32> {
+    let (memory, state) = State::memory(&mut caller)?;
+    let Some(target) = slice_mut(memory, ptr, len.cast_unsigned()) else { return Ok(FAULT) };
+    for chunk in target.chunks_mut(RANDOM_CHUNK) {
+        state.check_deadline()?;
+        if getrandom::fill(chunk).is_err() {
+            return Ok(IO);
+        }
+    }
+    Ok(SUCCESS)
+}
+
+fn fd_write(mut caller: Caller<'_, State>, fd: i32, buffers: i32, count: i32, out: i32) -> Result<i32> {
+    if !matches!(fd, 1 | 2) {
+        return Ok(BADF);
+    }
+    let count = count.cast_unsigned();
+    if count > MAX_ENTRIES {
+        return Ok(INVAL);
+    }
+    let (memory, state) = State::memory(&mut caller)?;
+    let Some(buffers) = slice(memory, buffers, count * 8) else { return Ok(FAULT) };
+    let mut written = 0_u32;
+    for buffer in buffers.chunks_exact(8) {
+        state.check_deadline()?;
+        let Some(bytes) = slice(memory, read_u32(buffer, 0).cast_signed(), read_u32(buffer, 4)) else { return Ok(FAULT) };
+        state.write_stream(fd == 2, bytes);
+        written = written.saturating_add(bytes.len() as u32);
+    }
+    Ok(errno(write(&mut caller, out, &written.to_le_bytes())?))
+}
+
+/// Waits for the first of its subscriptions: clocks ring, output is always ready, everything else is no file.
+async fn poll_oneoff(mut caller: Caller<'_, State>, subscriptions: i32, events: i32, count: u32, out: i32) -> Result<i32> {
+    const SUBSCRIPTION: usize = 48;
+    const EVENT: usize = 32;
+    const CLOCK: u8 = 0;
+    const FD_WRITE: u8 = 2;
+
+    if count == 0 || count > MAX_ENTRIES {
+        return Ok(INVAL);
+    }
+    let (memory, state) = State::memory(&mut caller)?;
+    let Some(subscriptions) = slice(memory, subscriptions, count * SUBSCRIPTION as u32) else { return Ok(FAULT) };
+    let subscriptions: Vec<[u8; SUBSCRIPTION]> = subscriptions.chunks_exact(SUBSCRIPTION).filter_map(|s| s.try_into().ok()).collect();
+
+    // For each: how long it waits, its error and its kind.
+    let waits: Vec<(Duration, i32)> = subscriptions
+        .iter()
+        .map(|subscription| match subscription[8] {
+            CLOCK => match clock_now(read_u32(subscription, 16).cast_signed()) {
+                Some(now) => {
+                    let timeout = read_u64(subscription, 24);
+                    let absolute = subscription[40] & 1 != 0;
+                    (Duration::from_nanos(if absolute { timeout.saturating_sub(now) } else { timeout }), SUCCESS)
+                }
+                None => (Duration::ZERO, INVAL),
+            },
+            FD_WRITE if (1..=2).contains(&read_u32(subscription, 16)) => (Duration::ZERO, SUCCESS),
+            _ => (Duration::ZERO, BADF),
+        })
+        .collect();
+    let shortest = waits.iter().map(|(wait, _)| *wait).min().unwrap_or_default();
+    let deadline = state.deadline();
+    let until = Instant::now().checked_add(shortest).map_or(deadline, |until| until.min(deadline));
+    tokio::time::sleep_until(until.into()).await;
+    caller.data_mut().check_deadline()?;
+
+    let mut happened = Vec::new();
+    for (subscription, (wait, error)) in subscriptions.iter().zip(&waits) {
+        if *wait <= shortest {
+            let mut event = [0; EVENT];
+            event[..8].copy_from_slice(&subscription[..8]);
+            event[8..10].copy_from_slice(&(*error as u16).to_le_bytes());
+            event[10] = subscription[8];
+            happened.extend_from_slice(&event);
+        }
+    }
+    let number = (happened.len() / EVENT) as u32;
+    Ok(errno(write(&mut caller, events, &happened)? && write(&mut caller, out, &number.to_le_bytes())?))
+}

@@ -1,0 +1,215 @@
+//! Calls of small modules, each with one way to behave.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use zentinel_wasm_contract::{Failure, FailureKind, Hook};
+use zentinel_wasm_runtime::{Isolation, Lease, Module, Pool, Request, Runtime, Settings, StartError};
+
+fn settings() -> Settings {
+    Settings { size: 2, max_memory: 4 << 20, max_output: 1024, isolation: Isolation::Pooled, config: None }
+}
+
+/// A module whose `on_request_headers` has the body `hook`, with a bump allocator beside it and `extra` items.
+fn module(hook: &str, extra: &str) -> Module {
+    let wat = format!(
+        r#"(module
+            (import "zentinel" "log" (func $log (param i32 i32 i32)))
+            (import "wasi_snapshot_preview1" "random_get" (func $random_get (param i32 i32) (result i32)))
+            (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+            (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+            (memory (export "memory") 2)
+            (global $next (mut i32) (i32.const 4096))
+            (global $count (mut i64) (i64.const 0))
+            (data (i32.const 16) "{{\"decision\":\"block\"}}")
+            (func (export "alloc") (param i32) (result i32)
+                (local $ptr i32)
+                (local.set $ptr (global.get $next))
+                (global.set $next (i32.add (global.get $next) (local.get 0)))
+                (local.get $ptr))
+            (func (export "dealloc") (param i32 i32) (global.set $next (i32.const 4096)))
+            (func (export "on_request_headers") (param $ptr i32) (param $len i32) (result i64) {hook})
+            {extra})"#
+    );
+    Module::from_bytes("test.wasm", wat::parse_str(wat).unwrap(), None).unwrap()
+}
+
+async fn pool(module: &Module, settings: Settings) -> Pool {
+    Pool::start(&Runtime::start().unwrap(), module, settings, None).await.unwrap()
+}
+
+async fn call(pool: &Pool, timeout: Duration) -> Result<Lease, Failure> {
+    let request = Request {
+        hook: Hook::RequestHeaders,
+        input: br#"{"uri":"/"}"#.to_vec(),
+        deadline: Instant::now() + timeout,
+        correlation_id: Arc::from("id"),
+    };
+    pool.clone().call(request).await
+}
+
+const LONG: Duration = Duration::from_secs(20);
+
+/// The hook's answer stands in the data segment.
+const ANSWER: &str = "(i64.const 0x10_0000_0014)";
+
+/// The hook answers with its own input.
+const ECHO: &str = "(i64.or (i64.shl (i64.extend_i32_u (local.get $ptr)) (i64.const 32)) (i64.extend_i32_u (local.get $len)))";
+
+#[tokio::test]
+async fn a_hook_answers() {
+    let pool = pool(&module(ANSWER, ""), settings()).await;
+    let lease = call(&pool, LONG).await.unwrap();
+    assert_eq!(lease.output(), br#"{"decision":"block"}"#);
+    lease.accept();
+    assert_eq!(pool.stats().available, 2);
+}
+
+#[tokio::test]
+async fn a_hook_reads_its_input() {
+    let pool = pool(&module(ECHO, ""), settings()).await;
+    let lease = call(&pool, LONG).await.unwrap();
+    assert_eq!(lease.output(), br#"{"uri":"/"}"#);
+}
+
+#[tokio::test]
+async fn zero_is_no_opinion() {
+    for hook in ["(i64.const 0)", "(i64.const 0x10_0000_0000)"] {
+        let pool = pool(&module(hook, ""), settings()).await;
+        assert_eq!(call(&pool, LONG).await.unwrap().output(), b"");
+    }
+}
+
+async fn failure(hook: &str, extra: &str) -> Failure {
+    let pool = pool(&module(hook, extra), settings()).await;
+    let failure = call(&pool, Duration::from_millis(200)).await.err().expect("the call fails");
+    // The instance is replaced, and the pool is whole again.
+    while pool.stats().available < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(pool.stats().discarded, 1);
+    failure
+}
+
+#[tokio::test]
+async fn misbehaviour_has_its_kind() {
+    use FailureKind::*;
+    for (hook, extra, kind) in [
+        ("unreachable", "", Trap),
+        ("(i64.const 0x7fffffff_00000010)", "", InvalidResult),
+        ("(i64.const 0x10)", "", InvalidResult),
+        ("(i64.const 0x10_7fffffff)", "", OutputLimit),
+        ("(i64.const -1)", "", OutputLimit),
+        ("(loop (br 0)) (i64.const 0)", "", Timeout),
+        ("(call $f) (i64.const 0)", "(func $f (call $f))", Trap),
+        ("(call $exit (i32.const 1)) (i64.const 0)", "", Trap),
+        ("(if (i32.eq (memory.grow (i32.const 1000)) (i32.const -1)) (then unreachable)) (i64.const 0)", "", MemoryLimit),
+        ("(loop (drop (call $random_get (i32.const 0) (i32.const 131072))) (br 0)) (i64.const 0)", "", Timeout),
+        ("(call $log (i32.const 4) (i32.const -8) (i32.const 100)) (i64.const 0)", "", Trap),
+    ] {
+        assert_eq!(failure(hook, extra).await.kind, kind, "{hook}");
+    }
+}
+
+#[tokio::test]
+async fn a_trap_names_the_function() {
+    let failure = failure("(call $divide) (i64.const 0)", "(func $divide (drop (i32.div_u (i32.const 1) (i32.const 0))))").await;
+    assert!(failure.detail.contains("integer divide by zero") && failure.detail.contains("divide"), "{}", failure.detail);
+}
+
+#[tokio::test]
+async fn sleeping_ends_at_the_deadline() {
+    // One relative clock subscription of an hour at address 64: kind at 72, clock at 80, timeout at 88.
+    let hook = "(i64.store (i32.const 88) (i64.const 3600000000000))
+                (drop (call $poll (i32.const 64) (i32.const 256) (i32.const 1) (i32.const 512))) (i64.const 0)";
+    assert_eq!(failure(hook, "").await.kind, FailureKind::Timeout);
+    let hook = "(i64.store (i32.const 88) (i64.const 1000))
+                (if (call $poll (i32.const 64) (i32.const 256) (i32.const 1) (i32.const 512)) (then unreachable))
+                (if (i32.ne (i32.load (i32.const 512)) (i32.const 1)) (then unreachable)) (i64.const 0)";
+    let pool = pool(&module(hook, ""), settings()).await;
+    call(&pool, LONG).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_full_pool_is_overload_and_looping_calls_hold_only_their_slots() {
+    let pool = pool(&module("(loop (br 0)) (i64.const 0)", ""), settings()).await;
+    let loops: Vec<_> = (0..2)
+        .map(|_| {
+            tokio::spawn({
+                let pool = pool.clone();
+                async move { call(&pool, Duration::from_millis(500)).await.err() }
+            })
+        })
+        .collect();
+    while pool.stats().available > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let failure = call(&pool, Duration::from_millis(50)).await.err().unwrap();
+    assert_eq!(failure.kind, FailureKind::Overloaded);
+    for one in loops {
+        assert_eq!(one.await.unwrap().unwrap().kind, FailureKind::Timeout);
+    }
+}
+
+#[tokio::test]
+async fn a_dropped_call_frees_its_slot() {
+    let pool = pool(&module("(loop (br 0)) (i64.const 0)", ""), settings()).await;
+    let looping = tokio::spawn({
+        let pool = pool.clone();
+        async move { call(&pool, LONG).await.err() }
+    });
+    while pool.stats().available == 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    looping.abort();
+    while pool.stats().available < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Answers with eight bytes: how often this instance was called.
+const COUNT: &str = "(global.set $count (i64.add (global.get $count) (i64.const 1))) (i64.store (i32.const 64) (global.get $count)) (i64.const 0x40_00000008)";
+
+#[tokio::test]
+async fn pooled_instances_keep_their_state_and_fresh_ones_have_none() {
+    let one = Settings { size: 1, ..settings() };
+    for (isolation, expected) in [(Isolation::Pooled, [1, 2, 3]), (Isolation::Request, [1, 1, 1])] {
+        let pool = pool(&module(COUNT, ""), Settings { isolation, ..one.clone() }).await;
+        for count in expected {
+            let lease = call(&pool, LONG).await.unwrap();
+            assert_eq!(lease.output(), u64::to_le_bytes(count));
+            lease.accept();
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_instance_that_is_not_accepted_is_thrown_away() {
+    let pool = pool(&module(COUNT, ""), Settings { size: 1, ..settings() }).await;
+    for _ in 0..3 {
+        assert_eq!(call(&pool, LONG).await.unwrap().output(), 1_u64.to_le_bytes());
+    }
+    assert_eq!(pool.stats().discarded, 3);
+}
+
+async fn start_error(hook: &str, extra: &str, config: Option<&str>) -> String {
+    let settings = Settings { config: config.map(|config| config.as_bytes().into()), ..settings() };
+    let result: Result<Pool, StartError> = Pool::start(&Runtime::start().unwrap(), &module(hook, extra), settings, None).await;
+    result.err().map(|error| error.to_string()).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn modules_that_do_not_start_are_refused() {
+    let message = start_error(ANSWER, "(func $start unreachable) (start $start)", None).await;
+    assert!(message.starts_with("cannot start the module `test.wasm`: WASM_TRAP"), "{message}");
+    let message = start_error(ANSWER, "(func (export \"_initialize\") (loop (br 0)))", None).await;
+    assert!(message.contains("WASM_TIMEOUT"), "{message}");
+}
+
+#[tokio::test]
+async fn a_configuration_may_be_rejected() {
+    let reject = r#"(data (i32.const 64) "{\"error\":\"no key\"}")
+        (func (export "on_configure") (param i32 i32) (result i64) (i64.const 0x40_00000012))"#;
+    assert_eq!(start_error(ANSWER, reject, Some("{}")).await, "the module `test.wasm` rejects its configuration: no key");
+    assert_eq!(start_error(ANSWER, reject, None).await, "");
+}
