@@ -79,7 +79,6 @@ waf {{
     }}
 }}
 upstreams {{ upstream "backend" {{ target "127.0.0.1:{upstream_port}" weight=1 }} }}
-limits {{ max-header-size-bytes 65536; max-header-count 200; max-body-size-bytes 104857600; }}
 // The metrics listener would be on every interface, at a port that all proxies share.
 observability {{ logging {{ level "info"; format "json"; }}; metrics {{ enabled #false; }} }}
 "#

@@ -12,10 +12,15 @@ fn assert_accepted(name: &str, text: &str) {
     let file = dir.path().join("zentinel.kdl");
     std::fs::write(&file, with_sockets_in(dir.path(), text)).expect("the configuration is written");
     let proxy = Paths::from_env().proxy;
-    let output = Command::new(proxy).arg("test").arg("--strict").arg("-c").arg(&file).output().expect("the proxy runs");
+    let output = Command::new(proxy).args(["test", "-c"]).arg(&file).output().expect("the proxy runs");
     let told = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{name}: {told}");
+    let ignored: Vec<&str> = told.lines().filter(|line| line.contains('⚠') && !line.contains(FOR_OLD_PROXIES)).collect();
+    assert!(ignored.is_empty(), "{name}: {ignored:#?}");
 }
+
+/// Today's proxies take the failure mode from the filter; to 0.6.45 an agent without one is open.
+const FOR_OLD_PROXIES: &str = "'failure-mode \"closed\"' on agent";
 
 /// The proxy wants a socket's folder to exist, which on this machine it need not.
 fn with_sockets_in(dir: &Path, text: &str) -> String {
