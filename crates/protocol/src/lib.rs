@@ -1,1 +1,71 @@
+//! The agent's side of the Zentinel agent protocol, version 2.
+//!
+//! The way of an event: [`frame`] cuts it from the stream of a socket, [`decode`] makes an [`Event`](zentinel_wasm_contract::Event) of it that borrows
+//! from the frame, a [`Handler`] decides, and [`answer`] writes the decision as the proxy wants it. [`connection`] keeps all events of a socket
+//! going at once.
 
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+pub mod answer;
+pub mod connection;
+pub mod decode;
+pub mod frame;
+pub mod handshake;
+mod session;
+
+pub use answer::{Encoding, Phase, Proxy, Wire};
+pub use handshake::Capabilities;
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use zentinel_wasm_contract::{Answer, Event, Failure};
+
+/// Name that the agent goes by in the protocol and in logs.
+pub const AGENT_ID: &str = "zentinel-wasm-agent";
+
+/// Version of the protocol that is spoken.
+pub const PROTOCOL_VERSION: u32 = 2;
+
+/// Turns an answer into what goes over one transport.
+///
+/// An answer borrows from the memory of the instance that gave it, so that it is written while it exists: by the handler, not by the transport.
+pub trait Encode: Send + 'static {
+    /// What the transport sends.
+    type Encoded: Send + 'static;
+
+    /// Writes `answer`.
+    ///
+    /// # Errors
+    ///
+    /// The answer holds something that this transport cannot carry.
+    fn encode(&self, answer: &Answer<'_>) -> Result<Self::Encoded, Failure>;
+}
+
+/// Who decides about events.
+pub trait Handler: Send + Sync + 'static {
+    /// What the agent tells of itself in the handshake.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Decides about an event. What it needs of the event it takes before it returns; the future is polled on the connection's task.
+    fn handle<E: Encode>(self: &Arc<Self>, event: &Event<'_>, encode: E) -> impl Future<Output = E::Encoded> + Send + 'static;
+
+    /// Answers an event that could not be decoded: the module-error answer, never a silent allow.
+    fn reject<E: Encode>(self: &Arc<Self>, correlation_id: &str, failure: &Failure, encode: E) -> E::Encoded;
+
+    /// Applies the proxy's configuration: a JSON object. The error is the reason for which it is rejected.
+    fn configure(self: &Arc<Self>, config: serde_json::Value) -> impl Future<Output = Result<(), String>> + Send + 'static;
+
+    /// What the agent reports without being asked, whenever it changes.
+    fn reports(&self) -> watch::Receiver<Arc<Reports>>;
+}
+
+/// Health and metrics, ready to be sent.
+#[derive(Debug, Default)]
+pub struct Reports {
+    /// Health, as the protocol's JSON.
+    pub health: serde_json::Value,
+    /// Metrics, as the protocol's JSON.
+    pub metrics: serde_json::Value,
+}

@@ -1,0 +1,494 @@
+//! From an answer to the frame that the proxy reads.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::ser::{SerializeMap, SerializeStruct, Serializer};
+use zentinel_wasm_contract::{
+    Answer, BodyAction, BodyMutation, Decision, Event, Failure, FailureKind, HeaderOp, Hook, Text, WebsocketDecision,
+};
+
+use crate::frame::{self, kind};
+use crate::{Encode, PROTOCOL_VERSION};
+
+/// How payloads are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Encoding {
+    /// What the published proxy speaks.
+    #[default]
+    Json,
+    /// Maps with named fields, bodies as bytes.
+    MessagePack,
+}
+
+impl Encoding {
+    /// The name in the handshake.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Json => "json",
+            Self::MessagePack => "msgpack",
+        }
+    }
+}
+
+/// What is known of the proxy at the other end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Proxy {
+    /// It lets a challenge through as if it were an allow: versions before 0.6.51.
+    pub lets_challenges_through: bool,
+}
+
+impl Proxy {
+    /// What is known of the proxy of this version. One that cannot be read counts as new.
+    pub fn of_version(version: &str) -> Self {
+        let mut numbers = version.split(['.', '-', '+']).map(str::parse::<u32>);
+        let known = match (numbers.next(), numbers.next(), numbers.next()) {
+            (Some(Ok(major)), Some(Ok(minor)), Some(Ok(patch))) => Some((major, minor, patch)),
+            _ => None,
+        };
+        Self { lets_challenges_through: known.is_some_and(|version| version < (0, 6, 51)) }
+    }
+}
+
+/// What an answer must know of its event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Phase {
+    /// The hook of the event.
+    pub hook: Hook,
+    /// The chunk of a body event.
+    pub chunk_index: u32,
+}
+
+impl Phase {
+    /// The phase of `event`.
+    pub const fn of(event: &Event<'_>) -> Self {
+        let chunk_index = match event {
+            Event::RequestBody(chunk) | Event::ResponseBody(chunk) => chunk.chunk_index,
+            _ => 0,
+        };
+        Self { hook: event.hook(), chunk_index }
+    }
+}
+
+/// Turns an answer into what an old proxy understands.
+///
+/// A challenge becomes a block, for it would be waved through otherwise.
+pub fn for_proxy<'a, 'b>(answer: &'b Answer<'a>, proxy: Proxy) -> Cow<'b, Answer<'a>> {
+    let Decision::Challenge { params, .. } = &answer.decision else { return Cow::Borrowed(answer) };
+    if !proxy.lets_challenges_through {
+        return Cow::Borrowed(answer);
+    }
+    let body = params.iter().find(|(name, _)| &**name == "body").map(|(_, body)| body.clone());
+    Cow::Owned(Answer { decision: Decision::Block { status: 403, body, headers: Vec::new() }, ..answer.clone() })
+}
+
+/// Writes answers to one event of a Unix socket as frames.
+#[derive(Clone, Debug)]
+pub struct Wire {
+    /// The encoding that was agreed on.
+    pub encoding: Encoding,
+    /// The proxy at the other end.
+    pub proxy: Proxy,
+    /// The event's place.
+    pub phase: Phase,
+    /// The event's id, by which the proxy finds its request.
+    pub correlation_id: Arc<str>,
+}
+
+impl Encode for Wire {
+    type Encoded = Vec<u8>;
+
+    fn encode(&self, answer: &Answer<'_>) -> Result<Vec<u8>, Failure> {
+        let answer = for_proxy(answer, self.proxy);
+        let payload = Payload {
+            answer: &answer,
+            correlation_id: &self.correlation_id,
+            request_body_mutation: answer
+                .request_body_mutation
+                .as_ref()
+                .map(|mutation| request_mutation(mutation, self.phase))
+                .transpose()?,
+            response_body_mutation: answer.response_body_mutation.as_ref().map(|mutation| response_mutation(mutation, self.phase)),
+            websocket_decision: websocket_decision(&answer, self.phase.hook),
+            guardrail: guardrail(&answer, self.phase.hook),
+        };
+        let mut out = Vec::with_capacity(256);
+        frame::append(&mut out, kind::AGENT_RESPONSE, |out| {
+            // Neither fails: the types are plain, and a vector takes everything.
+            let _ = match self.encoding {
+                Encoding::Json => serde_json::to_writer(out, &payload).is_ok(),
+                Encoding::MessagePack => rmp_serde::encode::write_named(out, &payload).is_ok(),
+            };
+        });
+        if out.len() - 4 > frame::MAX_FRAME {
+            return Err(Failure::new(FailureKind::OutputLimit, format!("the answer has {} bytes, more than a frame may have", out.len())));
+        }
+        Ok(out)
+    }
+}
+
+/// A body mutation as it is written: what the chunk becomes, None to leave it.
+#[derive(Serialize)]
+struct Mutation<'a> {
+    data: Option<Cow<'a, str>>,
+    chunk_index: u32,
+}
+
+/// The proxy takes the data of a request mutation as it is: it must be text.
+fn request_mutation<'a>(mutation: &'a BodyMutation<'_>, phase: Phase) -> Result<Mutation<'a>, Failure> {
+    let data = match &mutation.action {
+        BodyAction::PassThrough => None,
+        BodyAction::Drop => Some(Cow::Borrowed("")),
+        BodyAction::Replace(bytes) => match std::str::from_utf8(bytes) {
+            Ok(text) => Some(Cow::Borrowed(text)),
+            Err(_) => {
+                return Err(Failure::new(
+                    FailureKind::InvalidResult,
+                    "`request_body_mutation` holds bytes that are no text: the proxy takes only text for a request body",
+                ));
+            }
+        },
+    };
+    Ok(Mutation { data, chunk_index: mutation.chunk_index.unwrap_or(phase.chunk_index) })
+}
+
+/// The proxy takes the data of a response mutation as base64.
+fn response_mutation<'a>(mutation: &'a BodyMutation<'_>, phase: Phase) -> Mutation<'a> {
+    let data = match &mutation.action {
+        BodyAction::PassThrough => None,
+        BodyAction::Drop => Some(Cow::Borrowed("")),
+        BodyAction::Replace(bytes) => Some(Cow::Owned(base64_simd::STANDARD.encode_to_string(&**bytes))),
+    };
+    Mutation { data, chunk_index: mutation.chunk_index.unwrap_or(phase.chunk_index) }
+}
+
+/// What becomes of a frame. The proxy looks at nothing else, so that a module that only blocks must be heard here too.
+fn websocket_decision<'a>(answer: &'a Answer<'_>, hook: Hook) -> Option<Cow<'a, WebsocketDecision<'a>>> {
+    /// Policy violation (RFC 6455, 7.4.1).
+    const POLICY: u16 = 1008;
+
+    match (&answer.websocket_decision, &answer.decision) {
+        (Some(decision), _) => Some(Cow::Borrowed(decision)),
+        (None, _) if hook != Hook::WebsocketFrame => None,
+        (None, Decision::Allow) => Some(Cow::Owned(WebsocketDecision::Allow)),
+        (None, _) => Some(Cow::Owned(WebsocketDecision::Close { code: POLICY, reason: Text::borrowed("refused") })),
+    }
+}
+
+/// The verdict of a guardrail inspection. The proxy looks at nothing else, as above.
+fn guardrail<'a>(answer: &'a Answer<'_>, hook: Hook) -> Option<Cow<'a, str>> {
+    if let Some(response) = answer.guardrail_response {
+        return Some(Cow::Borrowed(response));
+    }
+    if hook != Hook::GuardrailInspect {
+        return None;
+    }
+    if answer.decision == Decision::Allow {
+        return Some(Cow::Borrowed(r#"{"detected":false,"confidence":0.0,"detections":[]}"#));
+    }
+    let confidence = answer.audit.confidence.unwrap_or(1.0);
+    let category = answer.audit.reason_codes.first().map_or("blocked", Text::as_str);
+    let description = match &answer.decision {
+        Decision::Block { body: Some(body), .. } => body,
+        _ => "refused by the module",
+    };
+    let verdict = serde_json::json!({
+        "detected": true,
+        "confidence": confidence,
+        "detections": [{"category": category, "description": description, "severity": "high", "confidence": confidence}],
+    });
+    Some(Cow::Owned(verdict.to_string()))
+}
+
+/// The agent response of the protocol. What is empty is left out: the proxy's defaults are the same.
+struct Payload<'a> {
+    answer: &'a Answer<'a>,
+    correlation_id: &'a str,
+    request_body_mutation: Option<Mutation<'a>>,
+    response_body_mutation: Option<Mutation<'a>>,
+    websocket_decision: Option<Cow<'a, WebsocketDecision<'a>>>,
+    guardrail: Option<Cow<'a, str>>,
+}
+
+impl Serialize for Payload<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let answer = self.answer;
+        let routing = !answer.routing_metadata.is_empty() || self.guardrail.is_some();
+        let present = [
+            !answer.request_headers.is_empty(),
+            !answer.response_headers.is_empty(),
+            routing,
+            answer.needs_more,
+            self.request_body_mutation.is_some(),
+            self.response_body_mutation.is_some(),
+            self.websocket_decision.is_some(),
+        ];
+        let fields = 3 + present.into_iter().filter(|present| *present).count();
+        let mut out = serializer.serialize_struct("AgentResponse", fields)?;
+        out.serialize_field("version", &PROTOCOL_VERSION)?;
+        out.serialize_field("decision", &DecisionWire(&answer.decision))?;
+        if !answer.request_headers.is_empty() {
+            out.serialize_field("request_headers", &Ops(&answer.request_headers))?;
+        }
+        if !answer.response_headers.is_empty() {
+            out.serialize_field("response_headers", &Ops(&answer.response_headers))?;
+        }
+        if routing {
+            out.serialize_field("routing_metadata", &Routing(&answer.routing_metadata, self.guardrail.as_deref()))?;
+        }
+        out.serialize_field("audit", &AuditWire(answer, self.correlation_id))?;
+        if answer.needs_more {
+            out.serialize_field("needs_more", &true)?;
+        }
+        if let Some(mutation) = &self.request_body_mutation {
+            out.serialize_field("request_body_mutation", mutation)?;
+        }
+        if let Some(mutation) = &self.response_body_mutation {
+            out.serialize_field("response_body_mutation", mutation)?;
+        }
+        if let Some(decision) = &self.websocket_decision {
+            out.serialize_field("websocket_decision", &WebsocketWire(decision))?;
+        }
+        out.end()
+    }
+}
+
+struct DecisionWire<'a>(&'a Decision<'a>);
+
+impl Serialize for DecisionWire<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        #[serde(rename_all = "snake_case")]
+        enum Tagged<'a> {
+            Allow,
+            Block { status: u16, body: Option<&'a str>, headers: Option<PairsWire<'a>> },
+            Redirect { url: &'a str, status: u16 },
+            Challenge { challenge_type: &'a str, params: PairsWire<'a> },
+        }
+
+        match self.0 {
+            Decision::Allow => Tagged::Allow,
+            Decision::Block { status, body, headers } => Tagged::Block {
+                status: *status,
+                body: body.as_deref(),
+                headers: if headers.is_empty() { None } else { Some(PairsWire(headers)) },
+            },
+            Decision::Redirect { status, url } => Tagged::Redirect { url, status: *status },
+            Decision::Challenge { challenge_type, params } => Tagged::Challenge { challenge_type, params: PairsWire(params) },
+        }
+        .serialize(serializer)
+    }
+}
+
+struct PairsWire<'a>(&'a [(Text<'a>, Text<'a>)]);
+
+impl Serialize for PairsWire<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
+    }
+}
+
+struct Routing<'a>(&'a [(Text<'a>, Text<'a>)], Option<&'a str>);
+
+impl Serialize for Routing<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        const GUARDRAIL: &str = "guardrail_response";
+
+        let Self(pairs, guardrail) = self;
+        let mut map = serializer.serialize_map(Some(pairs.len() + usize::from(guardrail.is_some())))?;
+        for (name, value) in *pairs {
+            map.serialize_entry(name, value)?;
+        }
+        if let Some(guardrail) = guardrail {
+            map.serialize_entry(GUARDRAIL, guardrail)?;
+        }
+        map.end()
+    }
+}
+
+struct Ops<'a>(&'a [HeaderOp<'a>]);
+
+impl Serialize for Ops<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        #[serde(rename_all = "snake_case")]
+        enum Tagged<'a> {
+            Set { name: &'a str, value: &'a str },
+            Add { name: &'a str, value: &'a str },
+            Remove { name: &'a str },
+        }
+
+        serializer.collect_seq(self.0.iter().map(|op| match op {
+            HeaderOp::Set(name, value) => Tagged::Set { name, value },
+            HeaderOp::Add(name, value) => Tagged::Add { name, value },
+            HeaderOp::Remove(name) => Tagged::Remove { name },
+        }))
+    }
+}
+
+struct AuditWire<'a>(&'a Answer<'a>, &'a str);
+
+impl Serialize for AuditWire<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Custom<'a> {
+            correlation_id: &'a str,
+        }
+
+        let Self(answer, correlation_id) = self;
+        let audit = &answer.audit;
+        let lists = [("tags", &audit.tags), ("rule_ids", &audit.rule_ids), ("reason_codes", &audit.reason_codes)];
+        let fields = 1 + usize::from(audit.confidence.is_some()) + lists.iter().filter(|(_, list)| !list.is_empty()).count();
+        let mut out = serializer.serialize_struct("AuditMetadata", fields)?;
+        for (name, list) in lists {
+            if !list.is_empty() {
+                out.serialize_field(name, list)?;
+            }
+        }
+        if let Some(confidence) = audit.confidence {
+            out.serialize_field("confidence", &confidence)?;
+        }
+        out.serialize_field("custom", &Custom { correlation_id })?;
+        out.end()
+    }
+}
+
+struct WebsocketWire<'a>(&'a WebsocketDecision<'a>);
+
+impl Serialize for WebsocketWire<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        #[serde(rename_all = "snake_case")]
+        enum Tagged<'a> {
+            Allow,
+            Drop,
+            Close { code: u16, reason: &'a str },
+        }
+
+        match self.0 {
+            WebsocketDecision::Allow => Tagged::Allow,
+            WebsocketDecision::Drop => Tagged::Drop,
+            WebsocketDecision::Close { code, reason } => Tagged::Close { code: *code, reason },
+        }
+        .serialize(serializer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn wire(hook: Hook) -> Wire {
+        Wire { encoding: Encoding::Json, proxy: Proxy::default(), phase: Phase { hook, chunk_index: 7 }, correlation_id: Arc::from("c\"1") }
+    }
+
+    fn sent(wire: &Wire, answer: &str) -> Value {
+        let frame = wire.encode(&Answer::parse(answer.as_bytes()).unwrap()).unwrap();
+        let (frame, _) = frame::next(&frame).unwrap().unwrap();
+        assert_eq!(frame.kind, kind::AGENT_RESPONSE);
+        let json: Value = serde_json::from_slice(frame.payload).unwrap();
+        let other = Wire { encoding: Encoding::MessagePack, ..wire.clone() };
+        let packed = other.encode(&Answer::parse(answer.as_bytes()).unwrap()).unwrap();
+        assert_eq!(rmp_serde::from_slice::<Value>(&packed[frame::HEADER..]).unwrap(), json);
+        json
+    }
+
+    #[test]
+    fn an_allow_is_short() {
+        assert_eq!(
+            sent(&wire(Hook::RequestHeaders), ""),
+            json!({"version": 2, "decision": "allow", "audit": {"custom": {"correlation_id": "c\"1"}}})
+        );
+    }
+
+    #[test]
+    fn everything_that_a_module_says_is_sent() {
+        let answer = r#"{"decision":"block","status":451,"body":"no","add_response_headers":{"A":"1"},"remove_response_headers":["B"],
+            "add_request_headers":{"C":["1","2"]},"tags":["t"],"rule_ids":["r"],"confidence":0.5,"reason_codes":["x"],
+            "routing_metadata":{"upstream":"u"},"needs_more":true}"#;
+        assert_eq!(
+            sent(&wire(Hook::RequestHeaders), answer),
+            json!({
+                "version": 2,
+                "decision": {"block": {"status": 451, "body": "no", "headers": {"A": "1"}}},
+                "request_headers": [{"set": {"name": "C", "value": "1"}}, {"add": {"name": "C", "value": "2"}}],
+                "response_headers": [{"remove": {"name": "B"}}],
+                "routing_metadata": {"upstream": "u"},
+                "audit": {"tags": ["t"], "rule_ids": ["r"], "reason_codes": ["x"], "confidence": 0.5, "custom": {"correlation_id": "c\"1"}},
+                "needs_more": true,
+            })
+        );
+    }
+
+    #[test]
+    fn a_block_without_headers_says_null() {
+        let decision = &sent(&wire(Hook::RequestHeaders), r#"{"decision":"deny"}"#)["decision"];
+        assert_eq!(*decision, json!({"block": {"status": 403, "body": null, "headers": null}}));
+    }
+
+    #[test]
+    fn request_bodies_are_text_and_response_bodies_base64() {
+        let answer = r#"{"request_body_mutation":{"action":"replace","data":"hi"},"response_body_mutation":{"action":"replace","data":"hi","chunk_index":2}}"#;
+        let sent = sent(&wire(Hook::RequestBody), answer);
+        assert_eq!(sent["request_body_mutation"], json!({"data": "hi", "chunk_index": 7}));
+        assert_eq!(sent["response_body_mutation"], json!({"data": "aGk=", "chunk_index": 2}));
+        let bytes = br#"{"request_body_mutation":{"action":"replace","data_base64":"/w=="}}"#;
+        let failure = wire(Hook::RequestBody).encode(&Answer::parse(bytes).unwrap()).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::InvalidResult);
+    }
+
+    #[test]
+    fn passing_through_and_dropping() {
+        let sent = sent(
+            &wire(Hook::RequestBody),
+            r#"{"request_body_mutation":{"action":"drop"},"response_body_mutation":{"action":"pass_through"}}"#,
+        );
+        assert_eq!(sent["request_body_mutation"], json!({"data": "", "chunk_index": 7}));
+        assert_eq!(sent["response_body_mutation"], json!({"data": null, "chunk_index": 7}));
+    }
+
+    #[test]
+    fn a_refused_frame_closes_its_connection() {
+        let hook = Hook::WebsocketFrame;
+        assert_eq!(sent(&wire(hook), "")["websocket_decision"], "allow");
+        assert_eq!(sent(&wire(hook), r#"{"websocket_decision":"drop"}"#)["websocket_decision"], "drop");
+        assert_eq!(
+            sent(&wire(hook), r#"{"decision":"block"}"#)["websocket_decision"],
+            json!({"close": {"code": 1008, "reason": "refused"}})
+        );
+    }
+
+    #[test]
+    fn a_guardrail_verdict_travels_in_the_routing_metadata() {
+        let verdict = |answer: &str| -> Value {
+            let sent = sent(&wire(Hook::GuardrailInspect), answer);
+            serde_json::from_str(sent["routing_metadata"]["guardrail_response"].as_str().unwrap()).unwrap()
+        };
+        assert_eq!(verdict("")["detected"], false);
+        assert_eq!(verdict(r#"{"guardrail_response":{"detected":true,"confidence":0.5}}"#), json!({"detected": true, "confidence": 0.5}));
+        let derived = verdict(r#"{"decision":"block","body":"pii","reason_codes":["SSN"],"confidence":0.25}"#);
+        assert_eq!((&derived["detected"], &derived["confidence"]), (&json!(true), &json!(0.25)));
+        assert_eq!(derived["detections"][0]["category"], "SSN");
+    }
+
+    #[test]
+    fn old_proxies_get_a_block_for_a_challenge() {
+        let old = Wire { proxy: Proxy::of_version("0.6.45"), ..wire(Hook::RequestHeaders) };
+        let answer = r#"{"decision":"challenge","challenge_type":"captcha","challenge_params":{"body":"prove it"},"tags":["t"]}"#;
+        let to_old = sent(&old, answer);
+        assert_eq!(to_old["decision"], json!({"block": {"status": 403, "body": "prove it", "headers": null}}));
+        assert_eq!(to_old["audit"]["tags"], json!(["t"]));
+        assert!(sent(&wire(Hook::RequestHeaders), answer)["decision"].get("challenge").is_some());
+    }
+
+    #[test]
+    fn versions_that_cannot_be_read_count_as_new() {
+        for (version, old) in
+            [("0.6.50", true), ("0.6.51", false), ("0.5.99", true), ("1.0.0", false), ("0.6.45-rc1", true), ("", false), ("x.y.z", false)]
+        {
+            assert_eq!(Proxy::of_version(version).lets_challenges_through, old, "{version}");
+        }
+    }
+}

@@ -1,0 +1,599 @@
+//! One connection on the Unix socket.
+//!
+//! A round reads what has arrived, decodes all of it, writes the answers of the round before, and runs the new events. Answers are written *after*
+//! the next reading, so that every event that has arrived is known when it is decided whether an older one of its id may still be answered; and
+//! many answers go out in one write. An event whose call does not end in its first slice is kept aside, and the round goes on.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+use zentinel_wasm_contract::{Answer, Decision, Failure, FailureKind, Hook, Text};
+
+use crate::answer::{Encoding, Phase, Proxy, Wire};
+use crate::frame::{self, Frame, FrameError, MAX_FRAME, kind};
+use crate::handshake::{self, MAX_IN_FLIGHT};
+use crate::session::{Call, Session, Ticket};
+use crate::{Encode, Handler, decode};
+
+/// Time that a client has to say its handshake. The proxy does it at once.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time from a frame's first byte to its last, and time that a client may take no answer while one is waiting for it. An idle connection is never
+/// closed.
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a connection of a draining agent must be quiet before it is closed: events that were on their way have arrived then.
+const QUIET: Duration = Duration::from_millis(100);
+
+/// Room that is made in the buffer before a read, and what is kept of it between frames, in bytes. A busy connection's events are read by the dozen.
+const READ_ROOM: usize = 64 << 10;
+
+/// Events that are run before their answers are written. More save system calls, fewer let the first answers out sooner.
+const BATCH: usize = 32;
+
+/// Frames that one system call writes at most.
+const WRITE_SLICES: usize = 64;
+
+/// Answers that wait for a client to read before no more events are taken from it, in bytes.
+const MAX_UNSENT: usize = 1 << 20;
+
+/// Why a connection has ended before the client closed it.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionError {
+    /// The socket failed.
+    #[error("the socket failed: {0}")]
+    Io(#[from] io::Error),
+    /// The client sent what are no frames.
+    #[error("the client sent {0}")]
+    Frame(#[from] FrameError),
+    /// The first frame was not a handshake, or not one that can be agreed to.
+    #[error("the handshake failed: {0}")]
+    Handshake(String),
+    /// The client was too slow.
+    #[error("the client {0} for {1:?}")]
+    Stalled(&'static str, Duration),
+    /// A part of an answer was out when a newer event of the same id arrived.
+    #[error("an answer was superseded while it was being sent")]
+    Superseded,
+}
+
+/// How far the agent has come with ending.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// It serves.
+    #[default]
+    Serving,
+    /// Connections end as soon as they are quiet.
+    Draining,
+    /// Connections take no more events and end when those under way are answered.
+    Closing,
+}
+
+/// Serves one connection until its client closes it, or the agent has come to its end.
+///
+/// # Errors
+///
+/// The client breaks the protocol or stalls, or the socket fails.
+pub async fn serve<H: Handler>(stream: UnixStream, handler: Arc<H>, stage: watch::Receiver<Stage>) -> Result<(), ConnectionError> {
+    let mut input = Input::default();
+    let greeting = tokio::time::timeout(HANDSHAKE_TIMEOUT, shake_hands(&stream, &mut input, &*handler)).await;
+    let (encoding, proxy) = match greeting {
+        Ok(Ok(Some(agreed))) => agreed,
+        Ok(Ok(None)) => return Ok(()),
+        Ok(Err(error)) => return Err(error),
+        Err(_) => return Err(ConnectionError::Stalled("said no handshake", HANDSHAKE_TIMEOUT)),
+    };
+    let reports = handler.reports();
+    let mut connection = Connection {
+        stream,
+        handler,
+        encoding,
+        proxy,
+        input,
+        session: Session::new(),
+        batch: Vec::new(),
+        output: Output::default(),
+        ended: false,
+        warned_of_type: false,
+    };
+    connection.report(&reports);
+    connection.run(stage, reports).await
+}
+
+/// Reads the handshake and answers it. None when the client has closed the connection without a word.
+async fn shake_hands<H: Handler>(
+    stream: &UnixStream,
+    input: &mut Input,
+    handler: &H,
+) -> Result<Option<(Encoding, Proxy)>, ConnectionError> {
+    let payload = loop {
+        if let Some((frame, len)) = frame::next(input.bytes())? {
+            if frame.kind != kind::HANDSHAKE_REQUEST {
+                return Err(ConnectionError::Handshake(format!("the first frame has type {:#04x}", frame.kind)));
+            }
+            let payload = frame.payload.to_vec();
+            input.consume(len);
+            break payload;
+        }
+        stream.readable().await?;
+        match input.read(stream)? {
+            Read::Some => {}
+            Read::Nothing => {}
+            Read::End if input.bytes().is_empty() => return Ok(None),
+            Read::End => return Err(ConnectionError::Handshake("the connection ended within it".into())),
+        }
+    };
+    let (response, agreed) = match serde_json::from_slice::<handshake::Request<'_>>(&payload) {
+        Ok(request) => match request.check() {
+            Ok(()) => {
+                let proxy = Proxy::of_version(&request.proxy_version);
+                if proxy.lets_challenges_through {
+                    info!(
+                        proxy_version = &*request.proxy_version,
+                        "this proxy does not know challenges: they are sent as blocks, and redirects fail with a 500"
+                    );
+                }
+                let encoding = request.encoding();
+                (handshake::Response::new(handler.capabilities(), encoding, None), Ok((encoding, proxy)))
+            }
+            Err(error) => (handshake::Response::new(handler.capabilities(), Encoding::Json, Some(error.clone())), Err(error)),
+        },
+        Err(error) => {
+            let error = format!("the request cannot be read: {error}");
+            (handshake::Response::new(handler.capabilities(), Encoding::Json, Some(error.clone())), Err(error))
+        }
+    };
+    let mut out = Vec::new();
+    frame::append(&mut out, kind::HANDSHAKE_RESPONSE, |out| {
+        // Writing to a vector does not fail.
+        let _ = serde_json::to_writer(out, &response);
+    });
+    let mut rest = out.as_slice();
+    while !rest.is_empty() {
+        stream.writable().await?;
+        match stream.try_write(rest) {
+            Ok(written) => rest = &rest[written..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    agreed.map(Some).map_err(ConnectionError::Handshake)
+}
+
+struct Connection<H> {
+    stream: UnixStream,
+    handler: Arc<H>,
+    encoding: Encoding,
+    proxy: Proxy,
+    input: Input,
+    session: Session<Vec<u8>>,
+    /// Events that have arrived and were not run yet.
+    batch: Vec<(Ticket, Call<Vec<u8>>)>,
+    output: Output,
+    /// The client will send no more.
+    ended: bool,
+    warned_of_type: bool,
+}
+
+impl<H: Handler> Connection<H> {
+    async fn run(
+        &mut self,
+        mut stage: watch::Receiver<Stage>,
+        mut reports: watch::Receiver<Arc<crate::Reports>>,
+    ) -> Result<(), ConnectionError> {
+        let timer = tokio::time::sleep(Duration::ZERO);
+        tokio::pin!(timer);
+        let mut quiet_since = Instant::now();
+        let mut stage_known = true;
+        loop {
+            let now_stage = *stage.borrow();
+            if now_stage < Stage::Closing {
+                self.read()?;
+                self.decode()?;
+            }
+            self.output.write(&self.stream, &mut self.session)?;
+            if !self.batch.is_empty() {
+                self.run_batch().await;
+                quiet_since = Instant::now();
+                continue;
+            }
+            let idle = self.session.pending() == 0 && self.output.is_empty();
+            if idle && (self.ended || now_stage == Stage::Closing) {
+                return Ok(());
+            }
+            if idle && now_stage == Stage::Draining && quiet_since.elapsed() >= QUIET {
+                return Ok(());
+            }
+
+            let wants_read = now_stage < Stage::Closing && self.takes_events();
+            let wants_write = !self.output.is_empty();
+            let quiet_end = (idle && now_stage == Stage::Draining).then(|| quiet_since + QUIET);
+            let deadline = [self.input.stalled_at(wants_read), self.output.stalled_at(), quiet_end].into_iter().flatten().min();
+            if let Some(deadline) = deadline
+                && timer.deadline() != deadline
+            {
+                timer.as_mut().reset(deadline);
+            }
+            tokio::select! {
+                biased;
+                ended = self.next(wants_read, wants_write) => {
+                    if let Some((ticket, answer)) = ended? {
+                        self.output.answer(ticket, answer);
+                    }
+                }
+                changed = stage.changed(), if stage_known => stage_known = changed.is_ok(),
+                changed = reports.changed() => {
+                    if changed.is_err() {
+                        // Nobody reports any more: the agent is at its end, and its stage will tell.
+                        std::future::pending::<()>().await;
+                    }
+                    self.report(&reports);
+                }
+                () = &mut timer, if deadline.is_some() => {
+                    let now = Instant::now();
+                    if self.input.stalled_at(wants_read).is_some_and(|at| at <= now) {
+                        return Err(ConnectionError::Stalled("did not finish a frame", STALL_TIMEOUT));
+                    }
+                    if self.output.stalled_at().is_some_and(|at| at <= now) {
+                        return Err(ConnectionError::Stalled("took no answer", STALL_TIMEOUT));
+                    }
+                }
+            }
+        }
+    }
+
+    fn takes_events(&self) -> bool {
+        !self.ended && self.session.pending() + self.batch.len() < MAX_IN_FLIGHT && self.output.unsent() < MAX_UNSENT
+    }
+
+    /// Waits until a call has ended or the socket can go on.
+    async fn next(&mut self, wants_read: bool, wants_write: bool) -> io::Result<Option<(Ticket, Vec<u8>)>> {
+        std::future::poll_fn(|context| {
+            if let Poll::Ready(ended) = self.session.poll_ended(context) {
+                return Poll::Ready(Ok(ended));
+            }
+            if wants_read && let Poll::Ready(ready) = self.stream.poll_read_ready(context) {
+                return Poll::Ready(ready.map(|()| None));
+            }
+            if wants_write && let Poll::Ready(ready) = self.stream.poll_write_ready(context) {
+                return Poll::Ready(ready.map(|()| None));
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn read(&mut self) -> Result<(), ConnectionError> {
+        while self.takes_events() && self.input.len() < READ_ROOM {
+            match self.input.read(&self.stream)? {
+                Read::Some => {}
+                Read::Nothing => return Ok(()),
+                Read::End => self.ended = true,
+            }
+        }
+        // A frame that is larger than the room is read on as long as there is no whole one.
+        while self.takes_events() && frame::next(self.input.bytes())?.is_none() {
+            match self.input.read(&self.stream)? {
+                Read::Some => {}
+                Read::Nothing => return Ok(()),
+                Read::End => self.ended = true,
+            }
+        }
+        Ok(())
+    }
+
+    /// Turns the frames that have arrived into calls, without running them.
+    fn decode(&mut self) -> Result<(), ConnectionError> {
+        let mut input = std::mem::take(&mut self.input);
+        let result = self.decode_from(&mut input);
+        self.input = input;
+        result
+    }
+
+    fn decode_from(&mut self, input: &mut Input) -> Result<(), ConnectionError> {
+        while self.session.pending() + self.batch.len() < MAX_IN_FLIGHT && self.batch.len() < BATCH {
+            let Some((frame, len)) = frame::next(input.bytes())? else { break };
+            self.take(frame)?;
+            input.consume(len);
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, frame: Frame<'_>) -> Result<(), ConnectionError> {
+        match frame.kind {
+            kind::CONFIGURE => self.configure(frame.payload),
+            kind if kind::is_event(kind) => self.event(kind, frame.payload),
+            kind::CANCEL => {
+                if let Some(id) = decode::correlation_id(self.encoding, frame.payload) {
+                    self.cancel(&id);
+                }
+            }
+            kind::PING => self.output.control(kind::PONG, frame.payload),
+            kind::PONG => {}
+            kind::HANDSHAKE_REQUEST => return Err(ConnectionError::Handshake("there was a second one".into())),
+            kind => {
+                if !std::mem::replace(&mut self.warned_of_type, true) {
+                    warn!("frames of type {kind:#04x} are not known and passed over");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, kind: u8, payload: &[u8]) {
+        let (ticket, call) = match decode::event(self.encoding, kind, payload) {
+            Ok(event) => {
+                let id = event.correlation_id();
+                let ticket = self.session.arrived(id);
+                let wire = self.wire(Arc::from(id), Phase::of(&event));
+                (ticket, Box::pin(self.handler.handle(&event, wire)) as Call<_>)
+            }
+            Err(error) => {
+                let Some(id) = decode::correlation_id(self.encoding, payload) else {
+                    warn!("an event of type {kind:#04x} cannot be answered, for it has no readable correlation id: {error}");
+                    return;
+                };
+                let failure = Failure::new(FailureKind::InvalidEvent, format!("the event of type {kind:#04x} cannot be read: {error}"));
+                let wire = self.wire(Arc::from(&*id), Phase { hook: hook_of(kind), chunk_index: 0 });
+                let answer = self.handler.reject(&id, &failure, wire);
+                (self.session.arrived(&id), Box::pin(std::future::ready(answer)) as Call<_>)
+            }
+        };
+        self.batch.push((ticket, call));
+    }
+
+    fn configure(&mut self, payload: &[u8]) {
+        let configure = match decode::configure(self.encoding, payload) {
+            Ok(configure) => configure,
+            Err(error) => {
+                warn!("a configuration cannot be read: {error}");
+                return;
+            }
+        };
+        let ticket = self.session.arrived(&configure.correlation_id);
+        let wire = self.wire(Arc::from(&*configure.correlation_id), Phase { hook: Hook::Configure, chunk_index: 0 });
+        let applying = self.handler.configure(configure.config);
+        let call = async move {
+            let answer = match applying.await {
+                Ok(()) => Answer::default(),
+                Err(reason) => Answer {
+                    decision: Decision::Block { status: 400, body: Some(Text::from(reason)), headers: Vec::new() },
+                    ..Answer::default()
+                },
+            };
+            wire.encode(&answer).unwrap_or_default()
+        };
+        self.batch.push((ticket, Box::pin(call)));
+    }
+
+    fn cancel(&mut self, correlation_id: &str) {
+        self.session.cancel(correlation_id);
+        let session = &self.session;
+        self.batch.retain(|(ticket, _)| session.is_newest(*ticket));
+        debug!(correlation_id, "cancelled");
+    }
+
+    fn wire(&self, correlation_id: Arc<str>, phase: Phase) -> Wire {
+        Wire { encoding: self.encoding, proxy: self.proxy, phase, correlation_id }
+    }
+
+    /// Runs every event of the batch for one slice. Those that end are answered, the others kept going.
+    async fn run_batch(&mut self) {
+        std::future::poll_fn(|context| {
+            for (ticket, mut call) in self.batch.drain(..) {
+                // A newer event of the id came with the same read.
+                if !self.session.is_newest(ticket) {
+                    continue;
+                }
+                match call.as_mut().poll(context) {
+                    Poll::Ready(answer) => self.output.answer(ticket, answer),
+                    Poll::Pending => self.session.keep(ticket, call),
+                }
+            }
+            Poll::Ready(())
+        })
+        .await;
+    }
+
+    fn report(&mut self, reports: &watch::Receiver<Arc<crate::Reports>>) {
+        let reports = Arc::clone(&reports.borrow());
+        for (kind, report) in [(kind::HEALTH_STATUS, &reports.health), (kind::METRICS_REPORT, &reports.metrics)] {
+            if report.is_null() {
+                continue;
+            }
+            let payload = match self.encoding {
+                Encoding::Json => serde_json::to_vec(report).ok(),
+                Encoding::MessagePack => rmp_serde::to_vec_named(report).ok(),
+            };
+            if let Some(payload) = payload {
+                self.output.control(kind, &payload);
+            }
+        }
+    }
+}
+
+/// The hook of an event's type; types that are not known count as the first.
+fn hook_of(kind: u8) -> Hook {
+    match kind {
+        kind::REQUEST_BODY => Hook::RequestBody,
+        kind::RESPONSE_HEADERS => Hook::ResponseHeaders,
+        kind::RESPONSE_BODY => Hook::ResponseBody,
+        kind::REQUEST_COMPLETE => Hook::RequestComplete,
+        kind::WEBSOCKET_FRAME => Hook::WebsocketFrame,
+        kind::GUARDRAIL_INSPECT => Hook::GuardrailInspect,
+        _ => Hook::RequestHeaders,
+    }
+}
+
+/// Bytes that have arrived and were not taken yet.
+#[derive(Default)]
+struct Input {
+    buffer: Vec<u8>,
+    taken: usize,
+    /// When the first byte of what is there arrived.
+    since: Option<Instant>,
+}
+
+enum Read {
+    Some,
+    Nothing,
+    End,
+}
+
+impl Input {
+    fn bytes(&self) -> &[u8] {
+        &self.buffer[self.taken..]
+    }
+
+    fn len(&self) -> usize {
+        self.buffer.len() - self.taken
+    }
+
+    fn consume(&mut self, len: usize) {
+        self.taken += len;
+        self.since = None;
+        if self.taken == self.buffer.len() {
+            self.taken = 0;
+            // A large frame's memory is given back.
+            if self.buffer.capacity() > 2 * READ_ROOM {
+                self.buffer = Vec::new();
+            } else {
+                self.buffer.clear();
+            }
+        }
+    }
+
+    fn read(&mut self, stream: &UnixStream) -> io::Result<Read> {
+        if self.buffer.capacity() - self.buffer.len() < READ_ROOM / 4 {
+            self.buffer.drain(..self.taken);
+            self.taken = 0;
+            // Grown by what has arrived, not by what a frame claims to be.
+            let room = self.buffer.len().clamp(READ_ROOM, MAX_FRAME);
+            self.buffer.reserve(room);
+        }
+        match stream.try_read_buf(&mut self.buffer) {
+            Ok(0) => Ok(Read::End),
+            Ok(_) => Ok(Read::Some),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if self.len() > 0 && self.since.is_none() {
+                    self.since = Some(Instant::now());
+                }
+                Ok(Read::Nothing)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// When an incomplete frame has taken too long, if one is awaited.
+    fn stalled_at(&self, reading: bool) -> Option<Instant> {
+        self.since.filter(|_| reading && self.len() > 0).map(|since| since + STALL_TIMEOUT)
+    }
+}
+
+/// Frames that wait to be written.
+#[derive(Default)]
+struct Output {
+    /// Each with its event's ticket, unless it answers none.
+    frames: VecDeque<(Option<Ticket>, Vec<u8>)>,
+    /// Bytes of the first frame that are out.
+    written: usize,
+    unsent: usize,
+    blocked_since: Option<Instant>,
+}
+
+impl Output {
+    fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// Bytes that wait.
+    fn unsent(&self) -> usize {
+        self.unsent
+    }
+
+    /// Appends the answer to an event.
+    fn answer(&mut self, ticket: Ticket, answer: Vec<u8>) {
+        self.push(Some(ticket), answer);
+    }
+
+    /// Appends a frame that answers no event.
+    fn control(&mut self, kind: u8, payload: &[u8]) {
+        let mut out = Vec::new();
+        frame::append(&mut out, kind, |out| out.extend_from_slice(payload));
+        self.push(None, out);
+    }
+
+    fn push(&mut self, ticket: Option<Ticket>, frame: Vec<u8>) {
+        self.unsent += frame.len();
+        self.frames.push_back((ticket, frame));
+    }
+
+    /// Leaves out the answers to events that a newer one has superseded, or that were cancelled.
+    fn retain_newest(&mut self, session: &Session<Vec<u8>>) -> Result<(), ConnectionError> {
+        let stale = |ticket: &Option<Ticket>| ticket.is_some_and(|ticket| !session.is_newest(ticket));
+        if self.written > 0 && self.frames.front().is_some_and(|(ticket, _)| stale(ticket)) {
+            return Err(ConnectionError::Superseded);
+        }
+        let unsent = &mut self.unsent;
+        self.frames.retain(|(ticket, frame)| {
+            let stale = stale(ticket);
+            if stale {
+                *unsent -= frame.len();
+            }
+            !stale
+        });
+        Ok(())
+    }
+
+    /// Writes as much as the socket takes.
+    fn write(&mut self, stream: &UnixStream, session: &mut Session<Vec<u8>>) -> Result<(), ConnectionError> {
+        if self.frames.is_empty() {
+            return Ok(());
+        }
+        self.retain_newest(session)?;
+        while let Some((_, first)) = self.frames.front() {
+            let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
+            slices[0] = IoSlice::new(&first[self.written..]);
+            let count = self.frames.len().min(WRITE_SLICES);
+            for (slice, (_, frame)) in slices[1..count].iter_mut().zip(self.frames.iter().skip(1)) {
+                *slice = IoSlice::new(frame);
+            }
+            match stream.try_write_vectored(&slices[..count]) {
+                Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
+                Ok(written) => self.advance(written, session),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.blocked_since.get_or_insert_with(Instant::now);
+                    return Ok(());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self, written: usize, session: &mut Session<Vec<u8>>) {
+        self.blocked_since = None;
+        self.unsent -= written;
+        self.written += written;
+        while let Some((ticket, frame)) = self.frames.front()
+            && frame.len() <= self.written
+        {
+            if let Some(ticket) = ticket {
+                session.answered(*ticket);
+            }
+            self.written -= frame.len();
+            self.frames.pop_front();
+        }
+    }
+
+    fn stalled_at(&self) -> Option<Instant> {
+        self.blocked_since.map(|since| since + STALL_TIMEOUT)
+    }
+}

@@ -1,0 +1,171 @@
+//! From the payload of a frame to an event.
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use zentinel_wasm_contract::event::{BodyChunk, GuardrailInspect, RequestComplete, RequestHeaders, ResponseHeaders, WebsocketFrame};
+use zentinel_wasm_contract::{Event, Text};
+
+use crate::answer::Encoding;
+use crate::frame::kind;
+
+/// Deepest nesting of a MessagePack payload. Events are four levels deep; reading is recursive, and a client must not choose how far.
+const MAX_DEPTH: usize = 64;
+
+/// Why a payload is not what its type says.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct DecodeError(String);
+
+fn read<'a, T: Deserialize<'a>>(encoding: Encoding, payload: &'a [u8]) -> Result<T, DecodeError> {
+    match encoding {
+        Encoding::Json => {
+            // Checked as a whole once, so that no string is checked again.
+            let text = std::str::from_utf8(payload).map_err(|error| DecodeError(error.to_string()))?;
+            serde_json::from_str(text).map_err(|error| DecodeError(error.to_string()))
+        }
+        Encoding::MessagePack => {
+            let mut deserializer = rmp_serde::Deserializer::from_read_ref(payload);
+            deserializer.set_max_depth(MAX_DEPTH);
+            T::deserialize(&mut deserializer).map_err(|error| DecodeError(error.to_string()))
+        }
+    }
+}
+
+/// Reads the event of a frame of the type `kind`.
+///
+/// # Errors
+///
+/// The payload is not such an event, or the type is not one of an event.
+pub fn event(encoding: Encoding, kind: u8, payload: &[u8]) -> Result<Event<'_>, DecodeError> {
+    Ok(match kind {
+        kind::REQUEST_HEADERS => Event::RequestHeaders(read::<RequestHeaders<'_>>(encoding, payload)?),
+        kind::REQUEST_BODY => Event::RequestBody(read::<BodyChunk<'_>>(encoding, payload)?),
+        kind::RESPONSE_HEADERS => Event::ResponseHeaders(read::<ResponseHeaders<'_>>(encoding, payload)?),
+        kind::RESPONSE_BODY => Event::ResponseBody(read::<BodyChunk<'_>>(encoding, payload)?),
+        kind::REQUEST_COMPLETE => Event::RequestComplete(read::<RequestComplete<'_>>(encoding, payload)?),
+        kind::WEBSOCKET_FRAME => Event::WebsocketFrame(read::<WebsocketFrame<'_>>(encoding, payload)?),
+        kind::GUARDRAIL_INSPECT => Event::GuardrailInspect(read::<GuardrailInspect<'_>>(encoding, payload)?),
+        _ => return Err(DecodeError(format!("frames of type {kind:#04x} are not known"))),
+    })
+}
+
+/// What the agent reads of a configuration event.
+#[derive(Debug, Deserialize)]
+pub struct Configure<'a> {
+    /// To be answered with.
+    #[serde(default, borrow)]
+    pub correlation_id: Text<'a>,
+    /// The configuration: a JSON object, or null.
+    #[serde(default)]
+    pub config: serde_json::Value,
+}
+
+/// Reads a configuration event.
+///
+/// # Errors
+///
+/// The payload is none.
+pub fn configure(encoding: Encoding, payload: &[u8]) -> Result<Configure<'_>, DecodeError> {
+    read(encoding, payload)
+}
+
+/// Reads whose event a frame is that could not be decoded otherwise, or that says no more than that: a cancel.
+///
+/// A cancel is JSON whatever the encoding, for the published client sends it so.
+pub fn correlation_id(encoding: Encoding, payload: &[u8]) -> Option<Text<'_>> {
+    #[derive(Deserialize)]
+    struct Id<'a> {
+        #[serde(default, borrow)]
+        correlation_id: Option<Text<'a>>,
+        #[serde(default, borrow)]
+        metadata: Option<Nested<'a>>,
+        #[serde(default, rename = "headers")]
+        _headers: IgnoredAny,
+    }
+
+    #[derive(Deserialize)]
+    struct Nested<'a> {
+        #[serde(default, borrow)]
+        correlation_id: Option<Text<'a>>,
+    }
+
+    [encoding, Encoding::Json].into_iter().find_map(|encoding| {
+        let id = read::<Id<'_>>(encoding, payload).ok()?;
+        id.metadata.and_then(|metadata| metadata.correlation_id).or(id.correlation_id)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn both_encodings_give_the_same_event() {
+        let json = serde_json::json!({
+            "metadata": {"correlation_id": "c", "request_id": "r", "client_ip": "192.0.2.1:1", "client_port": 0, "server_name": null, "protocol": "HTTP/1.1",
+                         "tls_version": null, "tls_cipher": null, "route_id": null, "upstream_id": null, "timestamp": "t"},
+            "method": "GET", "uri": "/ü\n", "headers": {"a": ["1"], "b": ["2", "3"]},
+        });
+        let msgpack = rmp_serde::to_vec_named(&json).unwrap();
+        let json = json.to_string();
+        let from_json = event(Encoding::Json, kind::REQUEST_HEADERS, json.as_bytes()).unwrap();
+        let from_msgpack = event(Encoding::MessagePack, kind::REQUEST_HEADERS, &msgpack).unwrap();
+        assert_eq!(format!("{from_json:?}").replace("Owned(", "Borrowed("), format!("{from_msgpack:?}").replace("Owned(", "Borrowed("));
+    }
+
+    #[test]
+    fn bodies_are_bytes_or_base64() {
+        #[derive(serde::Serialize)]
+        struct Chunk<'a> {
+            correlation_id: &'a str,
+            data: Bytes<'a>,
+            is_last: bool,
+        }
+        struct Bytes<'a>(&'a [u8]);
+        impl serde::Serialize for Bytes<'_> {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_bytes(self.0)
+            }
+        }
+        let raw = rmp_serde::to_vec_named(&Chunk { correlation_id: "c", data: Bytes(b"\xff"), is_last: true }).unwrap();
+        let Event::RequestBody(chunk) = event(Encoding::MessagePack, kind::REQUEST_BODY, &raw).unwrap() else { panic!() };
+        assert!(matches!(chunk.data, zentinel_wasm_contract::event::Data::Raw(b"\xff")));
+        let text = rmp_serde::to_vec_named(&serde_json::json!({"correlation_id": "c", "data": "/w==", "is_last": true})).unwrap();
+        let Event::RequestBody(chunk) = event(Encoding::MessagePack, kind::REQUEST_BODY, &text).unwrap() else { panic!() };
+        assert!(matches!(chunk.data, zentinel_wasm_contract::event::Data::Base64(_)));
+    }
+
+    #[test]
+    fn the_id_of_an_event_that_is_wrong_otherwise_is_found() {
+        let id = |payload: &str| correlation_id(Encoding::Json, payload.as_bytes()).map(|id| id.to_string());
+        assert_eq!(id(r#"{"correlation_id":"a","headers":5}"#).as_deref(), Some("a"));
+        assert_eq!(id(r#"{"metadata":{"correlation_id":"a","x":[]},"method":1}"#).as_deref(), Some("a"));
+        assert_eq!(id(r#"{"method":1}"#), None);
+        assert_eq!(id("nonsense"), None);
+        assert_eq!(correlation_id(Encoding::MessagePack, br#"{"correlation_id":"a"}"#).as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn nesting_without_end_is_survived() {
+        let mut deep = vec![0x91; 1 << 20];
+        assert!(event(Encoding::MessagePack, kind::REQUEST_HEADERS, &deep).is_err());
+        deep.insert(0, 0x81);
+        deep.insert(1, 0xa1);
+        deep.insert(2, b'x');
+        assert!(event(Encoding::MessagePack, kind::REQUEST_HEADERS, &deep).is_err());
+        let json = format!("{{\"x\":{}", "[".repeat(1 << 20));
+        assert!(event(Encoding::Json, kind::REQUEST_HEADERS, json.as_bytes()).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(kind in any::<u8>(), bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            for encoding in [Encoding::Json, Encoding::MessagePack] {
+                let _ = event(encoding, kind, &bytes);
+                let _ = configure(encoding, &bytes);
+                let _ = correlation_id(encoding, &bytes);
+            }
+        }
+    }
+}

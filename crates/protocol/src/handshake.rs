@@ -1,0 +1,164 @@
+//! The first exchange on a Unix socket.
+
+use serde::{Deserialize, Serialize};
+use zentinel_wasm_contract::{Hook, Hooks, Text};
+
+use crate::answer::Encoding;
+use crate::{AGENT_ID, PROTOCOL_VERSION};
+
+/// What the agent tells of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Hooks that the module exports.
+    pub hooks: Hooks,
+    /// Largest body handed to the module, in bytes.
+    pub max_body: usize,
+}
+
+impl Capabilities {
+    /// The events that are worth sending, as the socket numbers them.
+    pub fn events(self) -> Vec<i32> {
+        self.hooks.iter().map(event_number).collect()
+    }
+}
+
+/// The number of a hook's event on the Unix socket.
+pub const fn event_number(hook: Hook) -> i32 {
+    match hook {
+        Hook::Configure => 0,
+        Hook::RequestHeaders => 1,
+        Hook::RequestBody => 2,
+        Hook::ResponseHeaders => 3,
+        Hook::ResponseBody => 4,
+        Hook::RequestComplete => 5,
+        Hook::WebsocketFrame => 6,
+        Hook::GuardrailInspect => 7,
+    }
+}
+
+/// What the agent reads of a proxy's handshake.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Request<'a> {
+    supported_versions: Vec<u32>,
+    #[serde(default, borrow)]
+    pub(crate) proxy_version: Text<'a>,
+    #[serde(default, borrow)]
+    supported_encodings: Vec<Text<'a>>,
+}
+
+impl Request<'_> {
+    /// The proxy's favourite among the encodings that the agent knows. JSON is always spoken.
+    pub(crate) fn encoding(&self) -> Encoding {
+        let known = [Encoding::Json, Encoding::MessagePack];
+        self.supported_encodings.iter().find_map(|name| known.into_iter().find(|known| known.name() == &**name)).unwrap_or_default()
+    }
+
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if self.supported_versions.contains(&PROTOCOL_VERSION) {
+            return Ok(());
+        }
+        Err(format!("this agent speaks version {PROTOCOL_VERSION} of the protocol, the proxy only {:?}", self.supported_versions))
+    }
+}
+
+/// The agent's side of the handshake.
+#[derive(Debug, Serialize)]
+pub(crate) struct Response {
+    protocol_version: u32,
+    capabilities: CapabilitiesWire,
+    success: bool,
+    error: Option<String>,
+    encoding: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct CapabilitiesWire {
+    agent_id: &'static str,
+    name: &'static str,
+    version: &'static str,
+    supported_events: Vec<i32>,
+    features: Features,
+    limits: Limits,
+}
+
+#[derive(Debug, Serialize)]
+struct Features {
+    streaming_body: bool,
+    websocket: bool,
+    guardrails: bool,
+    config_push: bool,
+    metrics_export: bool,
+    concurrent_requests: u32,
+    cancellation: bool,
+    flow_control: bool,
+    health_reporting: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Limits {
+    max_body_size: u64,
+    max_concurrency: u32,
+    preferred_chunk_size: u64,
+}
+
+/// Events that one connection may have under way: what the proxy allows itself, and as much again.
+pub(crate) const MAX_IN_FLIGHT: usize = 200;
+
+/// Size of a body chunk that costs least per byte, in bytes.
+const PREFERRED_CHUNK: u64 = 64 << 10;
+
+/// Human-readable name of the agent.
+pub(crate) const NAME: &str = "Zentinel WebAssembly agent";
+
+impl Response {
+    pub(crate) fn new(capabilities: Capabilities, encoding: Encoding, error: Option<String>) -> Self {
+        let hooks = capabilities.hooks;
+        Self {
+            protocol_version: PROTOCOL_VERSION,
+            success: error.is_none(),
+            error,
+            encoding: encoding.name(),
+            capabilities: CapabilitiesWire {
+                agent_id: AGENT_ID,
+                name: NAME,
+                version: env!("CARGO_PKG_VERSION"),
+                supported_events: capabilities.events(),
+                features: Features {
+                    streaming_body: hooks.contains_any(&[Hook::RequestBody, Hook::ResponseBody]),
+                    websocket: hooks.contains(Hook::WebsocketFrame),
+                    guardrails: hooks.contains(Hook::GuardrailInspect),
+                    config_push: true,
+                    metrics_export: true,
+                    concurrent_requests: MAX_IN_FLIGHT as u32,
+                    cancellation: true,
+                    flow_control: false,
+                    health_reporting: true,
+                },
+                limits: Limits {
+                    max_body_size: capabilities.max_body as u64,
+                    max_concurrency: MAX_IN_FLIGHT as u32,
+                    preferred_chunk_size: PREFERRED_CHUNK,
+                },
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_proxy_s_favourite_encoding_is_taken() {
+        let encoding = |json: &str| serde_json::from_str::<Request<'_>>(json).unwrap().encoding();
+        assert_eq!(encoding(r#"{"supported_versions":[2]}"#), Encoding::Json);
+        assert_eq!(encoding(r#"{"supported_versions":[2],"supported_encodings":["cbor","msgpack","json"]}"#), Encoding::MessagePack);
+        assert_eq!(encoding(r#"{"supported_versions":[2],"supported_encodings":["json","msgpack"]}"#), Encoding::Json);
+    }
+
+    #[test]
+    fn another_version_of_the_protocol_is_refused_with_a_reason() {
+        let request: Request<'_> = serde_json::from_str(r#"{"supported_versions":[1,3]}"#).unwrap();
+        assert!(request.check().unwrap_err().contains("[1, 3]"));
+    }
+}
