@@ -1,0 +1,416 @@
+//! Write policies for the Zentinel proxy's Wasm agent in Zig. Copy this file into your project.
+//!
+//!     const std = @import("std");
+//!     const zentinel = @import("zentinel");
+//!
+//!     pub const panic = zentinel.panic;
+//!     pub const std_options: std.Options = .{ .logFn = zentinel.logFn };
+//!
+//!     comptime {
+//!         zentinel.exportHooks(.{ .on_request_headers = check });
+//!     }
+//!
+//!     fn check(arena: std.mem.Allocator, request: zentinel.Request) !zentinel.Decision {
+//!         _ = arena;
+//!         if (std.mem.find(u8, request.uri, "/admin") != null) {
+//!             return .{ .decision = .block, .status = 403, .body = "Forbidden" };
+//!         }
+//!         return .{};
+//!     }
+//!
+//! A hook is given an arena, which is emptied when it has returned, and an event. An error that it returns is a module
+//! error: the agent logs it, and its failure mode decides.
+//!
+//! SPDX-License-Identifier: Apache-2.0
+
+const std = @import("std");
+const Allocator = std.mem.Allocator;
+const json = std.json;
+
+/// A header's name and value.
+pub const Header = struct {
+    name: []const u8,
+    value: []const u8,
+    /// Further values, for headers such as Set-Cookie.
+    more: []const []const u8 = &.{},
+};
+
+/// Headers in the order of the event. Names are compared without regard to case.
+pub const Headers = struct {
+    items: []const Header = &.{},
+
+    /// The value of a header. Several values come joined: with `; ` for Cookie, else with `, `.
+    pub fn get(self: Headers, name: []const u8) ?[]const u8 {
+        for (self.items) |header| {
+            if (std.ascii.eqlIgnoreCase(header.name, name)) return header.value;
+        }
+        return null;
+    }
+
+    pub fn jsonParse(arena: Allocator, source: anytype, options: json.ParseOptions) !Headers {
+        var items: std.ArrayList(Header) = .empty;
+        if (try source.next() != .object_begin) return error.UnexpectedToken;
+        while (true) {
+            switch (try source.nextAlloc(arena, options.allocate.?)) {
+                inline .string, .allocated_string => |name| {
+                    const value = try json.innerParse([]const u8, arena, source, options);
+                    try items.append(arena, .{ .name = name, .value = value });
+                },
+                .object_end => return .{ .items = items.items },
+                else => return error.UnexpectedToken,
+            }
+        }
+    }
+};
+
+/// Each value of the headers that have more than one.
+pub const HeaderValues = json.ArrayHashMap([]const []const u8);
+
+/// How the bytes of a body are written.
+pub const Encoding = enum { @"utf-8", base64 };
+
+/// What `on_request_headers` is given. `on_request_body` is given the fields of a body as well.
+pub const Request = struct {
+    method: []const u8 = "",
+    /// Path and query.
+    uri: []const u8 = "",
+    /// The client's address, without a port.
+    client_ip: []const u8 = "",
+    /// The request's name in logs. The client may have chosen it.
+    correlation_id: []const u8 = "",
+    headers: Headers = .{},
+    header_values: HeaderValues = .{},
+    protocol: ?[]const u8 = null,
+    server_name: ?[]const u8 = null,
+    client_port: ?u64 = null,
+    request_id: ?[]const u8 = null,
+    route_id: ?[]const u8 = null,
+    upstream_id: ?[]const u8 = null,
+    timestamp: ?[]const u8 = null,
+    traceparent: ?[]const u8 = null,
+    tls_version: ?[]const u8 = null,
+
+    body: []const u8 = "",
+    body_encoding: Encoding = .@"utf-8",
+    chunk_index: u64 = 0,
+    is_last: bool = false,
+    total_size: ?u64 = null,
+    bytes_received: u64 = 0,
+
+    /// The bytes of this chunk of the body.
+    pub fn bytes(self: Request, arena: Allocator) ![]const u8 {
+        return decode(arena, self.body, self.body_encoding);
+    }
+};
+
+/// What `on_response_headers` is given. `on_response_body` is given the fields of a body as well.
+pub const Response = struct {
+    status: u16 = 0,
+    correlation_id: []const u8 = "",
+    headers: Headers = .{},
+    header_values: HeaderValues = .{},
+    /// Of the request, where the agent knows it.
+    method: ?[]const u8 = null,
+    uri: ?[]const u8 = null,
+    client_ip: ?[]const u8 = null,
+
+    body: []const u8 = "",
+    body_encoding: Encoding = .@"utf-8",
+    chunk_index: u64 = 0,
+    is_last: bool = false,
+    total_size: ?u64 = null,
+    bytes_sent: u64 = 0,
+
+    /// The bytes of this chunk of the body.
+    pub fn bytes(self: Response, arena: Allocator) ![]const u8 {
+        return decode(arena, self.body, self.body_encoding);
+    }
+};
+
+/// What `on_websocket_frame` is given.
+pub const WebsocketFrame = struct {
+    correlation_id: []const u8 = "",
+    /// `text`, `binary`, `ping`, `pong`, `close` or `continuation`.
+    opcode: []const u8 = "",
+    data: []const u8 = "",
+    data_encoding: Encoding = .@"utf-8",
+    client_to_server: bool = false,
+    frame_index: u64 = 0,
+    fin: bool = false,
+    route_id: ?[]const u8 = null,
+    client_ip: []const u8 = "",
+
+    /// The bytes of the payload.
+    pub fn bytes(self: WebsocketFrame, arena: Allocator) ![]const u8 {
+        return decode(arena, self.data, self.data_encoding);
+    }
+};
+
+/// What `on_guardrail_inspect` is given.
+pub const Guardrail = struct {
+    correlation_id: []const u8 = "",
+    /// `prompt_injection` or `pii_detection`.
+    inspection_type: []const u8 = "",
+    content: []const u8 = "",
+    model: ?[]const u8 = null,
+    categories: []const []const u8 = &.{},
+    route_id: ?[]const u8 = null,
+    metadata: json.ArrayHashMap([]const u8) = .{},
+};
+
+/// What `on_request_complete` is given.
+pub const Completion = struct {
+    correlation_id: []const u8 = "",
+    status: u16 = 0,
+    duration_ms: u64 = 0,
+    request_body_size: u64 = 0,
+    response_body_size: u64 = 0,
+    upstream_attempts: u64 = 0,
+    @"error": ?[]const u8 = null,
+};
+
+/// What becomes of one chunk of a body.
+pub const BodyMutation = union(enum) {
+    pass_through,
+    /// Text.
+    replace: []const u8,
+    /// Bytes that need not be text.
+    replace_bytes: []const u8,
+    drop,
+
+    pub fn jsonStringify(self: BodyMutation, out: anytype) !void {
+        try out.beginObject();
+        try out.objectField("action");
+        switch (self) {
+            .pass_through => try out.write("pass_through"),
+            .drop => try out.write("drop"),
+            .replace => |text| {
+                try out.write("replace");
+                try out.objectField("data");
+                try out.write(text);
+            },
+            .replace_bytes => |data| {
+                try out.write("replace");
+                try out.objectField("data_base64");
+                try out.beginWriteRaw();
+                try out.writer.writeByte('"');
+                try std.base64.standard.Encoder.encodeWriter(out.writer, data);
+                try out.writer.writeByte('"');
+                out.endWriteRaw();
+            },
+        }
+        try out.endObject();
+    }
+};
+
+/// What becomes of a WebSocket frame.
+pub const WebsocketDecision = union(enum) {
+    drop,
+    close: struct { code: u16, reason: []const u8 },
+
+    pub fn jsonStringify(self: WebsocketDecision, out: anytype) !void {
+        switch (self) {
+            .drop => try out.write("drop"),
+            .close => |close| {
+                try out.beginObject();
+                try out.objectField("close");
+                try out.write(close);
+                try out.endObject();
+            },
+        }
+    }
+};
+
+/// What a hook answers. The default is to let the event go on unchanged.
+pub const Decision = struct {
+    decision: enum { allow, block, redirect, challenge } = .allow,
+    /// Of a block, 100 to 599; of a redirect 301, 302, 303, 307 or 308.
+    status: ?u16 = null,
+    /// The body of a block, the URL of a redirect.
+    body: ?[]const u8 = null,
+    challenge_type: ?[]const u8 = null,
+    challenge_params: []const Header = &.{},
+    add_request_headers: []const Header = &.{},
+    remove_request_headers: []const []const u8 = &.{},
+    add_response_headers: []const Header = &.{},
+    remove_response_headers: []const []const u8 = &.{},
+    tags: []const []const u8 = &.{},
+    rule_ids: []const []const u8 = &.{},
+    reason_codes: []const []const u8 = &.{},
+    /// From 0 to 1.
+    confidence: ?f64 = null,
+    routing_metadata: []const Header = &.{},
+    /// The decision is not final: the hook for the body decides.
+    needs_more: bool = false,
+    request_body_mutation: ?BodyMutation = null,
+    response_body_mutation: ?BodyMutation = null,
+    websocket_decision: ?WebsocketDecision = null,
+    /// The verdict of a guardrail inspection.
+    guardrail_response: ?json.Value = null,
+
+    /// Writes the fields that say something.
+    pub fn jsonStringify(self: Decision, out: anytype) !void {
+        try out.beginObject();
+        inline for (@typeInfo(Decision).@"struct".field_names) |name| {
+            const value = @field(self, name);
+            switch (@TypeOf(value)) {
+                []const Header => if (value.len > 0) {
+                    try out.objectField(name);
+                    try writePairs(value, out);
+                },
+                []const []const u8 => if (value.len > 0) {
+                    try out.objectField(name);
+                    try out.write(value);
+                },
+                bool => if (value) {
+                    try out.objectField(name);
+                    try out.write(true);
+                },
+                else => |T| if (@typeInfo(T) != .optional or value != null) {
+                    try out.objectField(name);
+                    try out.write(value);
+                },
+            }
+        }
+        try out.endObject();
+    }
+
+    fn writePairs(pairs: []const Header, out: anytype) !void {
+        try out.beginObject();
+        for (pairs) |pair| {
+            try out.objectField(pair.name);
+            if (pair.more.len == 0) {
+                try out.write(pair.value);
+                continue;
+            }
+            try out.beginArray();
+            try out.write(pair.value);
+            for (pair.more) |value| try out.write(value);
+            try out.endArray();
+        }
+        try out.endObject();
+    }
+};
+
+/// Exports a function for each hook named in `hooks`, and the memory functions that the agent needs.
+///
+/// A hook is `fn (Allocator, Event) !Decision`. `on_configure` is `fn (Allocator, []const u8) !void`: it is given JSON, and
+/// an error that it returns refuses the configuration.
+pub fn exportHooks(comptime hooks: anytype) void {
+    @export(&alloc, .{ .name = "alloc" });
+    @export(&dealloc, .{ .name = "dealloc" });
+    for (@typeInfo(@TypeOf(hooks)).@"struct".field_names) |name| {
+        const Hook = struct {
+            fn call(pointer: [*]const u8, len: usize) callconv(.c) u64 {
+                const event = pointer[0..len];
+                const function = @field(hooks, name);
+                if (comptime std.mem.eql(u8, name, "on_configure")) return configure(function, event);
+                return decide(EventOf(name), function, event);
+            }
+        };
+        @export(&Hook.call, .{ .name = name });
+    }
+}
+
+fn EventOf(comptime hook: []const u8) type {
+    const events = .{
+        .on_request_headers = Request,
+        .on_request_body = Request,
+        .on_response_headers = Response,
+        .on_response_body = Response,
+        .on_websocket_frame = WebsocketFrame,
+        .on_guardrail_inspect = Guardrail,
+        .on_request_complete = Completion,
+    };
+    if (!@hasField(@TypeOf(events), hook)) @compileError("there is no hook `" ++ hook ++ "`");
+    return @field(events, hook);
+}
+
+const gpa = std.heap.wasm_allocator;
+
+/// Kept between calls up to this size, so that most calls allocate nothing.
+const retained_bytes = 256 * 1024;
+var call_arena: std.heap.ArenaAllocator = .init(gpa);
+
+fn alloc(size: usize) callconv(.c) ?[*]u8 {
+    const memory = gpa.alloc(u8, @max(size, 1)) catch return null;
+    return memory.ptr;
+}
+
+fn dealloc(pointer: ?[*]u8, size: usize) callconv(.c) void {
+    if (pointer) |memory| gpa.free(memory[0..@max(size, 1)]);
+}
+
+fn decide(comptime Event: type, comptime function: anytype, event: []const u8) u64 {
+    defer _ = call_arena.reset(.{ .retain_with_limit = retained_bytes });
+    const arena = call_arena.allocator();
+    const decision = run(Event, function, arena, event) catch |err| @panic(@errorName(err));
+    return answer(decision);
+}
+
+fn run(comptime Event: type, comptime function: anytype, arena: Allocator, event: []const u8) anyerror!Decision {
+    const parsed = try json.parseFromSliceLeaky(Event, arena, event, .{
+        .ignore_unknown_fields = true,
+        .duplicate_field_behavior = .use_last,
+    });
+    return function(arena, parsed);
+}
+
+fn configure(comptime function: anytype, config: []const u8) u64 {
+    defer _ = call_arena.reset(.{ .retain_with_limit = retained_bytes });
+    const result: anyerror!void = function(call_arena.allocator(), config);
+    result catch |err| return answer(.{ .@"error" = @errorName(err) });
+    return 0;
+}
+
+/// Puts an answer where the agent reads it: a pointer in the upper half, a length in the lower.
+fn answer(value: anytype) u64 {
+    var out: std.Io.Writer.Allocating = .init(gpa);
+    json.Stringify.value(value, .{}, &out.writer) catch @panic("out of memory");
+    const text = out.toOwnedSlice() catch @panic("out of memory");
+    return @as(u64, @intFromPtr(text.ptr)) << 32 | text.len;
+}
+
+fn decode(arena: Allocator, body: []const u8, encoding: Encoding) ![]const u8 {
+    if (encoding == .@"utf-8") return body;
+    const decoder = std.base64.standard.Decoder;
+    const decoded = try arena.alloc(u8, try decoder.calcSizeForSlice(body));
+    try decoder.decode(decoded, body);
+    return decoded;
+}
+
+extern "zentinel" fn log(level: i32, message: [*]const u8, len: usize) void;
+
+/// Writes a line to the agent's log. `std.log` does so too when the root file sets `logFn`.
+pub fn writeLog(level: std.log.Level, message: []const u8) void {
+    log(switch (level) {
+        .debug => 1,
+        .info => 2,
+        .warn => 3,
+        .err => 4,
+    }, message.ptr, message.len);
+}
+
+/// For `std_options`: sends `std.log` to the agent.
+pub fn logFn(
+    comptime level: std.log.Level,
+    comptime scope: @EnumLiteral(),
+    comptime format: []const u8,
+    args: anytype,
+) void {
+    const prefix = if (scope == .default) "" else @tagName(scope) ++ ": ";
+    // What does not fit into a line of the log is cut.
+    var buffer: [1024]u8 = undefined;
+    var line: std.Io.Writer = .fixed(&buffer);
+    line.print(prefix ++ format, args) catch {};
+    writeLog(level, line.buffered());
+}
+
+/// For the root file: sends the message of a panic to the agent.
+pub const panic = std.debug.FullPanic(reportPanic);
+
+fn reportPanic(message: []const u8, first_trace_address: ?usize) noreturn {
+    _ = first_trace_address;
+    writeLog(.err, message);
+    @trap();
+}
