@@ -33,11 +33,7 @@ pub extern "C" fn on_request_headers(ptr: i32, len: i32) -> i64 {
         std::str::from_utf8(slice).unwrap()
     };
     let request: Request = serde_json::from_str(input).unwrap();
-    let ua = request
-        .headers
-        .get("User-Agent")
-        .map(|s| s.as_str())
-        .unwrap_or("");
+    let ua = request.headers.get("User-Agent").map(|s| s.as_str()).unwrap_or("");
     let result = if ua.is_empty() {
         // No User-Agent - issue JS challenge
         Result {
@@ -57,10 +53,7 @@ pub extern "C" fn on_request_headers(ptr: i32, len: i32) -> i64 {
             tags: vec!["suspicious-ua".to_string()],
         }
     } else {
-        Result {
-            decision: "allow".to_string(),
-            ..Default::default()
-        }
+        Result { decision: "allow".to_string(), ..Default::default() }
     };
     // ... encode and return result
     let output = serde_json::to_string(&result).unwrap();

@@ -33,16 +33,9 @@ pub extern "C" fn on_request_headers(ptr: i32, len: i32) -> i64 {
     };
     let request: Request = serde_json::from_str(input).unwrap();
     let result = if request.uri.contains("/admin") {
-        Result {
-            decision: "block".to_string(),
-            status: Some(403),
-            body: Some("Forbidden".to_string()),
-        }
+        Result { decision: "block".to_string(), status: Some(403), body: Some("Forbidden".to_string()) }
     } else {
-        Result {
-            decision: "allow".to_string(),
-            ..Default::default()
-        }
+        Result { decision: "allow".to_string(), ..Default::default() }
     };
     let output = serde_json::to_string(&result).unwrap();
     let bytes = output.as_bytes();
