@@ -1,0 +1,33 @@
+// Package zentinel is for writing policies for the Zentinel proxy's Wasm agent.
+//
+// A module exports a function for each hook that it wants to be called for:
+//
+//	package main
+//
+//	import (
+//		"strings"
+//
+//		zentinel "github.com/zentinelproxy/zentinel-agent-wasm/sdk/go"
+//	)
+//
+//	func main() {} // never called: the module is a library
+//
+//	//go:wasmexport on_request_headers
+//	func onRequestHeaders(ptr, size uint32) uint64 {
+//		return zentinel.OnRequest(ptr, size, check)
+//	}
+//
+//	func check(request *zentinel.Request) zentinel.Decision {
+//		if strings.Contains(request.URI, "/admin") {
+//			return zentinel.Block(403, "Forbidden")
+//		}
+//		return zentinel.Allow()
+//	}
+//
+// Build it as a library; without -buildmode=c-shared it is a command, which the agent refuses:
+//
+//	GOOS=wasip1 GOARCH=wasm go build -buildmode=c-shared -trimpath -ldflags="-s -w" -o module.wasm .
+//
+// What a panic says, and what is written to the standard streams, goes to the agent's log. After a panic the agent's
+// failure mode decides.
+package zentinel

@@ -1,0 +1,3 @@
+module github.com/zentinelproxy/zentinel-agent-wasm/sdk/go
+
+go 1.24

@@ -1,0 +1,57 @@
+//go:build wasip1
+
+package zentinel
+
+import "unsafe"
+
+// Memory that the agent holds, by its address: the collector must neither free it nor take it for unused.
+var held = map[uint32][]byte{}
+
+//go:wasmexport alloc
+func alloc(size uint32) uint32 {
+	return hold(make([]byte, max(size, 1)))
+}
+
+//go:wasmexport dealloc
+func dealloc(ptr, _ uint32) {
+	delete(held, ptr)
+}
+
+func hold(bytes []byte) uint32 {
+	ptr := uint32(uintptr(unsafe.Pointer(unsafe.SliceData(bytes))))
+	held[ptr] = bytes
+	return ptr
+}
+
+// event returns what the agent wrote, as a string of its own: parts of it may be kept beyond the call.
+func event(ptr, size uint32) string {
+	return string(held[ptr][:size])
+}
+
+// handOver puts an answer where the agent reads it: a pointer in the upper half, a length in the lower.
+func handOver(json []byte) uint64 {
+	if len(json) == 0 {
+		return 0
+	}
+	return uint64(hold(json))<<32 | uint64(len(json))
+}
+
+//go:wasmimport zentinel log
+func agentLog(level int32, message unsafe.Pointer, size uint32)
+
+// Level is how important a line of the log is.
+type Level int32
+
+// The levels of the agent's log.
+const (
+	LevelTrace Level = iota
+	LevelDebug
+	LevelInfo
+	LevelWarn
+	LevelError
+)
+
+// Log writes a line to the agent's log.
+func Log(level Level, message string) {
+	agentLog(int32(level), unsafe.Pointer(unsafe.StringData(message)), uint32(len(message)))
+}
