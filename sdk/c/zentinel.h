@@ -865,12 +865,20 @@ static void zn_put_item(zn_answer *answer, int part, const char *text) {
   zn_put_string(&answer->parts[part], zn_from(text));
 }
 
+// What an answer says is kept until the hook has returned, and may lie on its stack.
+static zn_str zn_keep(zn_str text) {
+  char *copy = (char *)zn_scratch(text.size);
+  zn_copy(copy, text.data, text.size);
+  zn_str kept = {copy, text.size};
+  return kept;
+}
+
 void zn_allow(zn_answer *answer) { answer->decision = "allow"; }
 
 void zn_block_str(zn_answer *answer, unsigned status, zn_str body) {
   answer->decision = "block";
   answer->status = status;
-  answer->body = body;
+  answer->body = zn_keep(body);
 }
 
 void zn_block(zn_answer *answer, unsigned status, const char *body) { zn_block_str(answer, status, zn_from(body)); }
@@ -878,14 +886,14 @@ void zn_block(zn_answer *answer, unsigned status, const char *body) { zn_block_s
 void zn_redirect_str(zn_answer *answer, unsigned status, zn_str url) {
   answer->decision = "redirect";
   answer->status = status;
-  answer->body = url;
+  answer->body = zn_keep(url);
 }
 
 void zn_redirect(zn_answer *answer, unsigned status, const char *url) { zn_redirect_str(answer, status, zn_from(url)); }
 
 void zn_challenge(zn_answer *answer, const char *type) {
   answer->decision = "challenge";
-  answer->challenge = zn_from(type);
+  answer->challenge = zn_keep(zn_from(type));
 }
 
 void zn_challenge_param_str(zn_answer *answer, const char *name, zn_str value) {
