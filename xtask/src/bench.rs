@@ -70,7 +70,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     say(&format!("all rounds: {}", file.display()));
     let wrong = report.wrong_answers();
     if !wrong.is_empty() {
-        bail!("wrong answers in: {}", wrong.join("; "));
+        bail!("wrong answers in {} contestants, the report has them all:\n{}", wrong.len(), wrong[..wrong.len().min(10)].join("\n"));
     }
     Ok(())
 }

@@ -43,14 +43,16 @@ fn target_dir() -> Result<PathBuf> {
     Ok(PathBuf::from(dir))
 }
 
-/// Runs the published client's tests against the built `agent`, once with each encoding of the socket.
+/// Runs the load generator's own tests, and the published client's against the built `agent`, once with
+/// each encoding of the socket.
 pub(crate) fn test_published_client(agent: &Path, security: &Path, bot_protection: &Path) -> Result<()> {
     for features in [None, Some("binary-uds")] {
         let mut test = cargo("test")?;
-        test.args(["-p", "published-client"]);
-        if let Some(features) = features {
-            test.args(["--features", features]);
-        }
+        test.args(["--no-fail-fast", "-p", "published-client"]);
+        match features {
+            Some(features) => test.args(["--features", features]),
+            None => test.args(["-p", "loadgen"]),
+        };
         test.env("ZENTINEL_WASM_AGENT", agent).env("ZENTINEL_WASM_SECURITY", security).env("ZENTINEL_WASM_BOT", bot_protection);
         run(&mut test)?;
     }

@@ -38,6 +38,14 @@ impl Expected {
     }
 }
 
+/// One whole frame.
+pub(crate) struct Frame<'a> {
+    /// With the prefix.
+    pub(crate) length: usize,
+    /// Nothing for frames that cannot hold an answer.
+    pub(crate) payload: Option<&'a [u8]>,
+}
+
 /// Splits what was read into frames and frames into answers.
 pub(crate) struct Answers {
     wire: Wire,
@@ -62,8 +70,8 @@ impl Answers {
         }
     }
 
-    /// The first whole frame of `input`: its length with prefix, and its payload when it is an answer.
-    pub(crate) fn next_frame<'a>(&self, input: &'a [u8]) -> Result<Option<(usize, Option<&'a [u8]>)>, String> {
+    /// The first frame of `input`, when it is there as a whole.
+    pub(crate) fn next_frame<'a>(&self, input: &'a [u8]) -> Result<Option<Frame<'a>>, String> {
         let Some(prefix) = input.first_chunk::<PREFIX>() else {
             return Ok(None);
         };
@@ -83,7 +91,7 @@ impl Answers {
         if !(PREFIX..=MAX_FRAME).contains(&length) {
             return Err(format!("a frame of {length} bytes"));
         }
-        Ok(input.get(PREFIX..length).map(|payload| (length, is_answer.then_some(payload))))
+        Ok(input.get(PREFIX..length).map(|payload| Frame { length, payload: is_answer.then_some(payload) }))
     }
 
     /// The id and the decision of one answer; nothing for a gRPC message that is none.
@@ -303,8 +311,8 @@ mod tests {
         let answers = Answers::new(Wire::Json);
         let frame = crate::frames::socket_frame(AGENT_RESPONSE, b"{}");
         assert!(answers.next_frame(&frame[..6]).unwrap().is_none());
-        let (length, payload) = answers.next_frame(&frame).unwrap().unwrap();
-        assert_eq!((length, payload), (7, Some(&b"{}"[..])));
+        let whole = answers.next_frame(&frame).unwrap().unwrap();
+        assert_eq!((whole.length, whole.payload), (7, Some(&b"{}"[..])));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
-use crate::answers::Answers;
+use crate::answers::{Answers, Frame};
 use crate::frames::{Mix, Wire};
 
 /// Slots and connections each have three of an id's digits, the sequence number six.
@@ -168,7 +168,7 @@ impl Requests {
     /// how many bytes it took.
     pub(crate) fn take_answers(&mut self, input: &[u8], now: Instant, output: &mut Vec<u8>) -> Result<usize, String> {
         let mut taken = 0;
-        while let Some((length, payload)) = self.answers.next_frame(&input[taken..])? {
+        while let Some(Frame { length, payload }) = self.answers.next_frame(&input[taken..])? {
             if let Some(payload) = payload {
                 self.take_answer(payload, now, output)?;
             }

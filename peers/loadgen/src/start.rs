@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::answers::{Answers, Decided};
+use crate::answers::{Answers, Decided, Frame};
 use crate::frames::{Wire, first_event};
 use crate::process;
 use crate::socket;
@@ -78,7 +78,7 @@ fn first_answer(path: &Path, started: Instant, child: &mut Child) -> Result<(), 
             return Err("the agent closed the connection".to_owned());
         }
         input.extend_from_slice(&chunk[..read]);
-        while let Some((length, payload)) = answers.next_frame(&input)? {
+        while let Some(Frame { length, payload }) = answers.next_frame(&input)? {
             if let Some(payload) = payload
                 && let Some((_, decided)) = answers.read(payload)?
             {

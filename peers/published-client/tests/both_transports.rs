@@ -13,7 +13,7 @@ use zentinel_agent_protocol::{
 };
 
 /// Far beyond the agent's own deadline: only an answer that never comes runs into it.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Transport {

@@ -13,7 +13,7 @@ use zentinel_agent_protocol::grpc_v2::{
 };
 use zentinel_agent_protocol::v2::AgentClientV2;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 struct Stream {
     send: mpsc::Sender<ProxyToAgent>,

@@ -13,7 +13,7 @@ use zentinel_agent_protocol::{
     AgentResponse, Decision, GuardrailInspectEvent, GuardrailInspectionType, RequestCompleteEvent, WebSocketDecision, WebSocketFrameEvent,
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn connect(agent: &Agent) -> AgentClientV2Uds {
     let client = AgentClientV2Uds::new("wasm", agent.socket(), PATIENCE).await.unwrap();

@@ -2,8 +2,11 @@
 
 use super::cases::{Bound, Case, Figure};
 use super::medians;
-use crate::table::render;
+use crate::table::{render, shorten};
 use serde_json::{Value, json};
+
+/// Characters of a wrong answer that are shown: what was decided, and the beginning of the answer.
+const WIDTH: usize = 120;
 
 /// Medians of a contestant's rounds.
 #[derive(Clone, Copy, Default)]
@@ -75,7 +78,7 @@ impl Report {
                     .sum();
                 if count > 0 {
                     let first = rounds.iter().find_map(|round| round["first_wrong"].as_str()).unwrap_or("no answer");
-                    wrong.push(format!("{}: {}, {label}: {count} ({first})", line.group, line.name));
+                    wrong.push(format!("{}: {}, {label}: {count} ({})", line.group, line.name, shorten(first, WIDTH)));
                 }
             }
         }
