@@ -4,6 +4,7 @@ mod bench;
 mod cargo;
 mod demo;
 mod e2e;
+mod guests;
 mod lint;
 mod peers;
 mod proxy;
@@ -35,6 +36,8 @@ enum Chore {
     E2e(e2e::Args),
     /// Measure what the agent costs beside an agent that does nothing
     Bench(bench::Args),
+    /// Build the example policies in every language, ask them all cases, measure them
+    Guests(guests::Args),
     /// Check formatting, clippy, documentation, dependencies; do what .ci/run will do
     Lint,
     /// Do what continuous integration does: every test, then lint
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Chore::Peers => test::published_client(),
         Chore::E2e(args) => e2e::run(&args),
         Chore::Bench(args) => bench::run(&args),
+        Chore::Guests(args) => guests::run(&args),
         Chore::Lint => lint::run_all(),
         Chore::Ci => test::run(&test::Args::default()).and_then(|()| lint::run_all()),
     };

@@ -137,6 +137,11 @@ impl Agent {
         &self.socket
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.process.child.id()
+    }
+
     /// What it has logged.
     pub fn log(&self) -> String {
         self.process.log()

@@ -1,0 +1,180 @@
+//! How each language makes a module. The commands are those of the examples' READMEs.
+
+use super::suite::Policy;
+use super::toolchain::{self, Clang, FromPypi};
+use crate::tools::{output, root, run};
+use crate::{cargo, tools};
+use anyhow::{Context, Result};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Language {
+    /// The product page's modules
+    Rust,
+    /// Rust with the SDK
+    RustSdk,
+    C,
+    Cpp,
+    Zig,
+    Go,
+    #[value(name = "assemblyscript")]
+    AssemblyScript,
+}
+
+impl Language {
+    pub(super) const ALL: [Self; 7] = [Self::Rust, Self::RustSdk, Self::C, Self::Cpp, Self::Zig, Self::Go, Self::AssemblyScript];
+
+    /// The folder in `examples/`.
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Rust => "rust",
+            Self::RustSdk => "rust-sdk",
+            Self::C => "c",
+            Self::Cpp => "cpp",
+            Self::Zig => "zig",
+            Self::Go => "go",
+            Self::AssemblyScript => "assemblyscript",
+        }
+    }
+}
+
+impl fmt::Display for Language {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Rust => "Rust, the page's",
+            Self::RustSdk => "Rust, SDK",
+            Self::C => "C",
+            Self::Cpp => "C++",
+            Self::Zig => "Zig",
+            Self::Go => "Go",
+            Self::AssemblyScript => "AssemblyScript",
+        })
+    }
+}
+
+/// The modules of a language.
+pub(super) struct Guest {
+    /// The compiler and its version.
+    pub(super) toolchain: String,
+    folder: PathBuf,
+}
+
+impl Guest {
+    pub(super) fn module(&self, policy: &Policy) -> PathBuf {
+        self.folder.join(&policy.name).with_extension("wasm")
+    }
+
+    pub(super) fn security(&self) -> PathBuf {
+        self.folder.join("security.wasm")
+    }
+}
+
+/// Policies by the names of their folders. Files and crates have underscores.
+const POLICIES: [&str; 2] = ["security", "bot-protection"];
+
+fn underscored(policy: &str) -> String {
+    policy.replace('-', "_")
+}
+
+/// Builds the policies in `language`.
+pub(super) fn build(language: Language) -> Result<Guest> {
+    let source = root().join("examples").join(language.folder());
+    let folder = root().join("target/guests").join(language.folder());
+    std::fs::create_dir_all(&folder)?;
+    let into = |policy: &str| folder.join(policy).with_extension("wasm");
+    let toolchain = match language {
+        Language::Rust | Language::RustSdk => {
+            for policy in POLICIES {
+                let built = cargo::guest(&format!("examples/{}/{policy}", language.folder()))?;
+                std::fs::copy(&built, into(policy)).with_context(|| format!("copying {}", built.display()))?;
+            }
+            let version = output(Command::new("rustc").arg("--version"))?;
+            version.split_whitespace().take(2).collect::<Vec<_>>().join(" ")
+        }
+        Language::C => {
+            let clang = Clang::install()?;
+            for policy in POLICIES {
+                run(Command::new(&clang.c)
+                    .args("--target=wasm32 -O2 -Wall -Wextra -Werror -ffreestanding -nostdlib -mbulk-memory".split(' '))
+                    .args(["-Wl,--no-entry", "-Wl,--strip-all", "-I", "../../sdk/c", "-o"])
+                    .arg(into(policy))
+                    .arg(format!("{policy}/{}.c", underscored(policy)))
+                    .current_dir(&source))?;
+            }
+            clang.version()?
+        }
+        Language::Cpp => {
+            let clang = Clang::install()?;
+            for policy in POLICIES {
+                run(Command::new(&clang.cpp)
+                    .args(
+                        "--target=wasm32-wasi -std=c++17 -O2 -Wall -Wextra -Werror -fno-exceptions -fno-rtti -mexec-model=reactor"
+                            .split(' '),
+                    )
+                    .args(["-Wl,--strip-all", "-I", "../../sdk/c", "-o"])
+                    .arg(into(policy))
+                    .arg(format!("{policy}/{}.cpp", underscored(policy)))
+                    .current_dir(&source))?;
+            }
+            clang.version()?
+        }
+        Language::Zig => zig(&source, into)?,
+        Language::Go => go(&source, into)?,
+        Language::AssemblyScript => {
+            let project = toolchain::assemblyscript()?;
+            run(Command::new("npm").args(["run", "--silent", "build"]).current_dir(&project))?;
+            for policy in POLICIES {
+                std::fs::copy(project.join("build").join(underscored(policy)).with_extension("wasm"), into(policy))?;
+            }
+            let version = output(Command::new("npx").args(["--no-install", "asc", "--version"]).current_dir(&project))?;
+            version.trim().replace("Version", "asc")
+        }
+    };
+    Ok(Guest { toolchain, folder })
+}
+
+fn zig(source: &Path, into: impl Fn(&str) -> PathBuf) -> Result<String> {
+    let python = FromPypi::Zig.install()?.join("python3");
+    let zig = || {
+        let mut zig = Command::new(&python);
+        // By default there would be a cache in the folder of the sources.
+        zig.args(["-m", "ziglang"]).current_dir(source).env("ZIG_LOCAL_CACHE_DIR", root().join("target/guests/zig-cache"));
+        zig
+    };
+    for policy in POLICIES {
+        run(zig()
+            .args("build-exe -target wasm32-freestanding -O ReleaseSmall -fno-entry -rdynamic --dep zentinel".split(' '))
+            .arg(format!("-Mroot={policy}/main.zig"))
+            .arg("-Mzentinel=../../sdk/zig/zentinel.zig")
+            .arg(format!("-femit-bin={}", into(policy).display())))?;
+    }
+    run(zig().args(["fmt", "--check", ".", "../../sdk/zig"]))
+        .context("the Zig sources are not formatted: `zig fmt sdk/zig examples/zig`")?;
+    Ok(format!("zig {}", output(zig().arg("version"))?.trim()))
+}
+
+fn go(source: &Path, into: impl Fn(&str) -> PathBuf) -> Result<String> {
+    let program = FromPypi::Go.install()?.join("go");
+    let go = |folder: &Path| {
+        let mut go = Command::new(&program);
+        // Nothing is to be downloaded: neither another Go nor a module.
+        go.current_dir(folder).env("GOTOOLCHAIN", "local").env("GOPROXY", "off");
+        go
+    };
+    let sdk = root().join("sdk/go");
+    run(go(&sdk).args(["vet", "./..."]))?;
+    run(go(&sdk).args(["test", "./..."]))?;
+    for policy in POLICIES {
+        run(go(source)
+            .env("GOOS", "wasip1")
+            .env("GOARCH", "wasm")
+            .args(["build", "-buildmode=c-shared", "-trimpath", "-ldflags=-s -w", "-o"])
+            .arg(into(policy))
+            .arg(format!("./{policy}")))?;
+    }
+    let version = output(go(source).arg("version"))?;
+    tools::say(version.trim());
+    Ok(version.split_whitespace().nth(2).unwrap_or_default().replace("go", "go "))
+}

@@ -1,0 +1,133 @@
+//! Many calls of one module through the agent, and what they cost.
+
+use super::Isolation;
+use super::suite::event;
+use crate::wire::{Connection, kind};
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use std::path::Path;
+use zentinel_wasm_e2e::http::exchange;
+use zentinel_wasm_e2e::{Agent, free_port};
+
+/// Enough calls for a mean; a fresh instance of a slow language takes a millisecond.
+const SAMPLE: u32 = 2000;
+
+/// After this share of the calls, what the process and the guest keep for later is in place.
+const WARM_UP: u32 = 10;
+
+/// Growth that is none: the process's own memory is never quite still.
+const STILL: u64 = 4_000_000;
+
+pub(super) struct Load {
+    /// Mean time of a call of a warm instance.
+    pub(super) pooled_us: f64,
+    /// Mean time of a call that gets a fresh instance.
+    fresh_us: f64,
+    /// The agent's memory after the warm-up.
+    pub(super) memory_before: u64,
+    /// The agent's memory after all calls.
+    pub(super) memory_after: u64,
+}
+
+impl Load {
+    pub(super) fn instantiate_us(&self) -> f64 {
+        (self.fresh_us - self.pooled_us).max(0.0)
+    }
+
+    /// Whether memory is as it was after the warm-up.
+    pub(super) fn is_level(&self) -> bool {
+        let level = self.memory_after < self.memory_before + STILL;
+        if !level {
+            println!("memory grew from {} to {} bytes", self.memory_before, self.memory_after);
+        }
+        level
+    }
+}
+
+/// Calls `module` that often with this isolation, and some more times with the other one.
+pub(super) fn measure(agent: &Path, module: &Path, calls: u32, isolation: Isolation) -> Result<Load> {
+    let other = match isolation {
+        Isolation::Pooled => Isolation::Request,
+        Isolation::Request => Isolation::Pooled,
+    };
+    let main = run(agent, module, calls, isolation)?;
+    let sample = run(agent, module, SAMPLE, other)?;
+    let (pooled_us, fresh_us) = match isolation {
+        Isolation::Pooled => (main.mean_us, sample.mean_us),
+        Isolation::Request => (sample.mean_us, main.mean_us),
+    };
+    Ok(Load { pooled_us, fresh_us, memory_before: main.memory_before, memory_after: main.memory_after })
+}
+
+struct Run {
+    mean_us: f64,
+    memory_before: u64,
+    memory_after: u64,
+}
+
+fn run(agent: &Path, module: &Path, calls: u32, isolation: Isolation) -> Result<Run> {
+    let dir = tempfile::tempdir()?;
+    let admin = free_port();
+    let address = format!("127.0.0.1:{admin}");
+    let options = ["--pool-size", "1", "--timeout-ms", "10000", "--isolation", isolation.name(), "--admin-address", &address];
+    let running = Agent::start(agent, module, dir.path(), None, &options)?;
+    let mut connection = Connection::open(running.socket())?;
+    let request = request();
+    let mut ask = |times: u32| -> Result<()> {
+        for _ in 0..times {
+            let answer = connection.ask(kind::REQUEST_HEADERS, &request)?;
+            ensure!(answer["decision"] == "allow", "under load the agent answered {answer}");
+        }
+        Ok(())
+    };
+    ask(calls / WARM_UP)?;
+    let (before, memory_before) = (Durations::read(admin)?, memory(running.pid())?);
+    ask(calls - calls / WARM_UP)?;
+    let (after, memory_after) = (Durations::read(admin)?, memory(running.pid())?);
+    drop(connection);
+    running.stop();
+    let mean = (after.sum - before.sum) / (after.count - before.count);
+    Ok(Run { mean_us: mean * 1e6, memory_before, memory_after })
+}
+
+/// A browser's request, which is let through.
+fn request() -> Value {
+    let request = json!({
+        "uri": "/api/users?page=1",
+        "headers": {
+            "Host": "shop.example",
+            "User-Agent": "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
+            "Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
+            "Accept-Language": "en-GB,en;q=0.5",
+            "Accept-Encoding": "gzip, deflate, br, zstd",
+            "Cookie": "session=0123456789abcdef0123456789abcdef",
+        },
+    });
+    event("load", request.as_object().expect("it is an object"))
+}
+
+/// How long the agent says that its calls took.
+struct Durations {
+    sum: f64,
+    count: f64,
+}
+
+impl Durations {
+    fn read(port: u16) -> Result<Self> {
+        let metrics = exchange(port, "GET", "/metrics", &[], None).context("reading the agent's metrics")?.text();
+        let value = |name: &str| -> Result<f64> {
+            let prefix = format!("wasm_agent_call_duration_seconds_{name}{{hook=\"on_request_headers\"}} ");
+            let line = metrics.lines().find_map(|line| line.strip_prefix(prefix.as_str()));
+            line.with_context(|| format!("the agent's metrics have no `{prefix}`"))?.parse().context("reading the agent's metrics")
+        };
+        Ok(Self { sum: value("sum")?, count: value("count")? })
+    }
+}
+
+/// The resident memory of a process, in bytes.
+fn memory(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("reading the agent's memory")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("the kernel does not tell the agent's memory")?;
+    let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().context("reading the agent's memory")?;
+    Ok(kibibytes * 1024)
+}

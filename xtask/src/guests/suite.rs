@@ -1,0 +1,205 @@
+//! The acceptance suite: `examples/cases/`, which every guest must pass.
+
+use super::build::Language;
+use crate::tools::{on_path, root};
+use crate::wire::{Connection, kind};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Map, Value, json};
+use std::ops::AddAssign;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use zentinel_wasm_e2e::Agent;
+
+/// What the cases say of one policy.
+pub(super) struct Policy {
+    /// The name of its folders.
+    pub(super) name: String,
+    cases: Vec<Value>,
+}
+
+impl Policy {
+    /// The policies; security first.
+    pub(super) fn all() -> Result<Vec<Self>> {
+        ["security", "bot-protection"].into_iter().map(Self::read).collect()
+    }
+
+    fn read(name: &str) -> Result<Self> {
+        let file = root().join("examples/cases").join(name).with_extension("json");
+        let text = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+        let mut suite: Value = serde_json::from_str(&text).with_context(|| format!("reading {}", file.display()))?;
+        let Value::Array(cases) = suite["cases"].take() else { bail!("{} has no list of cases", file.display()) };
+        Ok(Self { name: name.to_owned(), cases })
+    }
+}
+
+/// Cases that went as they should, and others.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Tally {
+    pub(super) passed: usize,
+    pub(super) failed: usize,
+}
+
+impl Tally {
+    pub(super) fn of(passed: bool) -> Self {
+        Self { passed: usize::from(passed), failed: usize::from(!passed) }
+    }
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+    }
+}
+
+/// Lets Node call the module's hooks, with events odder than the agent ever writes.
+pub(super) fn ask_directly(policy: &Policy, module: &Path, language: Language) -> Result<Tally> {
+    if on_path("node").is_none() {
+        bail!("`node` is missing, which calls the modules directly: `apt-get install nodejs`, version 20 or later");
+    }
+    let mut command = Command::new("node");
+    command.arg(root().join("examples/cases/direct.mjs")).arg(&policy.name).arg(module).env("NODE_NO_WARNINGS", "1");
+    if language == Language::Rust {
+        command.arg("page");
+    }
+    let result = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
+    let text = String::from_utf8_lossy(&result.stdout);
+    let Some((cases, sum)) = text.trim_end().rsplit_once('\n').or(Some(("", text.trim_end()))) else { unreachable!() };
+    if !cases.is_empty() {
+        println!("{cases}");
+    }
+    let numbers: Vec<usize> = sum.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    match numbers[..] {
+        [passed, failed] => Ok(Tally { passed, failed }),
+        _ => bail!("calling {} directly failed: {}", module.display(), result.status),
+    }
+}
+
+/// Asks the module through the agent's Unix socket, as the proxy does.
+pub(super) fn ask_through_agent(agent: &Path, policy: &Policy, module: &Path) -> Result<Tally> {
+    let dir = tempfile::tempdir()?;
+    // Decisions are asked for here, not speed.
+    let running = Agent::start(agent, module, dir.path(), None, &["--timeout-ms", "10000"])?;
+    let mut connection = Connection::open(running.socket())?;
+    let mut tally = Tally::default();
+    for (number, case) in policy.cases.iter().enumerate() {
+        let Value::Object(request) = &case["request"] else { continue };
+        ensure!(case["hook"] == "on_request_headers", "the suite does not know the hook {} yet", case["hook"]);
+        let answer = connection.ask(kind::REQUEST_HEADERS, &event(&format!("case-{number}"), request))?;
+        let expected = &case["expect"];
+        let found = decided(&answer, expected);
+        if found != *expected {
+            println!("{}: {}: expected {expected}, the agent answered {answer}", policy.name, case["name"]);
+        }
+        tally += Tally::of(found == *expected);
+    }
+    drop(connection);
+    running.stop();
+    Ok(tally)
+}
+
+/// The proxy's event for a case's request.
+pub(super) fn event(id: &str, request: &Map<String, Value>) -> Value {
+    let text = |name: &str, otherwise: &str| request.get(name).map_or_else(|| otherwise.to_owned(), spell);
+    let mut headers = Map::new();
+    for number in 0..request.get("more_headers").and_then(Value::as_u64).unwrap_or(0) {
+        headers.insert(format!("x-header-{number}"), json!([format!("value {number}")]));
+    }
+    for (name, value) in request.get("headers").and_then(Value::as_object).into_iter().flatten() {
+        let values = if value.is_array() { value.clone() } else { json!([spell(value)]) };
+        headers.insert(name.to_lowercase(), values);
+    }
+    json!({
+        "metadata": {
+            "correlation_id": id,
+            "request_id": id,
+            "client_ip": format!("{}:0", text("client_ip", "192.0.2.7")),
+            "client_port": 0,
+            "server_name": "shop.example",
+            "protocol": "HTTP/1.1",
+            "tls_version": null,
+            "tls_cipher": null,
+            "route_id": "all",
+            "upstream_id": "backend",
+            "timestamp": "2026-01-01T00:00:00Z",
+        },
+        "method": text("method", "GET"),
+        "uri": text("uri", "/"),
+        "headers": headers,
+    })
+}
+
+/// A value of a case: text, or text in pieces.
+fn spell(value: &Value) -> String {
+    let piece = |piece: &Value| match piece {
+        Value::String(text) => text.clone(),
+        repeated => {
+            let times = repeated["times"].as_u64().unwrap_or(0);
+            repeated["repeat"].as_str().unwrap_or_default().repeat(times as usize)
+        }
+    };
+    match &value["join"] {
+        Value::Array(pieces) => pieces.iter().map(piece).collect(),
+        _ => value.as_str().unwrap_or_default().to_owned(),
+    }
+}
+
+/// What the agent's answer says of the fields that are expected, in the words of the cases.
+fn decided(answer: &Value, expected: &Value) -> Value {
+    let (name, details) = match &answer["decision"] {
+        Value::Object(decision) => decision.iter().next().map_or(("?", &Value::Null), |(name, details)| (name.as_str(), details)),
+        other => (other.as_str().unwrap_or("?"), &Value::Null),
+    };
+    let fields = expected.as_object().into_iter().flatten().map(|(field, _)| {
+        let value = match field.as_str() {
+            "decision" => json!(name),
+            "challenge_params" => details["params"].clone(),
+            "tags" => answer["audit"]["tags"].clone(),
+            other => details[other].clone(),
+        };
+        (field.clone(), value)
+    });
+    Value::Object(fields.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_comes_whole_or_in_pieces() {
+        assert_eq!(spell(&json!("/a")), "/a");
+        assert_eq!(spell(&json!({"join": ["/", {"repeat": "ab", "times": 2}, "c"]})), "/ababc");
+    }
+
+    #[test]
+    fn a_case_becomes_the_event_of_a_proxy() {
+        let request = json!({"uri": "/x", "client_ip": "::1", "headers": {"User-Agent": "a", "Accept": ["b", "c"]}, "more_headers": 1});
+        let event = event("id", request.as_object().unwrap());
+        assert_eq!(event["method"], "GET");
+        assert_eq!(event["metadata"]["client_ip"], "::1:0");
+        assert_eq!(event["headers"], json!({"user-agent": ["a"], "accept": ["b", "c"], "x-header-0": ["value 0"]}));
+    }
+
+    #[test]
+    fn decisions_are_told_in_the_words_of_the_cases() {
+        let block = json!({"decision": {"block": {"status": 403, "body": "Forbidden", "headers": null}}, "audit": {"tags": []}});
+        let expected = json!({"decision": "block", "status": 403, "body": "Forbidden"});
+        assert_eq!(decided(&block, &expected), expected);
+        let challenge = json!({"decision": {"challenge": {"challenge_type": "captcha", "params": {"a": "b"}}}, "audit": {"tags": ["t"]}});
+        let expected = json!({"decision": "challenge", "challenge_type": "captcha", "challenge_params": {"a": "b"}, "tags": ["t"]});
+        assert_eq!(decided(&challenge, &expected), expected);
+        assert_ne!(decided(&json!({"decision": "allow"}), &expected), expected);
+    }
+
+    #[test]
+    fn every_case_is_complete() {
+        for policy in Policy::all().unwrap() {
+            assert!(policy.cases.len() > 20);
+            for case in &policy.cases {
+                assert!(case["request"].is_object() != case["raw"].is_string(), "{case}");
+                assert!(case["expect"]["decision"].is_string() && case["name"].is_string(), "{case}");
+            }
+        }
+    }
+}

