@@ -1,1 +1,56 @@
-fn main() {}
+//! `zentinel-wasm-agent`: options, module, sockets, until a signal ends it.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use zentinel_agent_wasm::admin;
+use zentinel_agent_wasm::agent::{Agent, Source};
+use zentinel_agent_wasm::cli::Cli;
+use zentinel_agent_wasm::lifecycle::{Lifecycle, open_cache};
+use zentinel_agent_wasm::listener::Listener;
+use zentinel_agent_wasm::logging;
+use zentinel_wasm_runtime::Runtime;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse_or_exit();
+    logging::init(cli.log_format, cli.verbose);
+    let served = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("agent")
+        .build()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(serve(cli)));
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Said plainly, for whoever started it by hand, and not only in the log's form.
+            eprintln!("zentinel-wasm-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(cli: Cli) -> anyhow::Result<()> {
+    // Before the module: an address that is taken should not cost a compilation.
+    let listener = Listener::bind(&cli.socket, cli.socket_mode)?;
+    let admin = match cli.admin_address {
+        Some(address) => Some(admin::bind(address).await?),
+        None => None,
+    };
+
+    let source = Source { path: cli.module.clone(), sha256: cli.module_sha256.clone() };
+    let cache = open_cache(cli.cache_dir.as_deref());
+    let agent = Agent::start(Runtime::start()?, source, cli.settings(), cache).await?;
+
+    let mut lifecycle = Lifecycle::new(agent.clone(), cli.grace())?;
+    lifecycle.serve_socket(listener);
+    if let Some(admin) = admin {
+        lifecycle.serve_admin(admin);
+    }
+    if cli.watch {
+        lifecycle.watch(cli.module);
+    }
+    lifecycle.run().await;
+    Ok(())
+}

@@ -99,6 +99,10 @@ pub struct Wire {
 impl Encode for Wire {
     type Encoded = Vec<u8>;
 
+    fn correlation_id(&self) -> &Arc<str> {
+        &self.correlation_id
+    }
+
     fn encode(&self, answer: &Answer<'_>) -> Result<Vec<u8>, Failure> {
         let answer = for_proxy(answer, self.proxy);
         let payload = Payload {

@@ -342,7 +342,7 @@ impl<H: Handler> Connection<H> {
                 };
                 let failure = Failure::new(FailureKind::InvalidEvent, format!("the event of type {kind:#04x} cannot be read: {error}"));
                 let wire = self.wire(Arc::from(&*id), Phase { hook: hook_of(kind), chunk_index: 0 });
-                let answer = self.handler.reject(&id, &failure, wire);
+                let answer = self.handler.reject(failure, wire);
                 (self.session.arrived(&id), Box::pin(std::future::ready(answer)) as Call<_>)
             }
         };

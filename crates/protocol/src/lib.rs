@@ -31,9 +31,12 @@ pub const PROTOCOL_VERSION: u32 = 2;
 /// Turns an answer into what goes over one transport.
 ///
 /// An answer borrows from the memory of the instance that gave it, so that it is written while it exists: by the handler, not by the transport.
-pub trait Encode: Send + 'static {
+pub trait Encode: Send + Sync + 'static {
     /// What the transport sends.
     type Encoded: Send + 'static;
+
+    /// The id of the event that is answered.
+    fn correlation_id(&self) -> &Arc<str>;
 
     /// Writes `answer`.
     ///
@@ -52,7 +55,7 @@ pub trait Handler: Send + Sync + 'static {
     fn handle<E: Encode>(self: &Arc<Self>, event: &Event<'_>, encode: E) -> impl Future<Output = E::Encoded> + Send + 'static;
 
     /// Answers an event that could not be decoded: the module-error answer, never a silent allow.
-    fn reject<E: Encode>(self: &Arc<Self>, correlation_id: &str, failure: &Failure, encode: E) -> E::Encoded;
+    fn reject<E: Encode>(self: &Arc<Self>, failure: Failure, encode: E) -> E::Encoded;
 
     /// Applies the proxy's configuration: a JSON object. The error is the reason for which it is rejected.
     fn configure(self: &Arc<Self>, config: serde_json::Value) -> impl Future<Output = Result<(), String>> + Send + 'static;

@@ -1,0 +1,101 @@
+//! The HTTP address for operators: `/metrics`, `/healthz`, `/readyz`.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tracing::{debug, info, warn};
+
+use crate::agent::{Agent, Health};
+
+/// Connections at once: a scraper or two, and a person.
+const MAX_CONNECTIONS: usize = 32;
+
+/// Time that a client has to send a request.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Pause after the system has refused a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Binds the address.
+///
+/// # Errors
+///
+/// The address cannot be had.
+pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot serve `--admin-address {address}`"))
+}
+
+/// Serves the address for ever.
+pub async fn serve(listener: TcpListener, agent: Arc<Agent>) {
+    if let Ok(address) = listener.local_addr() {
+        info!("serving /metrics, /healthz and /readyz on http://{address}");
+    }
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        // Waiting for a slot keeps further clients in the system's queue, which is bounded too.
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                warn!("cannot accept a connection on the admin address: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let agent = Arc::clone(&agent);
+        tokio::spawn(async move {
+            let _slot = slot;
+            let service = service_fn(|request| {
+                let response = respond(&request, &agent);
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let served = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(READ_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+            if let Err(error) = served {
+                debug!("a connection on the admin address has failed: {error}");
+            }
+        });
+    }
+}
+
+fn respond(request: &Request<Incoming>, agent: &Agent) -> Response<Full<Bytes>> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
+    }
+    match request.uri().path() {
+        "/metrics" => {
+            let mut response = Response::new(Full::from(agent.metrics().text()));
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4"));
+            response
+        }
+        "/healthz" => match agent.health() {
+            Health::Healthy => text(StatusCode::OK, "healthy\n"),
+            Health::Degraded(reason) => text(StatusCode::OK, format!("degraded: {reason}\n")),
+            Health::Draining => text(StatusCode::OK, "draining\n"),
+        },
+        "/readyz" if agent.is_ready() => text(StatusCode::OK, "ready\n"),
+        "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+        _ => text(StatusCode::NOT_FOUND, "try /metrics, /healthz or /readyz\n"),
+    }
+}
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}

@@ -1,0 +1,478 @@
+//! The agent itself: from an event to its answer, and from new settings or a new module to the instances that serve.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+use zentinel_wasm_contract::event::{Headers, RequestHeaders};
+use zentinel_wasm_contract::{Answer, Decision, Event, Failure, FailureKind, Hook, Text, WebsocketDecision, input};
+use zentinel_wasm_protocol::{AGENT_ID, Capabilities, Encode, Handler, Reports};
+use zentinel_wasm_runtime::{Cache, Module, Pool, Request, Runtime};
+
+use crate::breaker::Breaker;
+use crate::context::{Contexts, Remembered};
+use crate::logging::RateLimit;
+use crate::metrics::Metrics;
+use crate::settings::Settings;
+
+/// How often health and metrics are reported to the proxies. What the published crates use.
+pub const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Where the module comes from.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Its file.
+    pub path: PathBuf,
+    /// The digest that it must have.
+    pub sha256: Option<String>,
+}
+
+/// One module with the settings under which it serves.
+struct Generation {
+    pool: Pool,
+    settings: Settings,
+    digest: String,
+    breaker: Breaker,
+}
+
+/// How the agent is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// All is well.
+    Healthy,
+    /// It serves, but something is wrong.
+    Degraded(String),
+    /// It finishes what is in flight and ends, or was asked to.
+    Draining,
+}
+
+/// Decides about events, and can be given another module or other settings meanwhile.
+pub struct Agent {
+    runtime: Runtime,
+    source: Source,
+    cache: Option<Cache>,
+    /// The settings of the command line, on top of which the proxy's configuration lies.
+    base: Settings,
+    current: ArcSwap<Generation>,
+    /// What the proxy has configured last. Held while a new generation is made, so that changes come one after another.
+    proxy_config: tokio::sync::Mutex<Value>,
+    contexts: Contexts,
+    metrics: Metrics,
+    limits: Vec<RateLimit>,
+    state: Mutex<State>,
+    discarded_before: AtomicU64,
+    reports: watch::Sender<Arc<Reports>>,
+}
+
+#[derive(Default)]
+struct State {
+    draining: bool,
+    reload_failure: Option<String>,
+}
+
+impl Agent {
+    /// Loads the module and makes its instances.
+    ///
+    /// # Errors
+    ///
+    /// The module cannot be served: one message with everything that is wrong.
+    pub async fn start(runtime: Runtime, source: Source, settings: Settings, cache: Option<Cache>) -> anyhow::Result<Arc<Self>> {
+        let generation = Generation::make(&runtime, &source, settings.clone(), cache.as_ref()).await?;
+        let metrics = Metrics::new();
+        metrics.serving(&generation.digest);
+        info!(module = generation.digest, pool_size = settings.pool_size, "the module `{}` serves", source.path.display());
+        let agent = Self {
+            runtime,
+            source,
+            cache,
+            base: settings,
+            current: ArcSwap::from_pointee(generation),
+            proxy_config: tokio::sync::Mutex::new(Value::Null),
+            contexts: Contexts::new(),
+            metrics,
+            limits: FailureKind::ALL.iter().map(|_| RateLimit::new()).collect(),
+            state: Mutex::new(State::default()),
+            discarded_before: AtomicU64::new(0),
+            reports: watch::Sender::new(Arc::new(Reports::default())),
+        };
+        let agent = Arc::new(agent);
+        agent.publish();
+        Ok(agent)
+    }
+
+    /// Reads the module's file again and serves it from now on. What is in flight ends on the old one.
+    ///
+    /// # Errors
+    ///
+    /// The module cannot be served. The old one goes on, and health is degraded until a reload succeeds.
+    pub async fn reload(&self) -> anyhow::Result<()> {
+        let config = self.proxy_config.lock().await;
+        let settings = self.base.with_proxy_config(&config).map_err(anyhow::Error::msg)?;
+        let made = Generation::make(&self.runtime, &self.source, settings, self.cache.as_ref()).await;
+        self.swap(made)
+    }
+
+    async fn apply(&self, config: Value) -> Result<(), String> {
+        let mut current_config = self.proxy_config.lock().await;
+        let settings = self.base.with_proxy_config(&config)?;
+        if settings == self.current.load().settings {
+            *current_config = config;
+            return Ok(());
+        }
+        let made = Generation::make(&self.runtime, &self.source, settings, self.cache.as_ref()).await;
+        match made {
+            Ok(generation) => {
+                *current_config = config;
+                info!(
+                    pool_size = generation.settings.pool_size,
+                    fail_open = generation.settings.fail_open,
+                    "the proxy's configuration is applied"
+                );
+                self.swap(Ok(generation)).map_err(|error| error.to_string())
+            }
+            Err(error) => Err(format!("{error:#}")),
+        }
+    }
+
+    fn swap(&self, made: anyhow::Result<Generation>) -> anyhow::Result<()> {
+        let result = match made {
+            Ok(generation) => {
+                info!(module = generation.digest, "the module `{}` serves", self.source.path.display());
+                self.metrics.serving(&generation.digest);
+                let old = self.current.swap(Arc::new(generation));
+                self.discarded_before.fetch_add(old.pool.stats().discarded, Relaxed);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        };
+        self.metrics.reloaded(result.is_ok());
+        self.state().reload_failure = result.as_ref().err().map(|error| format!("{error:#}"));
+        self.publish();
+        result
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says from now on that the agent is draining. Requests that still arrive are still decided.
+    pub fn drain(&self) {
+        self.state().draining = true;
+        self.publish();
+    }
+
+    /// How the agent is.
+    pub fn health(&self) -> Health {
+        let state = self.state();
+        if state.draining {
+            Health::Draining
+        } else if let Some(failure) = &state.reload_failure {
+            Health::Degraded(failure.clone())
+        } else if self.current.load().breaker.is_open() {
+            Health::Degraded("the module fails every call and is left alone".into())
+        } else {
+            Health::Healthy
+        }
+    }
+
+    /// Whether the module decides about requests right now.
+    pub fn is_ready(&self) -> bool {
+        !self.state().draining && !self.current.load().breaker.is_open()
+    }
+
+    /// The agent's metrics, up to date.
+    pub fn metrics(&self) -> &Metrics {
+        let generation = self.current.load();
+        let stats = generation.pool.stats();
+        self.metrics.observe(stats, self.discarded_before.load(Relaxed) + stats.discarded, generation.breaker.is_open());
+        &self.metrics
+    }
+
+    /// Hands health and metrics to every connection.
+    pub fn publish(&self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+        let health = self.health();
+        let (state, number, message) = match &health {
+            Health::Healthy => (json!({"status": "healthy"}), 1, Value::Null),
+            Health::Degraded(reason) => {
+                (json!({"status": "degraded", "disabled_features": [], "timeout_multiplier": 1.0}), 2, json!(reason))
+            }
+            Health::Draining => (json!({"status": "draining", "eta_ms": null}), 3, json!("the agent is draining")),
+        };
+        let metrics = self.metrics();
+        let generation = self.current.load();
+        let stats = generation.pool.stats();
+        let health = json!({
+            "agent_id": AGENT_ID,
+            // The published client reads a number, the published types an object: both find what they look for.
+            "state": number,
+            "health_state": state,
+            "message": message,
+            "load": {
+                "in_flight": metrics.in_flight.get(), "queue_depth": stats.waiting, "avg_latency_ms": 0.0, "p50_latency_ms": 0.0, "p95_latency_ms": 0.0,
+                "p99_latency_ms": 0.0, "requests_processed": metrics.requests.get(), "requests_rejected": metrics.blocked.get(),
+                "requests_timed_out": 0,
+            },
+            "resources": {"connections": metrics.connections()},
+            "valid_until_ms": now + 3 * REPORT_INTERVAL.as_millis() as u64,
+            "timestamp_ms": now,
+        });
+        let metrics = metrics.report(AGENT_ID, now, REPORT_INTERVAL);
+        self.reports.send_replace(Arc::new(Reports { health, metrics }));
+    }
+
+    /// What the module is handed for `event`, or None when it takes no such event.
+    fn input(&self, generation: &Generation, event: &Event<'_>) -> Result<Option<Prepared>, Failure> {
+        let hooks = generation.pool.hooks();
+        let settings = &generation.settings;
+        let (case, limit) = (settings.header_case, settings.max_body);
+        let wanted = hooks.contains(event.hook());
+        let has_later_hooks = hooks.contains_any(&[Hook::RequestBody, Hook::ResponseHeaders, Hook::ResponseBody]);
+        let id = event.correlation_id();
+        let mut out = Vec::with_capacity(1024);
+        let mut traceparent = None;
+        match event {
+            Event::RequestHeaders(event) => {
+                if wanted || has_later_hooks {
+                    input::request(&mut out, event, case);
+                }
+                traceparent = event.metadata.traceparent.as_deref().map(Arc::from);
+                if has_later_hooks {
+                    let remembered = Remembered {
+                        context: input::context(event, &out),
+                        traceparent: traceparent.clone(),
+                        body_open: hooks.contains(Hook::RequestBody) && announces_body(event),
+                    };
+                    self.contexts.begin(id, remembered);
+                }
+            }
+            Event::RequestBody(chunk) => {
+                let known = has_later_hooks.then(|| self.contexts.get(id)).flatten();
+                if has_later_hooks && chunk.is_last {
+                    self.contexts.body_ended(id);
+                }
+                if wanted {
+                    input::request_body(&mut out, chunk, known.as_ref().map(|known| &known.context), limit)?;
+                }
+                traceparent = known.and_then(|known| known.traceparent.clone());
+            }
+            Event::ResponseHeaders(event) => {
+                let known = has_later_hooks.then(|| self.contexts.get(id)).flatten();
+                if wanted {
+                    input::response(&mut out, event, known.as_ref().map(|known| &known.context), case);
+                }
+                traceparent = known.and_then(|known| known.traceparent.clone());
+                if hooks.contains(Hook::ResponseBody) {
+                    self.contexts.respond(id, input::response_context(event, case));
+                } else if has_later_hooks {
+                    self.contexts.end(id);
+                }
+            }
+            Event::ResponseBody(chunk) => {
+                let known = has_later_hooks.then(|| self.contexts.get(id)).flatten();
+                if has_later_hooks && chunk.is_last {
+                    self.contexts.end(id);
+                }
+                if wanted {
+                    input::response_body(&mut out, chunk, known.as_ref().map(|known| &known.context), limit)?;
+                }
+                traceparent = known.and_then(|known| known.traceparent.clone());
+            }
+            Event::WebsocketFrame(frame) if wanted => input::websocket_frame(&mut out, frame, limit)?,
+            Event::GuardrailInspect(event) if wanted => input::guardrail_inspect(&mut out, event, limit)?,
+            Event::RequestComplete(event) => {
+                if has_later_hooks {
+                    self.contexts.end(id);
+                }
+                if wanted {
+                    input::request_complete(&mut out, event);
+                }
+            }
+            Event::WebsocketFrame(_) | Event::GuardrailInspect(_) => {}
+        }
+        Ok(wanted.then_some(Prepared { input: out, traceparent }))
+    }
+
+    fn fail<E: Encode>(&self, generation: &Generation, hook: Hook, failure: &Failure, traceparent: Option<&str>, encode: &E) -> E::Encoded {
+        self.metrics.error(failure.kind);
+        if let Some(suppressed) = self.limits[failure.kind as usize].admit() {
+            let mode = if generation.settings.fail_open { "allowed" } else { "blocked" };
+            error!(
+                correlation_id = &**encode.correlation_id(),
+                hook = hook.export(),
+                kind = failure.kind.code(),
+                module = generation.digest,
+                traceparent,
+                suppressed,
+                "module error, {mode}: {}",
+                failure.detail
+            );
+        }
+        let answer = module_error(failure.kind, generation.settings.fail_open, hook);
+        if generation.settings.fail_open {
+            self.metrics.fail_open.inc();
+        } else {
+            self.metrics.blocked.inc();
+        }
+        // The answer is made here, of constants: every transport can carry it.
+        encode.encode(&answer).unwrap_or_else(|failure| unreachable!("{failure}"))
+    }
+}
+
+struct Prepared {
+    input: Vec<u8>,
+    traceparent: Option<Arc<str>>,
+}
+
+impl Generation {
+    async fn make(runtime: &Runtime, source: &Source, settings: Settings, cache: Option<&Cache>) -> anyhow::Result<Self> {
+        let source = source.clone();
+        let module = tokio::task::spawn_blocking(move || Module::read(&source.path, source.sha256.as_deref())).await??;
+        let pool_settings = zentinel_wasm_runtime::Settings {
+            size: settings.pool_size,
+            max_memory: (settings.max_memory_mb as usize) << 20,
+            max_output: settings.max_output,
+            isolation: settings.isolation,
+            config: settings.module_config.clone(),
+        };
+        let pool = Pool::start(runtime, &module, pool_settings, cache).await?;
+        Ok(Self { pool, settings, digest: module.digest().to_owned(), breaker: Breaker::new() })
+    }
+}
+
+/// Whether a request says that a body will follow (RFC 9112, 6.3).
+fn announces_body(event: &RequestHeaders<'_>) -> bool {
+    let Headers(headers) = &event.headers;
+    headers.iter().any(|(name, values)| {
+        name.eq_ignore_ascii_case("transfer-encoding")
+            || (name.eq_ignore_ascii_case("content-length") && values.as_slice().iter().any(|value| value.trim() != "0"))
+    })
+}
+
+/// The answer to an event for which the module has none.
+fn module_error(kind: FailureKind, fail_open: bool, hook: Hook) -> Answer<'static> {
+    /// The server met a condition that prevented it from fulfilling the request (RFC 6455, 7.4.1).
+    const INTERNAL: u16 = 1011;
+
+    let mut answer = Answer::default();
+    answer.audit.tags.push(Text::borrowed("wasm-error"));
+    answer.audit.reason_codes.push(Text::borrowed(kind.code()));
+    if fail_open {
+        answer.audit.tags.push(Text::borrowed("fail-open"));
+        return answer;
+    }
+    answer.decision = Decision::Block { status: 500, body: None, headers: Vec::new() };
+    if hook == Hook::WebsocketFrame {
+        answer.websocket_decision = Some(WebsocketDecision::Close { code: INTERNAL, reason: Text::borrowed("wasm-error") });
+    }
+    answer
+}
+
+impl Handler for Agent {
+    fn capabilities(&self) -> Capabilities {
+        let generation = self.current.load();
+        Capabilities { hooks: generation.pool.hooks(), max_body: generation.settings.max_body }
+    }
+
+    fn handle<E: Encode>(self: &Arc<Self>, event: &Event<'_>, encode: E) -> impl Future<Output = E::Encoded> + Send + 'static {
+        let arrived = Instant::now();
+        let agent = Arc::clone(self);
+        let generation = self.current.load_full();
+        let hook = event.hook();
+        let prepared = self.input(&generation, event);
+        self.metrics.requests.inc();
+        async move {
+            let prepared = match prepared {
+                Ok(Some(prepared)) => prepared,
+                Ok(None) => return encode.encode(&Answer::default()).unwrap_or_else(|failure| unreachable!("{failure}")),
+                Err(failure) => return agent.fail(&generation, hook, &failure, None, &encode),
+            };
+            agent.metrics.in_flight.inc();
+            let _in_flight = InFlight(&agent.metrics);
+            let outcome = agent.decide(&generation, hook, prepared.input, arrived, &encode).await;
+            agent.metrics.called(hook, arrived.elapsed());
+            match outcome {
+                Ok(encoded) => {
+                    if generation.breaker.succeeded() {
+                        info!(module = generation.digest, "the module answers again");
+                        agent.publish();
+                    }
+                    encoded
+                }
+                Err(failure) => {
+                    if generation.breaker.failed(failure.kind) {
+                        warn!(module = generation.digest, "the module fails every call and is left alone; it is tried again every second");
+                        agent.publish();
+                    }
+                    agent.fail(&generation, hook, &failure, prepared.traceparent.as_deref(), &encode)
+                }
+            }
+        }
+    }
+
+    fn reject<E: Encode>(self: &Arc<Self>, failure: Failure, encode: E) -> E::Encoded {
+        self.metrics.requests.inc();
+        self.fail(&self.current.load(), Hook::RequestHeaders, &failure, None, &encode)
+    }
+
+    fn configure(self: &Arc<Self>, config: Value) -> impl Future<Output = Result<(), String>> + Send + 'static {
+        let agent = Arc::clone(self);
+        async move {
+            let result = agent.apply(config).await;
+            if let Err(reason) = &result {
+                warn!("the proxy's configuration is rejected: {reason}");
+            }
+            result
+        }
+    }
+
+    fn reports(&self) -> watch::Receiver<Arc<Reports>> {
+        self.reports.subscribe()
+    }
+}
+
+struct InFlight<'a>(&'a Metrics);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.dec();
+    }
+}
+
+impl Agent {
+    /// Calls the module and writes its answer.
+    async fn decide<E: Encode>(
+        &self,
+        generation: &Generation,
+        hook: Hook,
+        input: Vec<u8>,
+        arrived: Instant,
+        encode: &E,
+    ) -> Result<E::Encoded, Failure> {
+        if !generation.breaker.admits() {
+            return Err(Failure::new(FailureKind::CircuitOpen, "the module has failed every call for a while"));
+        }
+        let deadline = arrived + generation.settings.timeout;
+        let request = Request { hook, input, deadline, correlation_id: Arc::clone(encode.correlation_id()) };
+        let lease = generation.pool.clone().call(request).await?;
+        let answer = Answer::parse(lease.output())?;
+        let encoded = encode.encode(&answer)?;
+        let refused = answer.decision != Decision::Allow;
+        if matches!(answer.decision, Decision::Block { .. }) {
+            self.metrics.blocked.inc();
+        }
+        let ends = refused && !answer.needs_more && matches!(hook, Hook::RequestHeaders | Hook::RequestBody);
+        drop(answer);
+        lease.accept();
+        if ends {
+            // A refused request has no later events.
+            self.contexts.end(encode.correlation_id());
+        }
+        Ok(encoded)
+    }
+}

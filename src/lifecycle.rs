@@ -1,0 +1,176 @@
+//! From the first connection to the last: signals, reloads, the watchdog, and an orderly end.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+use sd_notify::NotifyState;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior};
+use tracing::{info, warn};
+use zentinel_wasm_protocol::connection::Stage;
+use zentinel_wasm_runtime::Cache;
+
+use crate::admin;
+use crate::agent::{Agent, REPORT_INTERVAL};
+use crate::listener::Listener;
+
+/// How often a watched module file is looked at. A change is taken when two looks have found the same, so that a file being written is left alone.
+const WATCH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Time beyond the grace in which the last answers are written.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// The agent's servers, and what ends them.
+pub struct Lifecycle {
+    agent: Arc<Agent>,
+    grace: Duration,
+    stage: watch::Sender<Stage>,
+    /// Servers that drain.
+    servers: JoinSet<()>,
+    /// Helpers that end with the process.
+    helpers: JoinSet<()>,
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Lifecycle {
+    /// A lifecycle in which nothing is served yet.
+    ///
+    /// # Errors
+    ///
+    /// Signals cannot be received.
+    pub fn new(agent: Arc<Agent>, grace: Duration) -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("cannot receive signals");
+        Ok(Self {
+            agent,
+            grace,
+            stage: watch::Sender::new(Stage::Serving),
+            servers: JoinSet::new(),
+            helpers: JoinSet::new(),
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+
+    /// Serves the Unix socket.
+    pub fn serve_socket(&mut self, listener: Listener) {
+        self.servers.spawn(listener.serve(Arc::clone(&self.agent), self.stage.subscribe()));
+    }
+
+    /// Serves the admin address.
+    pub fn serve_admin(&mut self, listener: TcpListener) {
+        self.helpers.spawn(admin::serve(listener, Arc::clone(&self.agent)));
+    }
+
+    /// Reloads whenever the module's file changes.
+    pub fn watch(&mut self, path: PathBuf) {
+        self.helpers.spawn(watch_file(path, Arc::clone(&self.agent)));
+    }
+
+    /// Serves until SIGTERM or SIGINT, and ends in order. SIGHUP reloads the module.
+    pub async fn run(mut self) {
+        notify(&[NotifyState::Ready]);
+        let mut report = tokio::time::interval(REPORT_INTERVAL);
+        report.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut watchdog_usec = 0;
+        let mut watchdog = tokio::time::interval(match sd_notify::watchdog_enabled(false, &mut watchdog_usec) {
+            true => Duration::from_micros(watchdog_usec / 2).max(Duration::from_millis(1)),
+            false => REPORT_INTERVAL,
+        });
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => break,
+                _ = self.interrupt.recv() => break,
+                _ = self.hangup.recv() => {
+                    let agent = Arc::clone(&self.agent);
+                    self.helpers.spawn(async move { reload(&agent).await });
+                }
+                _ = report.tick() => self.agent.publish(),
+                _ = watchdog.tick() => notify(&[NotifyState::Watchdog]),
+                Some(_) = self.helpers.join_next() => {}
+            }
+        }
+        notify(&[NotifyState::Stopping]);
+        self.end().await;
+    }
+
+    async fn end(mut self) {
+        info!("ending: finishing what is in flight, at most {:?}", self.grace);
+        self.agent.drain();
+        self.stage.send_replace(Stage::Draining);
+        let deadline = Instant::now() + self.grace;
+        if tokio::time::timeout_at(deadline, join_all(&mut self.servers)).await.is_err() {
+            warn!("the grace is over: no more events are taken");
+            self.stage.send_replace(Stage::Closing);
+            if tokio::time::timeout(LAST_WORDS, join_all(&mut self.servers)).await.is_err() {
+                warn!("connections that do not end are closed");
+            }
+        }
+        info!("ended");
+    }
+}
+
+async fn join_all(tasks: &mut JoinSet<()>) {
+    while tasks.join_next().await.is_some() {}
+}
+
+async fn reload(agent: &Agent) {
+    notify(&[NotifyState::Reloading, NotifyState::monotonic_usec_now().unwrap_or(NotifyState::MonotonicUsec(0))]);
+    if let Err(error) = agent.reload().await {
+        warn!("the old module goes on: {error:#}");
+    }
+    notify(&[NotifyState::Ready]);
+}
+
+async fn watch_file(path: PathBuf, agent: Arc<Agent>) {
+    let mut served = stamp(&path).await;
+    let mut seen = served;
+    loop {
+        tokio::time::sleep(WATCH_INTERVAL).await;
+        let now = stamp(&path).await;
+        if now != served && now == seen && now.is_some() {
+            served = now;
+            info!("the module's file has changed");
+            reload(&agent).await;
+        }
+        seen = now;
+    }
+}
+
+/// What changes when a file does.
+async fn stamp(path: &Path) -> Option<(SystemTime, u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = tokio::fs::metadata(path).await.ok()?;
+    Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
+}
+
+/// Tells systemd, where it is there.
+fn notify(states: &[NotifyState<'_>]) {
+    let _ = sd_notify::notify(false, states);
+}
+
+/// The directory for compiled modules: the given one, or where systemd and the desktop conventions put caches. One that cannot be used is a warning.
+pub fn open_cache(given: Option<&Path>) -> Option<Cache> {
+    let from = |variable: &str| std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let name = "zentinel-wasm-agent";
+    let directory = given
+        .map(Path::to_owned)
+        // systemd may name several, separated by colons.
+        .or_else(|| from("CACHE_DIRECTORY").map(|list| PathBuf::from(list.to_string_lossy().split(':').next().unwrap_or_default())))
+        .or_else(|| from("XDG_CACHE_HOME").map(|cache| cache.join(name)))
+        .or_else(|| from("HOME").map(|home| home.join(".cache").join(name)))?;
+    match Cache::open(&directory) {
+        Ok(cache) => Some(cache),
+        Err(error) => {
+            warn!("compiled modules are not kept: the cache `{}` cannot be used: {error}", directory.display());
+            None
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! What the agent counts. The names are a promise: dashboards and alerts hold on to them.
+
+use std::time::Duration;
+
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+use serde_json::{Value, json};
+use zentinel_wasm_contract::{FailureKind, Hook};
+use zentinel_wasm_runtime::PoolStats;
+
+/// Upper bounds of the duration buckets, in seconds: from a call of a small module to the longest deadline that makes sense.
+const BUCKETS: [f64; 14] =
+    [0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1];
+
+/// The agent's metrics.
+pub struct Metrics {
+    registry: Registry,
+    /// Events answered.
+    pub requests: IntCounter,
+    /// Events answered with a block, the module's own and those of module errors.
+    pub blocked: IntCounter,
+    /// Events allowed because of a module error.
+    pub fail_open: IntCounter,
+    /// Events under way.
+    pub in_flight: IntGauge,
+    errors: Vec<IntCounter>,
+    durations: Vec<Histogram>,
+    pool_available: IntGauge,
+    pool_waiting: IntGauge,
+    discarded: IntCounter,
+    reloads: IntCounterVec,
+    module_info: IntGaugeVec,
+    circuit_open: IntGauge,
+    connections: IntGauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Metrics that have counted nothing.
+    ///
+    /// # Panics
+    ///
+    /// Never: names and labels are constants, and a test makes them.
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let register = |collector: Box<dyn prometheus::core::Collector>| registry.register(collector).expect("the names are distinct");
+        macro_rules! metric {
+            ($ty:ident, $name:literal, $help:literal) => {{
+                let metric = $ty::new($name, $help).expect("the name is valid");
+                register(Box::new(metric.clone()));
+                metric
+            }};
+            ($ty:ident, $opts:expr, $labels:expr) => {{
+                let metric = $ty::new($opts, $labels).expect("the name is valid");
+                register(Box::new(metric.clone()));
+                metric
+            }};
+        }
+        let errors = metric!(IntCounterVec, Opts::new("wasm_agent_errors_total", "Module errors, by kind."), &["kind"]);
+        let durations = metric!(
+            HistogramVec,
+            HistogramOpts::new("wasm_agent_call_duration_seconds", "Time from an event's arrival to its answer, waiting included.")
+                .buckets(BUCKETS.to_vec()),
+            &["hook"]
+        );
+        Self {
+            requests: metric!(IntCounter, "wasm_agent_requests_total", "Events answered."),
+            blocked: metric!(IntCounter, "wasm_agent_requests_blocked_total", "Events answered with a block, module errors included."),
+            fail_open: metric!(IntCounter, "wasm_agent_fail_open_total", "Events allowed because of a module error."),
+            in_flight: metric!(IntGauge, "wasm_agent_in_flight", "Events under way."),
+            errors: FailureKind::ALL.iter().map(|kind| errors.with_label_values(&[kind.label()])).collect(),
+            durations: Hook::ALL.iter().map(|hook| durations.with_label_values(&[hook.export()])).collect(),
+            pool_available: metric!(IntGauge, "wasm_agent_pool_available", "Instances that could be called right now."),
+            pool_waiting: metric!(IntGauge, "wasm_agent_pool_waiting", "Calls that wait for an instance."),
+            discarded: metric!(IntCounter, "wasm_agent_instances_discarded_total", "Instances thrown away after a module error."),
+            reloads: metric!(
+                IntCounterVec,
+                Opts::new("wasm_agent_reloads_total", "Changes of module or settings, by result."),
+                &["result"]
+            ),
+            module_info: metric!(IntGaugeVec, Opts::new("wasm_agent_module_info", "The module that serves, by its SHA-256."), &["sha256"]),
+            circuit_open: metric!(IntGauge, "wasm_agent_circuit_open", "1 while the module is left alone because every call failed."),
+            connections: metric!(IntGauge, "wasm_agent_connections", "Connections of proxies."),
+            registry,
+        }
+    }
+
+    /// Counts a module error.
+    pub(crate) fn error(&self, kind: FailureKind) {
+        self.errors[kind as usize].inc();
+    }
+
+    /// Counts a call.
+    pub(crate) fn called(&self, hook: Hook, duration: Duration) {
+        self.durations[hook as usize].observe(duration.as_secs_f64());
+    }
+
+    /// Counts a reload.
+    pub(crate) fn reloaded(&self, good: bool) {
+        self.reloads.with_label_values(&[if good { "success" } else { "failure" }]).inc();
+    }
+
+    /// Tells which module serves.
+    pub(crate) fn serving(&self, digest: &str) {
+        self.module_info.reset();
+        self.module_info.with_label_values(&[digest]).set(1);
+    }
+
+    /// Takes over what the pool and the breaker say. `discarded` counts over all pools.
+    pub(crate) fn observe(&self, pool: PoolStats, discarded: u64, circuit_open: bool) {
+        self.pool_available.set(pool.available as i64);
+        self.pool_waiting.set(pool.waiting as i64);
+        self.discarded.inc_by(discarded.saturating_sub(self.discarded.get()));
+        self.circuit_open.set(i64::from(circuit_open));
+    }
+
+    /// A connection has come; it is counted until the guard is dropped.
+    pub(crate) fn connected(&self) -> impl Drop + Send + use<> {
+        struct Connected(IntGauge);
+
+        impl Drop for Connected {
+            fn drop(&mut self) {
+                self.0.dec();
+            }
+        }
+
+        self.connections.inc();
+        Connected(self.connections.clone())
+    }
+
+    /// Connections of proxies.
+    pub(crate) fn connections(&self) -> u64 {
+        self.connections.get().unsigned_abs()
+    }
+
+    /// Everything in the text format of Prometheus.
+    pub fn text(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        // Writing to a vector does not fail.
+        let _ = TextEncoder::new().encode(&self.registry.gather(), &mut out);
+        out
+    }
+
+    /// Everything as the report of the agent protocol.
+    pub(crate) fn report(&self, agent_id: &str, timestamp_ms: u64, interval: Duration) -> Value {
+        let (mut counters, mut gauges, mut histograms) = (Vec::new(), Vec::new(), Vec::new());
+        for family in self.registry.gather() {
+            for metric in family.get_metric() {
+                let labels: serde_json::Map<_, _> =
+                    metric.get_label().iter().map(|label| (label.name().to_owned(), Value::from(label.value()))).collect();
+                let mut entry = json!({"name": family.name(), "help": family.help(), "labels": labels});
+                match family.get_field_type() {
+                    prometheus::proto::MetricType::COUNTER => {
+                        entry["value"] = json!(metric.get_counter().get_value() as u64);
+                        counters.push(entry);
+                    }
+                    prometheus::proto::MetricType::HISTOGRAM => {
+                        let histogram = metric.get_histogram();
+                        let mut buckets: Vec<_> = histogram
+                            .get_bucket()
+                            .iter()
+                            .map(|bucket| json!({"le": bucket.upper_bound(), "count": bucket.cumulative_count()}))
+                            .collect();
+                        buckets.push(json!({"le": "+Inf", "count": histogram.get_sample_count()}));
+                        entry["sum"] = json!(histogram.get_sample_sum());
+                        entry["count"] = json!(histogram.get_sample_count());
+                        entry["buckets"] = json!(buckets);
+                        histograms.push(entry);
+                    }
+                    _ => {
+                        entry["value"] = json!(metric.get_gauge().get_value());
+                        gauges.push(entry);
+                    }
+                }
+            }
+        }
+        json!({
+            "agent_id": agent_id, "timestamp_ms": timestamp_ms, "interval_ms": interval.as_millis() as u64,
+            "counters": counters, "gauges": gauges, "histograms": histograms,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_as_promised() {
+        let metrics = Metrics::new();
+        metrics.reloaded(true);
+        metrics.serving("abc");
+        let text = String::from_utf8(metrics.text()).unwrap();
+        let mut names: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+        names.sort_unstable();
+        assert_eq!(
+            names,
+            [
+                "wasm_agent_call_duration_seconds histogram",
+                "wasm_agent_circuit_open gauge",
+                "wasm_agent_connections gauge",
+                "wasm_agent_errors_total counter",
+                "wasm_agent_fail_open_total counter",
+                "wasm_agent_in_flight gauge",
+                "wasm_agent_instances_discarded_total counter",
+                "wasm_agent_module_info gauge",
+                "wasm_agent_pool_available gauge",
+                "wasm_agent_pool_waiting gauge",
+                "wasm_agent_reloads_total counter",
+                "wasm_agent_requests_blocked_total counter",
+                "wasm_agent_requests_total counter",
+            ]
+        );
+        for line in [
+            r#"wasm_agent_errors_total{kind="trap"} 0"#,
+            r#"wasm_agent_reloads_total{result="success"} 1"#,
+            r#"wasm_agent_module_info{sha256="abc"} 1"#,
+            r#"wasm_agent_call_duration_seconds_count{hook="on_request_headers"} 0"#,
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_report_says_the_same() {
+        let metrics = Metrics::new();
+        metrics.requests.inc();
+        metrics.called(Hook::RequestHeaders, Duration::from_micros(20));
+        let report = metrics.report("id", 1, Duration::from_secs(10));
+        let counter = report["counters"].as_array().unwrap().iter().find(|counter| counter["name"] == "wasm_agent_requests_total").unwrap();
+        assert_eq!(counter["value"], 1);
+        let histogram = &report["histograms"][0];
+        assert_eq!(histogram["buckets"].as_array().unwrap().last().unwrap()["le"], "+Inf");
+    }
+}

@@ -1,0 +1,187 @@
+//! What decides how the module is run, from the command line and from the proxy's `config { }` block.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use zentinel_wasm_contract::HeaderCase;
+use zentinel_wasm_runtime::Isolation;
+
+/// How the module is run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Instances, and calls that run at once.
+    pub pool_size: u32,
+    /// Whether module errors allow.
+    pub fail_open: bool,
+    /// Deadline of a whole call.
+    pub timeout: Duration,
+    /// Linear memory of one instance, in MiB.
+    pub max_memory_mb: u32,
+    /// Whether instances are used again.
+    pub isolation: Isolation,
+    /// JSON for `on_configure`.
+    pub module_config: Option<Arc<[u8]>>,
+    /// Largest body handed to the module, in bytes.
+    pub max_body: usize,
+    /// Largest answer read from the module, in bytes.
+    pub max_output: usize,
+    /// How header names are written for the module.
+    pub header_case: HeaderCase,
+}
+
+/// Largest values that settings take.
+pub struct Limits;
+
+impl Limits {
+    /// Instances: each takes 4 GiB of address space.
+    pub const POOL_SIZE: u64 = 1024;
+    /// A minute: nobody waits longer for a decision.
+    pub const TIMEOUT_MS: u64 = 60_000;
+    /// All that 32-bit addresses reach.
+    pub const MEMORY_MB: u64 = 4096;
+    /// An hour.
+    pub const GRACE_MS: u64 = 3_600_000;
+    /// Largest module configuration, in bytes: it is copied into every instance.
+    pub const MODULE_CONFIG: usize = 1 << 20;
+}
+
+/// Checks that `json` may be a module's configuration.
+///
+/// # Errors
+///
+/// It is not JSON, or too large.
+pub fn checked_module_config(json: &[u8]) -> Result<Arc<[u8]>, String> {
+    if json.len() > Limits::MODULE_CONFIG {
+        return Err(format!("it has {} bytes, the limit is {}", json.len(), Limits::MODULE_CONFIG));
+    }
+    serde_json::from_slice::<serde::de::IgnoredAny>(json).map_err(|error| error.to_string())?;
+    Ok(json.trim_ascii().into())
+}
+
+impl Settings {
+    /// These settings with those of the proxy's `config { }` block on top. Null and an empty object change nothing.
+    ///
+    /// # Errors
+    ///
+    /// A key is unknown or a value is bad: one line that names all of them. Nothing is applied then.
+    pub fn with_proxy_config(&self, config: &Value) -> Result<Self, String> {
+        let mut settings = self.clone();
+        let object = match config {
+            Value::Null => return Ok(settings),
+            Value::Object(object) => object,
+            _ => return Err("the configuration is not an object".into()),
+        };
+        let mut problems = Vec::new();
+        for (key, value) in object {
+            if let Err(problem) = settings.set(key, value) {
+                problems.push(problem);
+            }
+        }
+        if problems.is_empty() { Ok(settings) } else { Err(problems.join("; ")) }
+    }
+
+    fn set(&mut self, key: &str, value: &Value) -> Result<(), String> {
+        match key.replace('_', "-").as_str() {
+            "pool-size" => self.pool_size = number(key, value, Limits::POOL_SIZE)? as u32,
+            "timeout-ms" => self.timeout = Duration::from_millis(number(key, value, Limits::TIMEOUT_MS)?),
+            "max-memory-mb" => self.max_memory_mb = number(key, value, Limits::MEMORY_MB)? as u32,
+            "fail-open" => self.fail_open = value.as_bool().ok_or_else(|| bad(key, value, "true or false"))?,
+            "isolation" => {
+                self.isolation = match value.as_str() {
+                    Some("pooled") => Isolation::Pooled,
+                    Some("request") => Isolation::Request,
+                    _ => return Err(bad(key, value, "`pooled` or `request`")),
+                }
+            }
+            "module-config" => self.module_config = module_config(key, value)?,
+            _ => {
+                return Err(format!(
+                    "`{key}` is not known: it takes pool-size, fail-open, timeout-ms, max-memory-mb, isolation and module-config"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn number(key: &str, value: &Value, to: u64) -> Result<u64, String> {
+    // KDL has one kind of number; a proxy may hand 4 over as 4.0.
+    let whole =
+        value.as_u64().or_else(|| value.as_f64().filter(|number| number.fract() == 0.0 && *number >= 0.0).map(|number| number as u64));
+    whole.filter(|number| (1..=to).contains(number)).ok_or_else(|| bad(key, value, &format!("a whole number from 1 to {to}")))
+}
+
+/// Text is taken for JSON, anything else for the configuration itself.
+fn module_config(key: &str, value: &Value) -> Result<Option<Arc<[u8]>>, String> {
+    let json = match value {
+        Value::Null => return Ok(None),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    checked_module_config(json.as_bytes()).map(Some).map_err(|error| format!("`{key}` takes JSON: {error}"))
+}
+
+fn bad(key: &str, value: &Value, takes: &str) -> String {
+    let shown: String = value.to_string().chars().take(40).collect();
+    format!("`{key}` is {shown}: it takes {takes}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn settings() -> Settings {
+        Settings {
+            pool_size: 4,
+            fail_open: false,
+            timeout: Duration::from_millis(40),
+            max_memory_mb: 64,
+            isolation: Isolation::Pooled,
+            module_config: None,
+            max_body: 1,
+            max_output: 1,
+            header_case: HeaderCase::Canonical,
+        }
+    }
+
+    #[test]
+    fn keys_are_taken_in_both_spellings() {
+        let config = json!({"pool-size": 8.0, "fail_open": true, "timeout-ms": 10, "max_memory_mb": 16, "isolation": "request", "module-config": "{\"a\":1}"});
+        let configured = settings().with_proxy_config(&config).unwrap();
+        let expected = Settings {
+            pool_size: 8,
+            fail_open: true,
+            timeout: Duration::from_millis(10),
+            max_memory_mb: 16,
+            isolation: Isolation::Request,
+            module_config: Some(br#"{"a":1}"#.as_slice().into()),
+            ..settings()
+        };
+        assert_eq!(configured, expected);
+        let nested = settings().with_proxy_config(&json!({"module_config": {"a": 1}})).unwrap();
+        assert_eq!(nested.module_config, expected.module_config);
+    }
+
+    #[test]
+    fn nothing_changes_without_keys() {
+        assert_eq!(settings().with_proxy_config(&Value::Null), Ok(settings()));
+        assert_eq!(settings().with_proxy_config(&json!({})), Ok(settings()));
+    }
+
+    #[test]
+    fn everything_bad_is_named() {
+        let error =
+            settings().with_proxy_config(&json!({"pool-size": 0, "fail-open": "yes", "colour": 1, "module-config": "{"})).unwrap_err();
+        for part in [
+            "`pool-size` is 0: it takes a whole number from 1 to 1024",
+            "`fail-open` is \"yes\"",
+            "`colour` is not known",
+            "`module-config` takes JSON",
+        ] {
+            assert!(error.contains(part), "{part} in {error}");
+        }
+        settings().with_proxy_config(&json!([1])).unwrap_err();
+    }
+}
