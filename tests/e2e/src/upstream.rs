@@ -93,10 +93,11 @@ fn respond(request: &Message) -> Vec<u8> {
         });
         told.to_string().into_bytes()
     };
+    let status = parameter("status").unwrap_or("200");
+    let reason = if status == "200" { "OK" } else { "As Asked" };
     let mut response = format!(
-        "HTTP/1.1 {} Told\r\nContent-Type: {}\r\nX-Powered-By: upstream\r\nX-Upstream: yes\r\n\
+        "HTTP/1.1 {status} {reason}\r\nContent-Type: {}\r\nX-Powered-By: upstream\r\nX-Upstream: yes\r\n\
          Set-Cookie: a=1\r\nSet-Cookie: b=2\r\n",
-        parameter("status").unwrap_or("200"),
         parameter("type").unwrap_or("application/json"),
     )
     .into_bytes();
