@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use zentinel_agent_protocol::grpc_v2::{HandshakeRequest, proxy_to_agent};
 
 use crate::frames::{PREFIX, grpc_message};
-use crate::load::{DRAIN, Pace, Plan, Requests};
+use crate::load::{DRAIN, Pace, Plan, Requests, Writes};
 
 /// Answers never wait for the generator to make room.
 const WINDOW: u32 = 1 << 20;
@@ -74,7 +74,7 @@ async fn next_data(receive: &mut RecvStream) -> Result<Bytes, String> {
 }
 
 /// Runs the connections, each with one stream as the proxy has them, to the end of the plan.
-pub(crate) fn run(address: SocketAddr, requests: Vec<Requests>, plan: &Plan) -> Result<Vec<Requests>, String> {
+pub(crate) fn run(address: SocketAddr, requests: Vec<Requests>, plan: &Plan, writes: Writes) -> Result<Vec<Requests>, String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -85,7 +85,7 @@ pub(crate) fn run(address: SocketAddr, requests: Vec<Requests>, plan: &Plan) -> 
             let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, open(address))
                 .await
                 .map_err(|_| format!("no handshake from the agent at `{address}`"))??;
-            tasks.push(tokio::spawn(drive(stream, requests, plan.clone())));
+            tasks.push(tokio::spawn(drive(stream, requests, plan.clone(), writes)));
         }
         let mut finished = Vec::new();
         for task in tasks {
@@ -95,7 +95,7 @@ pub(crate) fn run(address: SocketAddr, requests: Vec<Requests>, plan: &Plan) -> 
     })
 }
 
-async fn drive(mut stream: Stream, mut requests: Requests, plan: Plan) -> Result<Requests, String> {
+async fn drive(mut stream: Stream, mut requests: Requests, plan: Plan, writes: Writes) -> Result<Requests, String> {
     let tick = metronome(&plan);
     let mut input = std::mem::take(&mut stream.rest);
     let mut output = Vec::new();
@@ -104,8 +104,14 @@ async fn drive(mut stream: Stream, mut requests: Requests, plan: Plan) -> Result
     tokio::pin!(drained);
     loop {
         if !output.is_empty() {
-            let bytes = Bytes::from(std::mem::take(&mut output));
-            stream.send.send_data(bytes, false).map_err(|error| format!("cannot write to the agent: {error}"))?;
+            let mut bytes = Bytes::from(std::mem::take(&mut output));
+            while !bytes.is_empty() {
+                let end = match writes {
+                    Writes::Together => bytes.len(),
+                    Writes::Each => PREFIX + message_length(&bytes),
+                };
+                stream.send.send_data(bytes.split_to(end), false).map_err(|error| format!("cannot write to the agent: {error}"))?;
+            }
         }
         if requests.idle() && Instant::now() >= plan.measure_until {
             break;

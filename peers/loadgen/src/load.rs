@@ -34,6 +34,14 @@ pub(crate) enum Pace {
     Open { interval: Duration },
 }
 
+/// Whether several events that are due at once go out in one write (over gRPC: in one frame), or each on
+/// its own.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Writes {
+    Together,
+    Each,
+}
+
 /// How long answers are waited for after the last event was sent.
 pub(crate) const DRAIN: Duration = Duration::from_secs(5);
 /// Requests under way on one connection of an open loop; what comes on top is not sent but counted.

@@ -21,8 +21,7 @@ use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
 use crate::frames::{Mix, MixOptions, Wire};
-use crate::load::{MAX_SLOTS, Pace, Plan, Requests, Tally};
-use crate::socket::Writes;
+use crate::load::{MAX_SLOTS, Pace, Plan, Requests, Tally, Writes};
 
 /// Load for an agent, and what it costs the agent.
 #[derive(Parser)]
@@ -83,8 +82,8 @@ struct RunOptions {
     /// Make every Nth request one to `/loop`, timed apart and with any answer taken
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     loop_every: Option<u64>,
-    /// Write each event on its own, as the proxy's client does
-    #[arg(long, conflicts_with = "grpc_address")]
+    /// Write each event on its own, as the proxy's client does on the socket; over gRPC, send each in its own frame
+    #[arg(long)]
     write_each: bool,
     /// Seconds that count
     #[arg(long, default_value_t = 5.0)]
@@ -158,12 +157,10 @@ fn run(options: &RunOptions) -> Result<(Value, bool), String> {
         let pid = options.pid;
         thread::spawn(move || watch(&plan, pid))
     };
+    let writes = if options.write_each { Writes::Each } else { Writes::Together };
     let finished = match (&options.grpc_address, &options.socket) {
-        (Some(address), _) => grpc::run(*address, requests, &plan)?,
-        (None, Some(path)) => {
-            let writes = if options.write_each { Writes::Each } else { Writes::Together };
-            socket::run(path, wire, requests, &plan, writes)?
-        }
+        (Some(address), _) => grpc::run(*address, requests, &plan, writes)?,
+        (None, Some(path)) => socket::run(path, wire, requests, &plan, writes)?,
         (None, None) => return Err("no agent to put under load".to_owned()),
     };
     let watched = watcher.join().map_err(|_| "the measuring thread failed".to_owned())??;

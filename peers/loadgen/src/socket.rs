@@ -11,7 +11,7 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use crate::frames::{PREFIX, Wire, socket_frame};
-use crate::load::{DRAIN, Plan, Requests};
+use crate::load::{DRAIN, Plan, Requests, Writes};
 
 const HANDSHAKE_REQUEST: u8 = 0x01;
 const HANDSHAKE_RESPONSE: u8 = 0x02;
@@ -19,14 +19,6 @@ const HANDSHAKE_RESPONSE: u8 = 0x02;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const READ_BYTES: usize = 256 * 1024;
 const TIMER: u64 = u64::MAX;
-
-/// Whether several events that are due at once go out in one write, or each in its own as the
-/// proxy's client writes them.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Writes {
-    Together,
-    Each,
-}
 
 /// Connects and shakes hands; fails when the agent does not agree to the encoding.
 pub(crate) fn connect(path: &Path, wire: Wire) -> Result<UnixStream, String> {

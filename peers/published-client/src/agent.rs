@@ -13,45 +13,49 @@ use tempfile::TempDir;
 /// Far beyond what a start takes, so that only an agent that never serves fails a test.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// What a test speaks to the agent over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Transport {
+    /// The Unix socket, which the agent always serves.
+    Socket,
+    /// gRPC, which it serves beside the socket when asked to.
+    Grpc,
+}
+
 /// A running agent, ended when dropped.
 pub struct Agent {
     child: Child,
     dir: TempDir,
-    /// Where it serves gRPC.
-    pub grpc: SocketAddr,
+    grpc: Option<SocketAddr>,
 }
 
 impl Agent {
-    /// Starts the agent with the module at `module`, and waits until it serves both transports.
-    pub fn start(module: &Path, arguments: &[&str]) -> Self {
-        let dir = TempDir::new().expect("a directory for the test can be made");
+    /// Starts the agent with the module at `module`, and waits until it serves.
+    pub fn start(transport: Transport, module: &Path, arguments: &[&str]) -> Self {
+        Self::start_in(TempDir::new().expect("a directory for the test can be made"), transport, module, arguments)
+    }
+
+    fn start_in(dir: TempDir, transport: Transport, module: &Path, arguments: &[&str]) -> Self {
         let log = File::create(dir.path().join("log")).expect("a log can be made");
-        let grpc = free_address();
-        let child = Command::new(path_from("ZENTINEL_WASM_AGENT"))
-            .arg("--socket")
-            .arg(dir.path().join("wasm.sock"))
-            .arg("--grpc-address")
-            .arg(grpc.to_string())
-            .arg("--module")
-            .arg(module)
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a log can be shared"))
-            .stderr(log)
-            .spawn()
-            .expect("`ZENTINEL_WASM_AGENT` can be run");
+        let mut command = Command::new(path_from("ZENTINEL_WASM_AGENT"));
+        command.arg("--socket").arg(dir.path().join("wasm.sock")).arg("--module").arg(module).args(arguments);
+        let grpc = (transport == Transport::Grpc).then(free_address);
+        if let Some(address) = grpc {
+            command.arg("--grpc-address").arg(address.to_string());
+        }
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log can be shared")).stderr(log);
+        let child = command.spawn().expect("`ZENTINEL_WASM_AGENT` can be run");
         let mut agent = Self { child, dir, grpc };
         agent.wait_until_served();
         agent
     }
 
     /// Starts the agent with a module given as bytes.
-    pub fn with_module(module: &[u8], arguments: &[&str]) -> Self {
-        let dir = TempDir::new().expect("a directory for the module can be made");
+    pub fn with_module(transport: Transport, module: &[u8], arguments: &[&str]) -> Self {
+        let dir = TempDir::new().expect("a directory for the test can be made");
         let path = dir.path().join("module.wasm");
         fs::write(&path, module).expect("a module can be written");
-        // The module is loaded once the agent serves, so its file may go then.
-        Self::start(&path, arguments)
+        Self::start_in(dir, transport, &path, arguments)
     }
 
     /// Where it serves the Unix socket.
@@ -61,12 +65,12 @@ impl Agent {
 
     /// Where it serves gRPC, as the client wants it.
     pub fn grpc_endpoint(&self) -> String {
-        format!("http://{}", self.grpc)
+        format!("http://{}", self.grpc.expect("a test over gRPC starts the agent with gRPC"))
     }
 
     fn wait_until_served(&mut self) {
         let started = Instant::now();
-        while UnixStream::connect(self.socket()).is_err() || TcpStream::connect(self.grpc).is_err() {
+        while UnixStream::connect(self.socket()).is_err() || self.grpc.is_some_and(|address| TcpStream::connect(address).is_err()) {
             let ended = self.child.try_wait().expect("a child can be asked");
             assert!(
                 ended.is_none() && started.elapsed() < START_TIMEOUT,

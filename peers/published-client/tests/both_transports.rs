@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use published_client::agent::{Agent, bot_module, security_module};
+use published_client::agent::{Agent, Transport, bot_module, security_module};
 use published_client::events::{request, request_body, response, response_body};
 use published_client::module::{Answer, Hook, module};
 use zentinel_agent_protocol::v2::{AgentCapabilities, AgentClientV2, AgentClientV2Uds, AgentPool, CancelReason};
@@ -14,12 +14,6 @@ use zentinel_agent_protocol::{
 
 /// Far beyond the agent's own deadline: only an answer that never comes runs into it.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Transport {
-    Socket,
-    Grpc,
-}
 
 enum Client {
     Socket(AgentClientV2Uds),
@@ -142,7 +136,8 @@ over_both_transports! {
 }
 
 async fn the_handshake_names_the_agent_and_its_hooks(transport: Transport) {
-    let agent = Agent::with_module(&module(&[Hook::always("on_request_headers", "{}"), Hook::always("on_response_body", "{}")]), &[]);
+    let agent =
+        Agent::with_module(transport, &module(&[Hook::always("on_request_headers", "{}"), Hook::always("on_response_body", "{}")]), &[]);
     let client = Client::connect(&agent, transport).await;
 
     let capabilities = client.capabilities().await;
@@ -156,7 +151,7 @@ async fn the_handshake_names_the_agent_and_its_hooks(transport: Transport) {
 }
 
 async fn the_security_module_allows_and_blocks(transport: Transport) {
-    let agent = Agent::start(&security_module(), &[]);
+    let agent = Agent::start(transport, &security_module(), &[]);
     let client = Client::connect(&agent, transport).await;
 
     let allowed = client.request(&request("a", "/api/users?page=1", &[("host", "shop.example.com")])).await;
@@ -169,7 +164,7 @@ async fn the_security_module_allows_and_blocks(transport: Transport) {
 /// The published client says that it is 0.6.45, which would let a challenge pass as if it were an
 /// allow: such a proxy gets a block. The challenge itself is tested where the version can be chosen.
 async fn the_bot_module_lets_browsers_pass(transport: Transport) {
-    let agent = Agent::start(&bot_module(), &[]);
+    let agent = Agent::start(transport, &bot_module(), &[]);
     let client = Client::connect(&agent, transport).await;
 
     let browser = client.request(&request("a", "/", &[("user-agent", "Mozilla/5.0 (X11; Linux x86_64)")])).await;
@@ -185,7 +180,7 @@ async fn the_bot_module_lets_browsers_pass(transport: Transport) {
 
 async fn a_redirect_arrives_with_its_status(transport: Transport) {
     let answer = r#"{"decision":"redirect","status":308,"body":"https://login.example.com/?next=%2F"}"#;
-    let agent = Agent::with_module(&module(&[Hook::always("on_request_headers", answer)]), &[]);
+    let agent = Agent::with_module(transport, &module(&[Hook::always("on_request_headers", answer)]), &[]);
     let client = Client::connect(&agent, transport).await;
 
     let response = client.request(&request("a", "/", &[])).await;
@@ -197,7 +192,7 @@ async fn header_operations_arrive_in_full(transport: Transport) {
     let answer = r#"{"decision":"allow",
         "add_request_headers":{"X-One":"1","X-Many":["a","b"]},"remove_request_headers":["X-Debug"],
         "add_response_headers":{"X-Frame-Options":"DENY"},"remove_response_headers":["Server"]}"#;
-    let agent = Agent::with_module(&module(&[Hook::always("on_request_headers", answer)]), &[]);
+    let agent = Agent::with_module(transport, &module(&[Hook::always("on_request_headers", answer)]), &[]);
     let client = Client::connect(&agent, transport).await;
 
     let response = client.request(&request("a", "/", &[])).await;
@@ -218,7 +213,7 @@ async fn header_operations_arrive_in_full(transport: Transport) {
 async fn audit_metadata_arrives_in_full(transport: Transport) {
     let answer = r#"{"decision":"block","status":403,"tags":["path-traversal"],"rule_ids":["SEC-001","OWASP-930"],
         "confidence":0.5,"reason_codes":["PATH_TRAVERSAL_DETECTED"],"routing_metadata":{"priority":"high"}}"#;
-    let agent = Agent::with_module(&module(&[Hook::always("on_request_headers", answer)]), &[]);
+    let agent = Agent::with_module(transport, &module(&[Hook::always("on_request_headers", answer)]), &[]);
     let client = Client::connect(&agent, transport).await;
 
     let response = client.request(&request("a", "/", &[])).await;
@@ -234,7 +229,7 @@ async fn audit_metadata_arrives_in_full(transport: Transport) {
 
 async fn a_block_carries_its_headers(transport: Transport) {
     let answer = r#"{"decision":"deny","status":429,"body":"later","add_response_headers":{"Retry-After":"5"}}"#;
-    let agent = Agent::with_module(&module(&[Hook::always("on_request_headers", answer)]), &[]);
+    let agent = Agent::with_module(transport, &module(&[Hook::always("on_request_headers", answer)]), &[]);
     let client = Client::connect(&agent, transport).await;
 
     let response = client.request(&request("a", "/", &[])).await;
@@ -251,7 +246,7 @@ async fn a_module_that_needs_the_body_says_so(transport: Transport) {
         Hook::always("on_request_headers", r#"{"decision":"allow","needs_more":true}"#),
         Hook::always("on_request_body", r#"{"decision":"block","status":413}"#),
     ];
-    let agent = Agent::with_module(&module(&hooks), &[]);
+    let agent = Agent::with_module(transport, &module(&hooks), &[]);
     let client = Client::connect(&agent, transport).await;
 
     let first = client.request(&request("a", "/", &[])).await;
@@ -263,7 +258,7 @@ async fn a_module_that_needs_the_body_says_so(transport: Transport) {
 
 async fn a_request_body_is_judged(transport: Transport) {
     let block = Answer::Json(r#"{"decision":"block","status":422}"#);
-    let agent = Agent::with_module(&module(&[Hook::when("on_request_body", "DROP TABLE \\\"caf\u{e9}\\\"", block)]), &[]);
+    let agent = Agent::with_module(transport, &module(&[Hook::when("on_request_body", "DROP TABLE \\\"caf\u{e9}\\\"", block)]), &[]);
     let client = Client::connect(&agent, transport).await;
 
     let good = client.request_body(request_body("a", "SELECT \"caf\u{e9}\"".as_bytes())).await;
@@ -278,7 +273,7 @@ async fn a_body_that_is_not_text_is_judged(transport: Transport) {
     const BYTES: &[u8] = b"\x00\xff\x89PNG\r\n\x1a\n\xc3\x28";
     let needle: &'static str = base64::engine::general_purpose::STANDARD.encode(BYTES).leak();
     let block = Answer::Json(r#"{"decision":"block","status":415}"#);
-    let agent = Agent::with_module(&module(&[Hook::when("on_request_body", needle, block)]), &[]);
+    let agent = Agent::with_module(transport, &module(&[Hook::when("on_request_body", needle, block)]), &[]);
     let client = Client::connect(&agent, transport).await;
 
     let response = client.request_body(request_body("a", BYTES)).await;
@@ -288,7 +283,7 @@ async fn a_body_that_is_not_text_is_judged(transport: Transport) {
 
 async fn a_body_in_many_chunks_is_judged_chunk_by_chunk(transport: Transport) {
     let block = Answer::Json(r#"{"decision":"block","status":422}"#);
-    let agent = Agent::with_module(&module(&[Hook::when("on_request_body", "second", block)]), &[]);
+    let agent = Agent::with_module(transport, &module(&[Hook::when("on_request_body", "second", block)]), &[]);
     let client = Client::connect(&agent, transport).await;
 
     let mut decisions = Vec::new();
@@ -306,7 +301,7 @@ async fn response_hooks_are_heard(transport: Transport) {
     let header = Answer::Json(r#"{"decision":"allow","add_response_headers":{"X-Seen":"yes"}}"#);
     let block = Answer::Json(r#"{"decision":"block","status":502}"#);
     let hooks = [Hook::when("on_response_headers", "418", header), Hook::when("on_response_body", "secret", block)];
-    let agent = Agent::with_module(&module(&hooks), &[]);
+    let agent = Agent::with_module(transport, &module(&hooks), &[]);
     let client = Client::connect(&agent, transport).await;
 
     let plain = client.response(&response("a", 200, &[("content-type", "text/plain")])).await;
@@ -319,7 +314,7 @@ async fn response_hooks_are_heard(transport: Transport) {
 }
 
 async fn a_hook_that_is_missing_allows(transport: Transport) {
-    let agent = Agent::start(&security_module(), &[]);
+    let agent = Agent::start(transport, &security_module(), &[]);
     let client = Client::connect(&agent, transport).await;
 
     for answer in [
@@ -333,7 +328,7 @@ async fn a_hook_that_is_missing_allows(transport: Transport) {
 }
 
 async fn a_trap_blocks_with_500_and_a_tag(transport: Transport) {
-    let agent = Agent::with_module(&module(&[Hook::when("on_request_headers", "/trap", Answer::Trap)]), &[]);
+    let agent = Agent::with_module(transport, &module(&[Hook::when("on_request_headers", "/trap", Answer::Trap)]), &[]);
     let client = Client::connect(&agent, transport).await;
 
     let trapped = client.request(&request("a", "/trap", &[])).await;
@@ -347,7 +342,7 @@ async fn a_trap_blocks_with_500_and_a_tag(transport: Transport) {
 
 async fn a_trap_allows_with_tags_when_failing_open(transport: Transport) {
     let trap = module(&[Hook { name: "on_request_headers", needle: "", found: Answer::Trap, otherwise: Answer::Trap }]);
-    let agent = Agent::with_module(&trap, &["--fail-open"]);
+    let agent = Agent::with_module(transport, &trap, &["--fail-open"]);
     let client = Client::connect(&agent, transport).await;
 
     let response = client.request(&request("a", "/", &[])).await;
@@ -359,7 +354,7 @@ async fn a_trap_allows_with_tags_when_failing_open(transport: Transport) {
 }
 
 async fn a_ping_disturbs_nothing(transport: Transport) {
-    let agent = Agent::start(&security_module(), &[]);
+    let agent = Agent::start(transport, &security_module(), &[]);
     let client = Client::connect(&agent, transport).await;
 
     client.ping().await;
@@ -369,7 +364,7 @@ async fn a_ping_disturbs_nothing(transport: Transport) {
 }
 
 async fn a_cancelled_request_disturbs_nothing(transport: Transport) {
-    let agent = Agent::start(&security_module(), &[]);
+    let agent = Agent::start(transport, &security_module(), &[]);
     let client = Client::connect(&agent, transport).await;
 
     client.cancel("never-sent").await;
@@ -380,7 +375,7 @@ async fn a_cancelled_request_disturbs_nothing(transport: Transport) {
 
 async fn a_slow_call_delays_no_other_on_its_connection(transport: Transport) {
     let endless = module(&[Hook::when("on_request_headers", "/endless", Answer::Loop)]);
-    let agent = Agent::with_module(&endless, &["--timeout-ms", "5000", "--pool-size", "2"]);
+    let agent = Agent::with_module(transport, &endless, &["--timeout-ms", "5000", "--pool-size", "2"]);
     let client = Arc::new(Client::connect(&agent, transport).await);
 
     let slow = tokio::spawn({
@@ -402,7 +397,7 @@ async fn a_slow_call_delays_no_other_on_its_connection(transport: Transport) {
 async fn hundreds_of_requests_at_once_get_their_own_answers(transport: Transport) {
     // Four connections with many events under way on each is how the proxy itself works; a pool of
     // clients does it here as there. Calls wait for instances, so the deadline is a generous one.
-    let agent = Agent::start(&security_module(), &["--timeout-ms", "5000"]);
+    let agent = Agent::start(transport, &security_module(), &["--timeout-ms", "5000"]);
     let pool = Arc::new(AgentPool::new());
     let endpoint = match transport {
         Transport::Socket => agent.socket(),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use published_client::agent::{Agent, bot_module, security_module};
+use published_client::agent::{Agent, Transport, bot_module, security_module};
 use published_client::events::request;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -47,9 +47,15 @@ impl Stream {
         self.send.send(ProxyToAgent { message: Some(message) }).await.unwrap();
     }
 
+    /// The next message; reports, which come when they come, are passed over.
     async fn next(&mut self) -> agent_to_proxy::Message {
-        let message = tokio::time::timeout(PATIENCE, self.receive.message()).await.expect("a message in time");
-        message.unwrap().expect("the stream goes on").message.expect("a message that says something")
+        loop {
+            let message = tokio::time::timeout(PATIENCE, self.receive.message()).await.expect("a message in time");
+            match message.unwrap().expect("the stream goes on").message.expect("a message that says something") {
+                agent_to_proxy::Message::Health(_) | agent_to_proxy::Message::Metrics(_) => {}
+                other => return other,
+            }
+        }
     }
 }
 
@@ -69,7 +75,7 @@ fn headers_event(id: &str, user_agent: &str) -> RequestHeadersEvent {
 
 #[tokio::test]
 async fn a_challenge_reaches_a_proxy_that_knows_challenges() {
-    let agent = Agent::start(&bot_module(), &[]);
+    let agent = Agent::start(Transport::Grpc, &bot_module(), &[]);
     let mut stream = Stream::open(&agent, "0.6.54").await;
 
     stream.send(proxy_to_agent::Message::RequestHeaders(headers_event("a", "curl/8.5.0"))).await;
@@ -87,7 +93,7 @@ async fn a_challenge_reaches_a_proxy_that_knows_challenges() {
 
 #[tokio::test]
 async fn a_ping_is_answered_with_its_number_and_time() {
-    let agent = Agent::start(&security_module(), &[]);
+    let agent = Agent::start(Transport::Grpc, &security_module(), &[]);
     let mut stream = Stream::open(&agent, "0.6.54").await;
 
     stream.send(proxy_to_agent::Message::Ping(Ping { sequence: 7, timestamp_ms: 123 })).await;
@@ -100,7 +106,7 @@ async fn a_ping_is_answered_with_its_number_and_time() {
 
 #[tokio::test]
 async fn a_right_configuration_leaves_the_stream_open() {
-    let agent = Agent::start(&security_module(), &[]);
+    let agent = Agent::start(Transport::Grpc, &security_module(), &[]);
     let client = AgentClientV2::new("wasm", agent.grpc_endpoint(), PATIENCE).await.unwrap();
     client.connect().await.unwrap();
 
@@ -112,7 +118,7 @@ async fn a_right_configuration_leaves_the_stream_open() {
 
 #[tokio::test]
 async fn a_wrong_configuration_ends_the_stream_and_the_agent_serves_on() {
-    let agent = Agent::start(&security_module(), &[]);
+    let agent = Agent::start(Transport::Grpc, &security_module(), &[]);
     let mut stream = Stream::open(&agent, "0.6.54").await;
 
     stream

@@ -2,18 +2,19 @@
 
 use std::time::Duration;
 
-use published_client::agent::{Agent, bot_module, security_module};
+use published_client::agent::{Agent, Transport, bot_module, security_module};
 use published_client::events::{request, request_body, response_body};
 use published_client::module::{Hook, module};
 use serde_json::json;
 use tokio::net::UnixStream;
 use zentinel_agent_protocol::v2::uds::{read_message, write_message};
-use zentinel_agent_protocol::v2::{AgentClientV2Uds, MessageType, UdsEncoding, UdsHandshakeRequest, UdsHandshakeResponse};
+use zentinel_agent_protocol::v2::{AgentClientV2Uds, MessageType, MetricsReport, UdsEncoding, UdsHandshakeRequest, UdsHandshakeResponse};
 use zentinel_agent_protocol::{
     AgentResponse, Decision, GuardrailInspectEvent, GuardrailInspectionType, RequestCompleteEvent, WebSocketDecision, WebSocketFrameEvent,
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Reports come every ten seconds; nothing else takes as long.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 async fn connect(agent: &Agent) -> AgentClientV2Uds {
     let client = AgentClientV2Uds::new("wasm", agent.socket(), PATIENCE).await.unwrap();
@@ -37,9 +38,23 @@ async fn connect_as(agent: &Agent, proxy_version: &str, encodings: Vec<UdsEncodi
     (stream, serde_json::from_slice(&payload).unwrap())
 }
 
+/// The next message of one kind; reports, which come when they come, are passed over.
+async fn next(stream: &mut UnixStream, wanted: MessageType) -> Vec<u8> {
+    let read = async {
+        loop {
+            let (kind, payload) = read_message(stream).await.unwrap();
+            if kind == wanted {
+                return payload;
+            }
+            assert!(matches!(kind, MessageType::HealthStatus | MessageType::MetricsReport), "{kind:?}");
+        }
+    };
+    tokio::time::timeout(PATIENCE, read).await.expect("a message in time")
+}
+
 #[tokio::test]
 async fn the_client_gets_the_encoding_it_prefers() {
-    let agent = Agent::start(&security_module(), &[]);
+    let agent = Agent::start(Transport::Socket, &security_module(), &[]);
 
     let encoding = connect(&agent).await.encoding().await;
 
@@ -49,7 +64,7 @@ async fn the_client_gets_the_encoding_it_prefers() {
 
 #[tokio::test]
 async fn a_client_that_names_no_encoding_gets_json() {
-    let agent = Agent::start(&security_module(), &[]);
+    let agent = Agent::start(Transport::Socket, &security_module(), &[]);
 
     let (_stream, response) = connect_as(&agent, "0.6.54", Vec::new()).await;
 
@@ -59,14 +74,13 @@ async fn a_client_that_names_no_encoding_gets_json() {
 
 #[tokio::test]
 async fn a_challenge_reaches_a_proxy_that_knows_challenges() {
-    let agent = Agent::start(&bot_module(), &[]);
+    let agent = Agent::start(Transport::Socket, &bot_module(), &[]);
     let (mut stream, _) = connect_as(&agent, "0.6.54", vec![UdsEncoding::Json]).await;
 
     let event = request("a", "/", &[("user-agent", "curl/8.5.0")]);
     write_message(&mut stream, MessageType::RequestHeaders, &serde_json::to_vec(&event).unwrap()).await.unwrap();
-    let (kind, payload) = read_message(&mut stream).await.unwrap();
+    let payload = next(&mut stream, MessageType::AgentResponse).await;
 
-    assert_eq!(kind, MessageType::AgentResponse);
     let response: AgentResponse = serde_json::from_slice(&payload).unwrap();
     let Decision::Challenge { challenge_type, params } = &response.decision else {
         panic!("{response:?}");
@@ -77,18 +91,31 @@ async fn a_challenge_reaches_a_proxy_that_knows_challenges() {
 
 #[tokio::test]
 async fn a_ping_comes_back_as_it_was_sent() {
-    let agent = Agent::start(&security_module(), &[]);
+    let agent = Agent::start(Transport::Socket, &security_module(), &[]);
     let (mut stream, _) = connect_as(&agent, "0.6.54", vec![UdsEncoding::Json]).await;
 
     write_message(&mut stream, MessageType::Ping, b"{\"sequence\":7}").await.unwrap();
-    let (kind, payload) = read_message(&mut stream).await.unwrap();
 
-    assert_eq!((kind, payload.as_slice()), (MessageType::Pong, &b"{\"sequence\":7}"[..]));
+    assert_eq!(next(&mut stream, MessageType::Pong).await, b"{\"sequence\":7}");
+}
+
+#[tokio::test]
+async fn health_and_metrics_are_reported_unasked() {
+    let agent = Agent::start(Transport::Socket, &security_module(), &[]);
+    let (mut stream, _) = connect_as(&agent, "0.6.54", vec![UdsEncoding::Json]).await;
+
+    let health: serde_json::Value = serde_json::from_slice(&next(&mut stream, MessageType::HealthStatus).await).unwrap();
+    let metrics: MetricsReport = serde_json::from_slice(&next(&mut stream, MessageType::MetricsReport).await).unwrap();
+
+    // The client reads the state as a number, of which 1 is healthy.
+    assert_eq!((&health["agent_id"], &health["state"]), (&json!("zentinel-wasm-agent"), &json!(1)));
+    assert_eq!(metrics.agent_id, "zentinel-wasm-agent");
+    assert!(metrics.counters.iter().any(|counter| counter.name == "wasm_agent_requests_total"), "{metrics:?}");
 }
 
 #[tokio::test]
 async fn a_right_configuration_is_accepted_and_a_wrong_one_rejected_with_the_reason() {
-    let agent = Agent::start(&security_module(), &[]);
+    let agent = Agent::start(Transport::Socket, &security_module(), &[]);
     let client = connect(&agent).await;
 
     let accepted = client.send_configure("one", &json!({ "config": { "fail-open": true, "pool_size": 2 } })).await.unwrap();
@@ -109,7 +136,7 @@ async fn a_request_body_mutation_is_sent_as_text_and_a_response_body_mutation_as
         Hook::always("on_request_body", r#"{"request_body_mutation":{"action":"replace","data":"new"}}"#),
         Hook::always("on_response_body", r#"{"response_body_mutation":{"action":"replace","data":"new"}}"#),
     ];
-    let agent = Agent::with_module(&module(&hooks), &[]);
+    let agent = Agent::with_module(Transport::Socket, &module(&hooks), &[]);
     let client = connect(&agent).await;
 
     let request = client.send_request_body_chunk_binary(&request_body("a", b"old")).await.unwrap();
@@ -124,7 +151,7 @@ async fn a_request_body_mutation_is_sent_as_text_and_a_response_body_mutation_as
 #[tokio::test]
 async fn a_body_chunk_in_base64_is_read_like_one_in_bytes() {
     let block = published_client::module::Answer::Json(r#"{"decision":"block","status":422}"#);
-    let agent = Agent::with_module(&module(&[Hook::when("on_request_body", "needle", block)]), &[]);
+    let agent = Agent::with_module(Transport::Socket, &module(&[Hook::when("on_request_body", "needle", block)]), &[]);
     let client = connect(&agent).await;
 
     // With MessagePack, this variant sends the data as a base64 string, the other as bytes.
@@ -138,7 +165,8 @@ async fn a_body_chunk_in_base64_is_read_like_one_in_bytes() {
 #[tokio::test]
 async fn a_large_body_arrives_whole() {
     let block = published_client::module::Answer::Json(r#"{"decision":"block","status":422}"#);
-    let agent = Agent::with_module(&module(&[Hook::when("on_request_body", "the end", block)]), &["--timeout-ms", "5000"]);
+    let agent =
+        Agent::with_module(Transport::Socket, &module(&[Hook::when("on_request_body", "the end", block)]), &["--timeout-ms", "5000"]);
     let client = connect(&agent).await;
 
     let mut body = vec![b'x'; 900_000];
@@ -150,7 +178,7 @@ async fn a_large_body_arrives_whole() {
 
 #[tokio::test]
 async fn a_websocket_frame_is_answered_with_a_frame_decision() {
-    let agent = Agent::start(&security_module(), &[]);
+    let agent = Agent::start(Transport::Socket, &security_module(), &[]);
     let client = connect(&agent).await;
     let event = WebSocketFrameEvent {
         correlation_id: "a".to_owned(),
@@ -170,7 +198,7 @@ async fn a_websocket_frame_is_answered_with_a_frame_decision() {
 
 #[tokio::test]
 async fn a_guardrail_event_is_answered() {
-    let agent = Agent::start(&security_module(), &[]);
+    let agent = Agent::start(Transport::Socket, &security_module(), &[]);
     let client = connect(&agent).await;
     let event = GuardrailInspectEvent {
         correlation_id: "a".to_owned(),
@@ -189,7 +217,7 @@ async fn a_guardrail_event_is_answered() {
 
 #[tokio::test]
 async fn a_completed_request_is_answered() {
-    let agent = Agent::start(&security_module(), &[]);
+    let agent = Agent::start(Transport::Socket, &security_module(), &[]);
     let client = connect(&agent).await;
     let event = RequestCompleteEvent {
         correlation_id: "a".to_owned(),

@@ -162,6 +162,8 @@ fn headers() -> Vec<Case> {
         let case = Case::new("headers", format!("gRPC {connections}×{in_flight}"), two(), &load);
         cases.push(if in_flight == 16 { case.target(Cpu, RatioAtMost(1.0)) } else { case });
     }
+    let each = format!("{OVER_GRPC} --write-each");
+    cases.push(Case::new("headers", "gRPC 4×16, a frame for each event", two(), &each));
     cases
 }
 
