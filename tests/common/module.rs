@@ -1,0 +1,174 @@
+//! Modules for tests, written in the text form of Wasm, each as small as its behaviour allows.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+/// Every hook of an ordinary request.
+pub const PAGE_HOOKS: [&str; 4] = ["on_request_headers", "on_request_body", "on_response_headers", "on_response_body"];
+
+/// Where the input lies. It may be up to 60 pages long.
+const INPUT: u32 = 64 << 10;
+
+/// Where an answer that depends on the input is built.
+const OUTPUT: u32 = 4 << 20;
+
+/// Compiles `wat` into `directory/name`. The file appears whole, so that a watcher never sees a part of it.
+pub fn write(directory: &Path, name: &str, wat: &str) -> PathBuf {
+    let bytes = wat::parse_str(wat).unwrap_or_else(|error| panic!("{error}\n{wat}"));
+    let path = directory.join(name);
+    let unfinished = directory.join(format!("{name}.tmp"));
+    std::fs::write(&unfinished, bytes).unwrap();
+    std::fs::rename(unfinished, &path).unwrap();
+    path
+}
+
+/// A module with `hooks`, each with the body that `code` gives for it, and `more` beside them. The input is the text at `$ptr`, `$len`.
+pub fn with_hooks(hooks: &[&str], code: impl Fn(&str) -> String, more: &str) -> String {
+    let mut wat = format!(
+        r#"(module {more}
+        (memory (export "memory") 192)
+        (func (export "alloc") (param i32) (result i32) i32.const {INPUT})
+        (func (export "dealloc") (param i32 i32))"#
+    );
+    for hook in hooks {
+        let code = code(hook);
+        let _ = write!(wat, "\n(func (export \"{hook}\") (param $ptr i32) (param $len i32) (result i64) {code})");
+    }
+    wat + ")"
+}
+
+/// A text at `at`, and the result that points to it.
+fn text(at: usize, text: &str) -> (String, String) {
+    let bytes: String = text.bytes().map(|byte| format!("\\{byte:02x}")).collect();
+    let result = (at as u64) << 32 | text.len() as u64;
+    (format!("(data (i32.const {at}) \"{bytes}\")"), format!("i64.const {result}"))
+}
+
+/// A module that answers every event of `hooks` with the same JSON.
+pub fn answering(hooks: &[&str], json: &str) -> String {
+    let (data, result) = text(1024, json);
+    with_hooks(hooks, |_| result.clone(), &data)
+}
+
+/// A module that answers request headers with a tag, to be told from others.
+pub fn tagging(tag: &str) -> String {
+    answering(&["on_request_headers"], &format!(r#"{{"decision":"allow","tags":["{tag}"]}}"#))
+}
+
+/// Functions that escape the input as a JSON string between `$before` and `$after`, two texts of the module's.
+fn quoting(before: &str, after: &str) -> String {
+    let (before_data, _) = text(1024, before);
+    let (after_data, _) = text(2048, after);
+    let (before, after) = (before.len(), after.len());
+    format!(
+        r#"{before_data} {after_data}
+        (func $quote (param $ptr i32) (param $len i32) (result i64)
+            (local $end i32) (local $out i32) (local $byte i32)
+            (memory.copy (i32.const {OUTPUT}) (i32.const 1024) (i32.const {before}))
+            (local.set $out (i32.const {start}))
+            (local.set $end (i32.add (local.get $ptr) (local.get $len)))
+            (block $done (loop $next
+                (br_if $done (i32.ge_u (local.get $ptr) (local.get $end)))
+                (local.set $byte (i32.load8_u (local.get $ptr)))
+                (if (i32.or (i32.eq (local.get $byte) (i32.const 34)) (i32.eq (local.get $byte) (i32.const 92)))
+                    (then
+                        (i32.store8 (local.get $out) (i32.const 92))
+                        (local.set $out (i32.add (local.get $out) (i32.const 1)))))
+                (i32.store8 (local.get $out) (local.get $byte))
+                (local.set $out (i32.add (local.get $out) (i32.const 1)))
+                (local.set $ptr (i32.add (local.get $ptr) (i32.const 1)))
+                (br $next)))
+            (memory.copy (local.get $out) (i32.const 2048) (i32.const {after}))
+            (local.set $out (i32.add (local.get $out) (i32.const {after})))
+            (i64.or
+                (i64.const {high})
+                (i64.extend_i32_u (i32.sub (local.get $out) (i32.const {OUTPUT})))))"#,
+        start = OUTPUT as usize + before,
+        high = u64::from(OUTPUT) << 32,
+    )
+}
+
+/// A module that allows everything and shows, as `routing_metadata.event`, the JSON that it was given.
+pub fn echo(hooks: &[&str]) -> String {
+    let more = quoting(r#"{"routing_metadata":{"event":""#, r#""}}"#);
+    with_hooks(hooks, |_| "(call $quote (local.get $ptr) (local.get $len))".into(), &more)
+}
+
+/// What an [`echo`] was given.
+#[track_caller]
+pub fn seen(answer: &serde_json::Value) -> serde_json::Value {
+    let event = answer["routing_metadata"]["event"].as_str().unwrap_or_else(|| panic!("no event in {answer}"));
+    serde_json::from_str(event).unwrap_or_else(|error| panic!("{error}: {event}"))
+}
+
+/// A module that is busy for some time on every request and then allows, tagged.
+pub fn busy(milliseconds: u64, tag: &str) -> String {
+    let (data, result) = text(1024, &format!(r#"{{"decision":"allow","tags":["{tag}"]}}"#));
+    let more = format!(
+        r#"(import "wasi_snapshot_preview1" "clock_time_get" (func $clock (param i32 i64 i32) (result i32)))
+        {data}
+        (func $now (result i64)
+            (drop (call $clock (i32.const 1) (i64.const 1) (i32.const 16)))
+            (i64.load (i32.const 16)))"#
+    );
+    let nanoseconds = milliseconds * 1_000_000;
+    let code = format!(
+        "(local $until i64)
+        (local.set $until (i64.add (call $now) (i64.const {nanoseconds})))
+        (loop $wait (br_if $wait (i64.lt_u (call $now) (local.get $until))))
+        {result}"
+    );
+    with_hooks(&["on_request_headers"], |_| code.clone(), &more)
+}
+
+/// A module that does on each GET what the first letter of its path says: `/t…` traps, `/l…` loops, anything else allows.
+pub fn choosing() -> String {
+    // {"method":"GET","uri":"/X
+    let at = r#"{"method":"GET","uri":"/"#.len();
+    let code = format!(
+        r#"(local $choice i32)
+        (local.set $choice (i32.load8_u (i32.add (local.get $ptr) (i32.const {at}))))
+        (if (i32.eq (local.get $choice) (i32.const {trap})) (then unreachable))
+        (if (i32.eq (local.get $choice) (i32.const {spin})) (then (loop $ever (br $ever))))
+        i64.const 0"#,
+        trap = b't',
+        spin = b'l',
+    );
+    with_hooks(&["on_request_headers"], |_| code.clone(), "")
+}
+
+/// A module that logs `line` at info level through `zentinel.log` on every request.
+pub fn logging(line: &str) -> String {
+    let (data, _) = text(1024, line);
+    let more = format!(r#"(import "zentinel" "log" (func $log (param i32 i32 i32))) {data}"#);
+    let code = format!("(call $log (i32.const 2) (i32.const 1024) (i32.const {})) i64.const 0", line.len());
+    with_hooks(&["on_request_headers"], |_| code.clone(), &more)
+}
+
+/// A module that shows, as `routing_metadata.event`, the configuration that its instance was given, and rejects one that holds a `!`.
+pub fn configurable() -> String {
+    let (error, refusal) = text(3072, r#"{"error":"no exclamation marks"}"#);
+    let more = quoting(r#"{"routing_metadata":{"event":""#, r#""}}"#) + &error + "(global $len (mut i32) (i32.const 0))";
+    with_hooks(
+        &["on_request_headers", "on_configure"],
+        |hook| {
+            const KEPT: u32 = 8 << 20;
+            if hook == "on_request_headers" {
+                return format!("(call $quote (i32.const {KEPT}) (global.get $len))");
+            }
+            format!(
+                r#"(local $at i32)
+                (loop $next
+                    (if (i32.lt_u (local.get $at) (local.get $len)) (then
+                        (if (i32.eq (i32.load8_u (i32.add (local.get $ptr) (local.get $at))) (i32.const {mark})) (then ({refusal}) return))
+                        (local.set $at (i32.add (local.get $at) (i32.const 1)))
+                        (br $next))))
+                (memory.copy (i32.const {KEPT}) (local.get $ptr) (local.get $len))
+                (global.set $len (local.get $len))
+                i64.const 0"#,
+                mark = b'!',
+            )
+        },
+        &more,
+    )
+}
