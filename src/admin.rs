@@ -15,8 +15,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
+use zentinel_wasm_protocol::report::State;
 
-use crate::agent::{Agent, Health};
+use crate::agent::Agent;
 
 /// Connections at once: a scraper or two, and a person.
 const MAX_CONNECTIONS: usize = 32;
@@ -83,9 +84,9 @@ fn respond(request: &Request<Incoming>, agent: &Agent) -> Response<Full<Bytes>> 
             response
         }
         "/healthz" => match agent.health() {
-            Health::Healthy => text(StatusCode::OK, "healthy\n"),
-            Health::Degraded(reason) => text(StatusCode::OK, format!("degraded: {reason}\n")),
-            Health::Draining => text(StatusCode::OK, "draining\n"),
+            State::Healthy => text(StatusCode::OK, "healthy\n"),
+            State::Degraded(reason) => text(StatusCode::OK, format!("degraded: {reason}\n")),
+            State::Draining => text(StatusCode::OK, "draining\n"),
         },
         "/readyz" if agent.is_ready() => text(StatusCode::OK, "ready\n"),
         "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),

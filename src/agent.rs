@@ -3,15 +3,15 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 use zentinel_wasm_contract::event::{Headers, RequestHeaders};
 use zentinel_wasm_contract::{Answer, Decision, Event, Failure, FailureKind, Hook, Text, WebsocketDecision, input};
-use zentinel_wasm_protocol::{AGENT_ID, Capabilities, Encode, Handler, Reports};
+use zentinel_wasm_protocol::{Capabilities, Encode, Handler, Reports, report};
 use zentinel_wasm_runtime::{Cache, Module, Pool, Request, Runtime};
 
 use crate::breaker::Breaker;
@@ -19,9 +19,6 @@ use crate::context::{Contexts, Remembered};
 use crate::logging::RateLimit;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
-
-/// How often health and metrics are reported to the proxies. What the published crates use.
-pub const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Where the module comes from.
 #[derive(Clone, Debug)]
@@ -38,17 +35,6 @@ struct Generation {
     settings: Settings,
     digest: String,
     breaker: Breaker,
-}
-
-/// How the agent is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Health {
-    /// All is well.
-    Healthy,
-    /// It serves, but something is wrong.
-    Degraded(String),
-    /// It finishes what is in flight and ends, or was asked to.
-    Draining,
 }
 
 /// Decides about events, and can be given another module or other settings meanwhile.
@@ -167,16 +153,16 @@ impl Agent {
     }
 
     /// How the agent is.
-    pub fn health(&self) -> Health {
+    pub fn health(&self) -> report::State {
         let state = self.state();
         if state.draining {
-            Health::Draining
+            report::State::Draining
         } else if let Some(failure) = &state.reload_failure {
-            Health::Degraded(failure.clone())
+            report::State::Degraded(failure.clone())
         } else if self.current.load().breaker.is_open() {
-            Health::Degraded("the module fails every call and is left alone".into())
+            report::State::Degraded("the module fails every call and is left alone".into())
         } else {
-            Health::Healthy
+            report::State::Healthy
         }
     }
 
@@ -195,35 +181,19 @@ impl Agent {
 
     /// Hands health and metrics to every connection.
     pub fn publish(&self) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
-        let health = self.health();
-        let (state, number, message) = match &health {
-            Health::Healthy => (json!({"status": "healthy"}), 1, Value::Null),
-            Health::Degraded(reason) => {
-                (json!({"status": "degraded", "disabled_features": [], "timeout_multiplier": 1.0}), 2, json!(reason))
-            }
-            Health::Draining => (json!({"status": "draining", "eta_ms": null}), 3, json!("the agent is draining")),
-        };
+        let timestamp_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
         let metrics = self.metrics();
-        let generation = self.current.load();
-        let stats = generation.pool.stats();
-        let health = json!({
-            "agent_id": AGENT_ID,
-            // The published client reads a number, the published types an object: both find what they look for.
-            "state": number,
-            "health_state": state,
-            "message": message,
-            "load": {
-                "in_flight": metrics.in_flight.get(), "queue_depth": stats.waiting, "avg_latency_ms": 0.0, "p50_latency_ms": 0.0, "p95_latency_ms": 0.0,
-                "p99_latency_ms": 0.0, "requests_processed": metrics.requests.get(), "requests_rejected": metrics.blocked.get(),
-                "requests_timed_out": 0,
-            },
-            "resources": {"connections": metrics.connections()},
-            "valid_until_ms": now + 3 * REPORT_INTERVAL.as_millis() as u64,
-            "timestamp_ms": now,
-        });
-        let metrics = metrics.report(AGENT_ID, now, REPORT_INTERVAL);
-        self.reports.send_replace(Arc::new(Reports { health, metrics }));
+        let health = report::Health {
+            state: self.health(),
+            ready: self.is_ready(),
+            in_flight: metrics.in_flight.get() as u32,
+            waiting: self.current.load().pool.stats().waiting as u32,
+            answered: metrics.requests.get(),
+            blocked: metrics.blocked.get(),
+            connections: metrics.connections(),
+        };
+        let metrics = metrics.report();
+        self.reports.send_replace(Arc::new(Reports { timestamp_ms, health, metrics }));
     }
 
     /// What the module is handed for `event`, or None when it takes no such event.
@@ -429,6 +399,11 @@ impl Handler for Agent {
             }
             result
         }
+    }
+
+    fn drain(&self) {
+        info!("a proxy has asked the agent to drain");
+        self.drain();
     }
 
     fn reports(&self) -> watch::Receiver<Arc<Reports>> {

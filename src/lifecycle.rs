@@ -12,11 +12,12 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{info, warn};
+use zentinel_wasm_protocol::REPORT_INTERVAL;
 use zentinel_wasm_protocol::connection::Stage;
 use zentinel_wasm_runtime::Cache;
 
 use crate::admin;
-use crate::agent::{Agent, REPORT_INTERVAL};
+use crate::agent::Agent;
 use crate::listener::Listener;
 
 /// How often a watched module file is looked at. A change is taken when two looks have found the same, so that a file being written is left alone.

@@ -5,8 +5,8 @@ use std::time::Duration;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
-use serde_json::{Value, json};
 use zentinel_wasm_contract::{FailureKind, Hook};
+use zentinel_wasm_protocol::report;
 use zentinel_wasm_runtime::PoolStats;
 
 /// Upper bounds of the duration buckets, in seconds: from a call of a small module to the longest deadline that makes sense.
@@ -135,8 +135,8 @@ impl Metrics {
     }
 
     /// Connections of proxies.
-    pub(crate) fn connections(&self) -> u64 {
-        self.connections.get().unsigned_abs()
+    pub(crate) fn connections(&self) -> u32 {
+        self.connections.get() as u32
     }
 
     /// Everything in the text format of Prometheus.
@@ -147,43 +147,35 @@ impl Metrics {
         out
     }
 
-    /// Everything as the report of the agent protocol.
-    pub(crate) fn report(&self, agent_id: &str, timestamp_ms: u64, interval: Duration) -> Value {
-        let (mut counters, mut gauges, mut histograms) = (Vec::new(), Vec::new(), Vec::new());
+    /// Everything as it is reported to proxies.
+    pub(crate) fn report(&self) -> report::Metrics {
+        let mut report = report::Metrics::default();
         for family in self.registry.gather() {
             for metric in family.get_metric() {
-                let labels: serde_json::Map<_, _> =
-                    metric.get_label().iter().map(|label| (label.name().to_owned(), Value::from(label.value()))).collect();
-                let mut entry = json!({"name": family.name(), "help": family.help(), "labels": labels});
+                let labels = metric.get_label().iter().map(|label| (label.name().to_owned(), label.value().to_owned())).collect();
+                let (name, help) = (family.name().to_owned(), family.help().to_owned());
                 match family.get_field_type() {
                     prometheus::proto::MetricType::COUNTER => {
-                        entry["value"] = json!(metric.get_counter().get_value() as u64);
-                        counters.push(entry);
+                        let value = metric.get_counter().get_value() as u64;
+                        report.counters.push(report::Metric { name, help, labels, value });
                     }
                     prometheus::proto::MetricType::HISTOGRAM => {
                         let histogram = metric.get_histogram();
-                        let mut buckets: Vec<_> = histogram
-                            .get_bucket()
-                            .iter()
-                            .map(|bucket| json!({"le": bucket.upper_bound(), "count": bucket.cumulative_count()}))
-                            .collect();
-                        buckets.push(json!({"le": "+Inf", "count": histogram.get_sample_count()}));
-                        entry["sum"] = json!(histogram.get_sample_sum());
-                        entry["count"] = json!(histogram.get_sample_count());
-                        entry["buckets"] = json!(buckets);
-                        histograms.push(entry);
+                        let count = histogram.get_sample_count();
+                        let mut buckets: Vec<_> =
+                            histogram.get_bucket().iter().map(|bucket| (bucket.upper_bound(), bucket.cumulative_count())).collect();
+                        buckets.push((f64::INFINITY, count));
+                        let value = report::Histogram { sum: histogram.get_sample_sum(), count, buckets };
+                        report.histograms.push(report::Metric { name, help, labels, value });
                     }
                     _ => {
-                        entry["value"] = json!(metric.get_gauge().get_value());
-                        gauges.push(entry);
+                        let value = metric.get_gauge().get_value();
+                        report.gauges.push(report::Metric { name, help, labels, value });
                     }
                 }
             }
         }
-        json!({
-            "agent_id": agent_id, "timestamp_ms": timestamp_ms, "interval_ms": interval.as_millis() as u64,
-            "counters": counters, "gauges": gauges, "histograms": histograms,
-        })
+        report
     }
 }
 
@@ -232,10 +224,10 @@ mod tests {
         let metrics = Metrics::new();
         metrics.requests.inc();
         metrics.called(Hook::RequestHeaders, Duration::from_micros(20));
-        let report = metrics.report("id", 1, Duration::from_secs(10));
-        let counter = report["counters"].as_array().unwrap().iter().find(|counter| counter["name"] == "wasm_agent_requests_total").unwrap();
-        assert_eq!(counter["value"], 1);
-        let histogram = &report["histograms"][0];
-        assert_eq!(histogram["buckets"].as_array().unwrap().last().unwrap()["le"], "+Inf");
+        let report = metrics.report();
+        let counter = report.counters.iter().find(|counter| counter.name == "wasm_agent_requests_total").unwrap();
+        assert_eq!(counter.value, 1);
+        let called = report.histograms.iter().find(|histogram| histogram.labels == [("hook".into(), "on_request_headers".into())]).unwrap();
+        assert_eq!((called.value.count, called.value.buckets.last()), (1, Some(&(f64::INFINITY, 1))));
     }
 }

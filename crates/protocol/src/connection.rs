@@ -404,13 +404,10 @@ impl<H: Handler> Connection<H> {
 
     fn report(&mut self, reports: &watch::Receiver<Arc<crate::Reports>>) {
         let reports = Arc::clone(&reports.borrow());
-        for (kind, report) in [(kind::HEALTH_STATUS, &reports.health), (kind::METRICS_REPORT, &reports.metrics)] {
-            if report.is_null() {
-                continue;
-            }
+        for (kind, report) in [(kind::HEALTH_STATUS, reports.health_json()), (kind::METRICS_REPORT, reports.metrics_json())] {
             let payload = match self.encoding {
-                Encoding::Json => serde_json::to_vec(report).ok(),
-                Encoding::MessagePack => rmp_serde::to_vec_named(report).ok(),
+                Encoding::Json => serde_json::to_vec(&report).ok(),
+                Encoding::MessagePack => rmp_serde::to_vec_named(&report).ok(),
             };
             if let Some(payload) = payload {
                 self.output.control(kind, &payload);

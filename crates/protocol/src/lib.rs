@@ -12,10 +12,12 @@ pub mod connection;
 pub mod decode;
 pub mod frame;
 pub mod handshake;
+pub mod report;
 mod session;
 
 pub use answer::{Encoding, Phase, Proxy, Wire};
 pub use handshake::Capabilities;
+pub use report::{REPORT_INTERVAL, Reports};
 
 use std::sync::Arc;
 
@@ -60,15 +62,9 @@ pub trait Handler: Send + Sync + 'static {
     /// Applies the proxy's configuration: a JSON object. The error is the reason for which it is rejected.
     fn configure(self: &Arc<Self>, config: serde_json::Value) -> impl Future<Output = Result<(), String>> + Send + 'static;
 
+    /// The proxy asks the agent to drain, or to end: health says so from now on. Events that still arrive are decided as ever.
+    fn drain(&self);
+
     /// What the agent reports without being asked, whenever it changes.
     fn reports(&self) -> watch::Receiver<Arc<Reports>>;
-}
-
-/// Health and metrics, ready to be sent.
-#[derive(Debug, Default)]
-pub struct Reports {
-    /// Health, as the protocol's JSON.
-    pub health: serde_json::Value,
-    /// Metrics, as the protocol's JSON.
-    pub metrics: serde_json::Value,
 }
