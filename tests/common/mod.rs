@@ -169,8 +169,12 @@ impl Agent {
 
     /// The same without waiting.
     pub fn launch(module: &Path, prepare: impl FnOnce(&mut Command)) -> Self {
-        let home = tempfile::tempdir().unwrap();
-        let socket = home.path().join("wasm.sock");
+        Self::launch_in(tempfile::tempdir().unwrap(), "wasm.sock", module, prepare)
+    }
+
+    /// The same in a home that is there already; `socket` may be absolute.
+    pub fn launch_in(home: TempDir, socket: impl AsRef<Path>, module: &Path, prepare: impl FnOnce(&mut Command)) -> Self {
+        let socket = home.path().join(socket);
         let mut command = command(home.path());
         command.arg("--socket").arg(&socket).arg("--module").arg(module);
         prepare(&mut command);

@@ -1,0 +1,169 @@
+//! What later hooks are told of the request that they belong to, and when they are told nothing.
+
+mod common;
+
+use common::{Agent, Connection, base64, decision, kind, module, request, request_body, response, response_body};
+use serde_json::{Value, json};
+
+fn echoing(hooks: &[&str], options: &[&str]) -> Agent {
+    let modules = tempfile::tempdir().unwrap();
+    Agent::start(&module::write(modules.path(), "echo.wasm", &module::echo(hooks)), options)
+}
+
+#[track_caller]
+fn ask(connection: &mut Connection, kind: u8, event: &Value) -> Value {
+    module::seen(&connection.ask(kind, event))
+}
+
+/// Fields of a request that a response hook may only know from the request itself.
+fn knows_request(seen: &Value) -> bool {
+    let known = ["method", "uri", "client_ip"].map(|field| seen.get(field).is_some());
+    assert!(known == [true; 3] || known == [false; 3], "all or none: {seen}");
+    known[0]
+}
+
+#[test]
+fn the_request_body_hook_gets_the_whole_request_and_the_body() {
+    let agent = echoing(&module::PAGE_HOOKS, &[]);
+    let mut proxy = agent.connect();
+    let headers = ask(&mut proxy, kind::REQUEST_HEADERS, &request("a", "/login?x=1"));
+    let body = ask(&mut proxy, kind::REQUEST_BODY, &request_body("a", "user=\"ann\"\n"));
+    let mut expected = headers.clone();
+    for (name, value) in [
+        ("body", json!("user=\"ann\"\n")),
+        ("body_encoding", json!("utf-8")),
+        ("chunk_index", json!(0)),
+        ("is_last", json!(true)),
+        ("total_size", json!(11)),
+        ("bytes_received", json!(11)),
+    ] {
+        expected[name] = value;
+    }
+    assert_eq!(body, expected);
+    assert_eq!(headers["method"], "GET");
+    assert_eq!(headers["uri"], "/login?x=1");
+    assert_eq!(headers["client_ip"], "192.0.2.7");
+    assert_eq!(headers["client_port"], 50123);
+    assert_eq!(headers["headers"], json!({"Host": "example.org", "User-Agent": "curl/8.0"}));
+    assert_eq!(headers["route_id"], "all");
+    agent.end();
+}
+
+#[test]
+fn the_response_hooks_get_the_request_s_line_and_the_response() {
+    let agent = echoing(&module::PAGE_HOOKS, &[]);
+    let mut proxy = agent.connect();
+    proxy.get("a", "/page");
+    let headers = ask(&mut proxy, kind::RESPONSE_HEADERS, &response("a", 201));
+    assert_eq!(
+        headers,
+        json!({
+            "correlation_id": "a", "status": 201,
+            "headers": {"Content-Type": "text/plain", "Set-Cookie": "a=1, b=2"}, "header_values": {"Set-Cookie": ["a=1", "b=2"]},
+            "method": "GET", "uri": "/page", "client_ip": "192.0.2.7",
+        })
+    );
+    // Response events may come on any connection.
+    let body = ask(&mut agent.connect(), kind::RESPONSE_BODY, &response_body("a", "hello"));
+    assert_eq!(
+        body,
+        json!({
+            "correlation_id": "a", "method": "GET", "uri": "/page", "client_ip": "192.0.2.7", "status": 201,
+            "headers": {"Content-Type": "text/plain", "Set-Cookie": "a=1, b=2"}, "header_values": {"Set-Cookie": ["a=1", "b=2"]},
+            "body": "hello", "body_encoding": "utf-8", "chunk_index": 0, "is_last": true, "total_size": 5, "bytes_sent": 5,
+        })
+    );
+    agent.end();
+}
+
+#[test]
+fn a_hook_of_the_response_alone_is_told_of_the_request_too() {
+    let agent = echoing(&["on_response_body"], &[]);
+    let mut proxy = agent.connect();
+    assert_eq!(decision(&proxy.get("a", "/page")), "allow");
+    assert_eq!(decision(&proxy.ask(kind::RESPONSE_HEADERS, &response("a", 404))), "allow");
+    let body = ask(&mut proxy, kind::RESPONSE_BODY, &response_body("a", "gone"));
+    assert_eq!((&body["uri"], &body["status"], &body["headers"]["Content-Type"]), (&json!("/page"), &json!(404), &json!("text/plain")));
+}
+
+#[test]
+fn chunks_of_a_body_all_get_the_context() {
+    let agent = echoing(&module::PAGE_HOOKS, &[]);
+    let mut proxy = agent.connect();
+    proxy.get("a", "/stream");
+    for (index, is_last) in [(0, false), (1, false), (2, true)] {
+        let chunk = json!({
+            "correlation_id": "a", "data": base64(&[0xff, index]), "is_last": is_last, "total_size": null, "chunk_index": index,
+            "bytes_received": 2 * (index + 1),
+        });
+        let seen = ask(&mut proxy, kind::REQUEST_BODY, &chunk);
+        assert_eq!(seen["uri"], "/stream");
+        assert_eq!((&seen["body"], &seen["body_encoding"]), (&json!(base64(&[0xff, index])), &json!("base64")));
+        assert_eq!((&seen["chunk_index"], &seen["is_last"], &seen["total_size"]), (&json!(index), &json!(is_last), &Value::Null));
+    }
+}
+
+#[test]
+fn two_live_requests_with_one_id_get_none_of_each_other_s_context() {
+    let agent = echoing(&module::PAGE_HOOKS, &[]);
+    let (mut first, mut second) = (agent.connect(), agent.connect());
+    first.get("same", "/public");
+    second.get("same", "/secret");
+    for proxy in [&mut first, &mut second] {
+        let body = ask(proxy, kind::REQUEST_BODY, &request_body("same", "x"));
+        assert!(!knows_request(&body));
+        assert_eq!(body["correlation_id"], "same");
+        assert!(body.get("headers").is_none());
+    }
+    for proxy in [&mut first, &mut second] {
+        assert!(!knows_request(&ask(proxy, kind::RESPONSE_HEADERS, &response("same", 200))));
+        let body = ask(proxy, kind::RESPONSE_BODY, &response_body("same", "x"));
+        assert!(!knows_request(&body) && body.get("status").is_none());
+    }
+    // Another id is not touched by it.
+    first.get("other", "/other");
+    assert_eq!(ask(&mut second, kind::RESPONSE_HEADERS, &response("other", 200))["uri"], "/other");
+}
+
+#[test]
+fn an_id_whose_request_has_ended_may_be_used_again() {
+    let agent = echoing(&module::PAGE_HOOKS, &[]);
+    let mut proxy = agent.connect();
+    for uri in ["/one", "/two", "/three"] {
+        proxy.get("again", uri);
+        assert_eq!(ask(&mut proxy, kind::RESPONSE_HEADERS, &response("again", 200))["uri"], uri);
+        assert_eq!(ask(&mut proxy, kind::RESPONSE_BODY, &response_body("again", "x"))["uri"], uri);
+    }
+}
+
+#[test]
+fn a_response_whose_request_was_never_seen_gets_no_context() {
+    let agent = echoing(&module::PAGE_HOOKS, &[]);
+    let mut proxy = agent.connect();
+    assert!(!knows_request(&ask(&mut proxy, kind::RESPONSE_HEADERS, &response("stranger", 200))));
+    assert_eq!(ask(&mut proxy, kind::REQUEST_BODY, &request_body("stranger-2", "x"))["correlation_id"], "stranger-2");
+}
+
+#[test]
+fn a_reload_keeps_the_contexts_of_requests_under_way() {
+    let modules = tempfile::tempdir().unwrap();
+    let file = module::write(modules.path(), "echo.wasm", &module::echo(&module::PAGE_HOOKS));
+    let agent = Agent::start(&file, &["--admin-address", "127.0.0.1:0"]);
+    let mut proxy = agent.connect();
+    proxy.get("a", "/before");
+    agent.signal(rustix::process::Signal::HUP);
+    agent.admin().wait_for_metric(r#"wasm_agent_reloads_total{result="success"}"#, 1.0);
+    assert_eq!(ask(&mut proxy, kind::RESPONSE_HEADERS, &response("a", 200))["uri"], "/before");
+}
+
+#[test]
+fn contexts_write_header_names_as_they_are_told_to() {
+    let agent = echoing(&module::PAGE_HOOKS, &["--header-case", "lower"]);
+    let mut proxy = agent.connect();
+    proxy.get("a", "/");
+    let body = ask(&mut proxy, kind::REQUEST_BODY, &request_body("a", "x"));
+    assert_eq!(body["headers"]["user-agent"], "curl/8.0");
+    proxy.ask(kind::RESPONSE_HEADERS, &response("a", 200));
+    let body = ask(&mut proxy, kind::RESPONSE_BODY, &response_body("a", "x"));
+    assert_eq!(body["header_values"], json!({"set-cookie": ["a=1", "b=2"]}));
+}
