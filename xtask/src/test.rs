@@ -13,6 +13,9 @@ pub(crate) struct Args {
     quick: bool,
 }
 
+/// Enough for a leak to show, and for a test to end soon.
+const GUEST_CALLS: &str = "20000";
+
 /// Tests that ran.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Tally {
@@ -36,6 +39,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     steps.push(("the proxy's published client", ourselves(&["peers"])?));
     if !args.quick {
+        steps.push(("guests in every language", ourselves(&["guests", "--calls", GUEST_CALLS])?));
         steps.push(("the real proxy", ourselves(&["e2e"])?));
     }
 
