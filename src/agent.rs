@@ -29,11 +29,19 @@ pub struct Source {
     pub sha256: Option<String>,
 }
 
+impl Source {
+    async fn read(&self) -> anyhow::Result<Arc<Module>> {
+        let source = self.clone();
+        let module = tokio::task::spawn_blocking(move || Module::read(&source.path, source.sha256.as_deref())).await??;
+        Ok(Arc::new(module))
+    }
+}
+
 /// One module with the settings under which it serves.
 struct Generation {
+    module: Arc<Module>,
     pool: Pool,
     settings: Settings,
-    digest: String,
     breaker: Breaker,
 }
 
@@ -68,10 +76,11 @@ impl Agent {
     ///
     /// The module cannot be served: one message with everything that is wrong.
     pub async fn start(runtime: Runtime, source: Source, settings: Settings, cache: Option<Cache>) -> anyhow::Result<Arc<Self>> {
-        let generation = Generation::make(&runtime, &source, settings.clone(), cache.as_ref()).await?;
+        let module = source.read().await?;
+        let generation = Generation::make(&runtime, module, settings.clone(), cache.as_ref()).await?;
         let metrics = Metrics::new();
-        metrics.serving(&generation.digest);
-        info!(module = generation.digest, pool_size = settings.pool_size, "the module `{}` serves", source.path.display());
+        metrics.serving(generation.digest());
+        info!(module = generation.digest(), pool_size = settings.pool_size, "the module `{}` serves", source.path.display());
         let agent = Self {
             runtime,
             source,
@@ -99,19 +108,22 @@ impl Agent {
     pub async fn reload(&self) -> anyhow::Result<()> {
         let config = self.proxy_config.lock().await;
         let settings = self.base.with_proxy_config(&config).map_err(anyhow::Error::msg)?;
-        let made = Generation::make(&self.runtime, &self.source, settings, self.cache.as_ref()).await;
+        let made = match self.source.read().await {
+            Ok(module) => Generation::make(&self.runtime, module, settings, self.cache.as_ref()).await,
+            Err(error) => Err(error),
+        };
         self.swap(made)
     }
 
     async fn apply(&self, config: Value) -> Result<(), String> {
         let mut current_config = self.proxy_config.lock().await;
         let settings = self.base.with_proxy_config(&config)?;
-        if settings == self.current.load().settings {
+        let current = self.current.load_full();
+        if settings == current.settings {
             *current_config = config;
             return Ok(());
         }
-        let made = Generation::make(&self.runtime, &self.source, settings, self.cache.as_ref()).await;
-        match made {
+        match current.with_settings(&self.runtime, settings, self.cache.as_ref()).await {
             Ok(generation) => {
                 *current_config = config;
                 info!(
@@ -128,10 +140,13 @@ impl Agent {
     fn swap(&self, made: anyhow::Result<Generation>) -> anyhow::Result<()> {
         let result = match made {
             Ok(generation) => {
-                info!(module = generation.digest, "the module `{}` serves", self.source.path.display());
-                self.metrics.serving(&generation.digest);
+                info!(module = generation.digest(), "the module `{}` serves", self.source.path.display());
+                self.metrics.serving(generation.digest());
                 let old = self.current.swap(Arc::new(generation));
-                self.discarded_before.fetch_add(old.pool.stats().discarded, Relaxed);
+                // Where the pool is kept, so is its count.
+                if !old.pool.is_same(&self.current.load().pool) {
+                    self.discarded_before.fetch_add(old.pool.stats().discarded, Relaxed);
+                }
                 Ok(())
             }
             Err(error) => Err(error),
@@ -276,7 +291,7 @@ impl Agent {
                 correlation_id = &**encode.correlation_id(),
                 hook = hook.export(),
                 kind = failure.kind.code(),
-                module = generation.digest,
+                module = generation.digest(),
                 traceparent,
                 suppressed,
                 "module error, {mode}: {}",
@@ -300,18 +315,22 @@ struct Prepared {
 }
 
 impl Generation {
-    async fn make(runtime: &Runtime, source: &Source, settings: Settings, cache: Option<&Cache>) -> anyhow::Result<Self> {
-        let source = source.clone();
-        let module = tokio::task::spawn_blocking(move || Module::read(&source.path, source.sha256.as_deref())).await??;
-        let pool_settings = zentinel_wasm_runtime::Settings {
-            size: settings.pool_size,
-            max_memory: (settings.max_memory_mb as usize) << 20,
-            max_output: settings.max_output,
-            isolation: settings.isolation,
-            config: settings.module_config.clone(),
-        };
-        let pool = Pool::start(runtime, &module, pool_settings, cache).await?;
-        Ok(Self { pool, settings, digest: module.digest().to_owned(), breaker: Breaker::new() })
+    async fn make(runtime: &Runtime, module: Arc<Module>, settings: Settings, cache: Option<&Cache>) -> anyhow::Result<Self> {
+        let pool = Pool::start(runtime, &module, settings.pool(), cache).await?;
+        Ok(Self { module, pool, settings, breaker: Breaker::new() })
+    }
+
+    /// The same module under other settings. Its instances are kept where the settings do not concern them.
+    async fn with_settings(&self, runtime: &Runtime, settings: Settings, cache: Option<&Cache>) -> anyhow::Result<Self> {
+        let module = Arc::clone(&self.module);
+        if settings.pool() == self.settings.pool() {
+            return Ok(Self { module, pool: self.pool.clone(), settings, breaker: Breaker::new() });
+        }
+        Self::make(runtime, module, settings, cache).await
+    }
+
+    fn digest(&self) -> &str {
+        self.module.digest()
     }
 }
 
@@ -369,14 +388,17 @@ impl Handler for Agent {
             match outcome {
                 Ok(encoded) => {
                     if generation.breaker.succeeded() {
-                        info!(module = generation.digest, "the module answers again");
+                        info!(module = generation.digest(), "the module answers again");
                         agent.publish();
                     }
                     encoded
                 }
                 Err(failure) => {
                     if generation.breaker.failed(failure.kind) {
-                        warn!(module = generation.digest, "the module fails every call and is left alone; it is tried again every second");
+                        warn!(
+                            module = generation.digest(),
+                            "the module fails every call and is left alone; it is tried again every second"
+                        );
                         agent.publish();
                     }
                     agent.fail(&generation, hook, &failure, prepared.traceparent.as_deref(), &encode)

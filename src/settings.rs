@@ -60,6 +60,17 @@ pub fn checked_module_config(json: &[u8]) -> Result<Arc<[u8]>, String> {
 }
 
 impl Settings {
+    /// What of them concerns the instances.
+    pub(crate) fn pool(&self) -> zentinel_wasm_runtime::Settings {
+        zentinel_wasm_runtime::Settings {
+            size: self.pool_size,
+            max_memory: (self.max_memory_mb as usize) << 20,
+            max_output: self.max_output,
+            isolation: self.isolation,
+            config: self.module_config.clone(),
+        }
+    }
+
     /// These settings with those of the proxy's `config { }` block on top. Null and an empty object change nothing.
     ///
     /// # Errors

@@ -83,7 +83,7 @@ pub enum Stage {
 /// The client breaks the protocol or stalls, or the socket fails.
 pub async fn serve<H: Handler>(stream: UnixStream, handler: Arc<H>, stage: watch::Receiver<Stage>) -> Result<(), ConnectionError> {
     let mut input = Input::default();
-    let greeting = tokio::time::timeout(HANDSHAKE_TIMEOUT, shake_hands(&stream, &mut input, &*handler)).await;
+    let greeting = tokio::time::timeout(HANDSHAKE_TIMEOUT, shake_hands(&stream, &mut input, &handler)).await;
     let (encoding, proxy) = match greeting {
         Ok(Ok(Some(agreed))) => agreed,
         Ok(Ok(None)) => return Ok(()),
@@ -111,7 +111,7 @@ pub async fn serve<H: Handler>(stream: UnixStream, handler: Arc<H>, stage: watch
 async fn shake_hands<H: Handler>(
     stream: &UnixStream,
     input: &mut Input,
-    handler: &H,
+    handler: &Arc<H>,
 ) -> Result<Option<(Encoding, Proxy)>, ConnectionError> {
     let payload = loop {
         if let Some((frame, len)) = frame::next(input.bytes())? {
@@ -131,7 +131,7 @@ async fn shake_hands<H: Handler>(
         }
     };
     let (response, agreed) = match serde_json::from_slice::<handshake::Request<'_>>(&payload) {
-        Ok(request) => match request.check() {
+        Ok(request) => match agree(&request, handler).await {
             Ok(()) => {
                 let proxy = Proxy::of_version(&request.proxy_version);
                 if proxy.lets_challenges_through {
@@ -165,6 +165,12 @@ async fn shake_hands<H: Handler>(
         }
     }
     agreed.map(Some).map_err(ConnectionError::Handshake)
+}
+
+/// Whether the agent can work with this proxy, and under the configuration that it brings.
+async fn agree<H: Handler>(request: &handshake::Request<'_>, handler: &Arc<H>) -> Result<(), String> {
+    request.check()?;
+    if request.config.is_null() { Ok(()) } else { handler.configure(request.config.clone()).await }
 }
 
 struct Connection<H> {

@@ -44,6 +44,9 @@ pub(crate) struct Request<'a> {
     pub(crate) proxy_version: Text<'a>,
     #[serde(default, borrow)]
     supported_encodings: Vec<Text<'a>>,
+    /// The agent's `config { }` block. Today's proxies send it as an event of its own.
+    #[serde(default)]
+    pub(crate) config: serde_json::Value,
 }
 
 impl Request<'_> {

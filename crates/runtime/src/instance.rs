@@ -19,6 +19,9 @@ const FIRST_SLICE: Duration = Duration::from_micros(500);
 /// Frames of a backtrace that are told.
 const FRAMES: usize = 6;
 
+/// Characters of a failure's detail that are told: a few long C++ names.
+const MAX_DETAIL: usize = 1000;
+
 /// What an instance may use.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -278,7 +281,7 @@ impl Instance {
             }
         }
         // Names come from the module.
-        let detail = detail.replace(char::is_control, " ");
+        let detail: String = detail.chars().take(MAX_DETAIL).map(|c| if c.is_control() { ' ' } else { c }).collect();
         if state.refused {
             let limit = state.limits.memory;
             return Failure::new(

@@ -1,8 +1,10 @@
 //! From a file to a module that can be served, or to one message that says everything that is wrong with it.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
 use wasmtime::{Engine, ExternType, FuncType, InstancePre, Linker, ModuleExport, ValType};
@@ -15,6 +17,9 @@ use crate::{adapter, engine, host, wasi};
 /// Largest module file, in bytes. Real ones have up to 5 MB; compiling one much larger would take minutes.
 const MAX_FILE: u64 = 64 << 20;
 
+/// Problems of a module that are told. A module built for another host has some dozens.
+const MAX_PROBLEMS: usize = 50;
+
 /// Why a module cannot be served. The message is complete: it names the file, every problem, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot serve the module `{path}`: {problem}")]
@@ -24,11 +29,13 @@ pub struct LoadError {
 }
 
 /// A module's bytes, read and found to be Wasm. Compiling them is left to the pool, whose engine depends on the settings.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Module {
     path: String,
     bytes: Vec<u8>,
     digest: String,
+    /// What was compiled last, from which an engine of another size is served without compiling again.
+    compiled: Mutex<Option<wasmtime::Module>>,
 }
 
 impl Module {
@@ -71,12 +78,20 @@ impl Module {
             let problem = format!("its SHA-256 is {digest}, not {expected} as `--module-sha256` wants");
             return Err(LoadError { path, problem });
         }
-        Ok(Self { path, bytes, digest })
+        Ok(Self { path, bytes, digest, compiled: Mutex::new(None) })
     }
 
     /// SHA-256 of the file, in lower-case hexadecimal.
     pub fn digest(&self) -> &str {
         &self.digest
+    }
+
+    /// The module as it was compiled for an engine of another size.
+    fn compiled_before(&self, engine: &Engine) -> Option<wasmtime::Module> {
+        let compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        let code = compiled.as_ref()?.serialize().ok()?;
+        // SAFETY: the code was made by this process, and the engines differ only in the size of their pools.
+        unsafe { wasmtime::Module::deserialize(engine, code) }.ok()
     }
 
     fn error(&self, problem: impl Into<String>) -> LoadError {
@@ -86,7 +101,7 @@ impl Module {
     /// Compiles the module for a pool of `slots` instances and checks what it imports and exports.
     pub(crate) fn compile(&self, slots: u32, max_memory: usize, cache: Option<&Cache>) -> Result<Compiled, LoadError> {
         let engine = engine::new(slots).map_err(|error| self.error(format!("this machine cannot run Wasm: {error:#}")))?;
-        let module = match cache.and_then(|cache| cache.load(&engine, &self.digest)) {
+        let module = match self.compiled_before(&engine).or_else(|| cache.and_then(|cache| cache.load(&engine, &self.digest))) {
             Some(module) => module,
             None => {
                 let module = wasmtime::Module::new(&engine, &self.bytes)
@@ -98,6 +113,8 @@ impl Module {
             }
         };
 
+        *self.compiled.lock().unwrap_or_else(PoisonError::into_inner) = Some(module.clone());
+
         let mut linker = Linker::new(&engine);
         // The same import may be defined once only: what goes wrong here is wrong for every module.
         host::define(&mut linker).and_then(|()| wasi::define(&mut linker)).map_err(|error| self.error(format!("{error:#}")))?;
@@ -106,6 +123,11 @@ impl Module {
         let hooks = check_exports(&module, max_memory, &mut problems);
         check_imports(&module, &linker, &engine, &mut problems);
         if !problems.is_empty() {
+            let more = problems.len().saturating_sub(MAX_PROBLEMS);
+            problems.truncate(MAX_PROBLEMS);
+            if more > 0 {
+                problems.push(format!("and {more} more problems"));
+            }
             return Err(self.error(problems.join("; ")));
         }
         let export = |name: &str| module.get_export_index(name).ok_or_else(|| self.error(format!("it does not export `{name}`")));
@@ -219,14 +241,13 @@ fn check_function(module: &wasmtime::Module, name: &str, wanted: &str, required:
 
 fn check_imports(module: &wasmtime::Module, linker: &Linker<State>, engine: &Engine, problems: &mut Vec<String>) {
     let mut store = wasmtime::Store::new(engine, State::probe());
-    let mut seen = Vec::new();
+    let mut seen = HashSet::new();
     for import in module.imports() {
         let (from, name) = (import.module(), import.name());
         // Go imports one function twice.
-        if seen.contains(&(from, name)) {
+        if !seen.insert((from, name)) {
             continue;
         }
-        seen.push((from, name));
         let provided = linker.get(&mut store, from, name);
         match (import.ty(), provided.map(|provided| provided.ty(&store))) {
             (ExternType::Func(wanted), Ok(ExternType::Func(provided))) if signature(&wanted) == signature(&provided) => {}
@@ -235,9 +256,15 @@ fn check_imports(module: &wasmtime::Module, linker: &Linker<State>, engine: &Eng
                 signature(&wanted),
                 signature(&provided)
             )),
-            _ => problems.push(format!("its import `{from}.{name}` is not known{}", import_hint(from, name))),
+            _ => problems.push(format!("its import `{}.{}` is not known{}", shortened(from), shortened(name), import_hint(from, name))),
         }
     }
+}
+
+/// Names come from the module, which may hold anything.
+fn shortened(name: &str) -> String {
+    const SHOWN: usize = 60;
+    name.chars().take(SHOWN).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 fn import_hint(from: &str, name: &str) -> &'static str {

@@ -129,8 +129,8 @@ impl Pool {
     /// # Errors
     ///
     /// The module cannot be served, does not start, or rejects its configuration.
-    pub async fn start(runtime: &Runtime, module: &Module, settings: Settings, cache: Option<&Cache>) -> Result<Self, StartError> {
-        let (module, cache, slots, max_memory) = (module.clone(), cache.cloned(), settings.size + SPARE_SLOTS, settings.max_memory);
+    pub async fn start(runtime: &Runtime, module: &Arc<Module>, settings: Settings, cache: Option<&Cache>) -> Result<Self, StartError> {
+        let (module, cache, slots, max_memory) = (Arc::clone(module), cache.cloned(), settings.size + SPARE_SLOTS, settings.max_memory);
         let log = Arc::new(GuestLog::new(module.digest().to_owned()));
         let compiled = tokio::task::spawn_blocking(move || module.compile(slots, max_memory, cache.as_ref())).await;
         let compiled = compiled.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
@@ -163,6 +163,11 @@ impl Pool {
     /// The hooks that the module exports.
     pub fn hooks(&self) -> Hooks {
         self.0.compiled.hooks
+    }
+
+    /// Whether `other` has the same instances.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// How the pool was set up.

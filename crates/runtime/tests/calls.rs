@@ -11,7 +11,7 @@ fn settings() -> Settings {
 }
 
 /// A module whose `on_request_headers` has the body `hook`, with a bump allocator beside it and `extra` items.
-fn module(hook: &str, extra: &str) -> Module {
+fn module(hook: &str, extra: &str) -> Arc<Module> {
     let wat = format!(
         r#"(module
             (import "zentinel" "log" (func $log (param i32 i32 i32)))
@@ -31,10 +31,10 @@ fn module(hook: &str, extra: &str) -> Module {
             (func (export "on_request_headers") (param $ptr i32) (param $len i32) (result i64) {hook})
             {extra})"#
     );
-    Module::from_bytes("test.wasm", wat::parse_str(wat).unwrap(), None).unwrap()
+    Arc::new(Module::from_bytes("test.wasm", wat::parse_str(wat).unwrap(), None).unwrap())
 }
 
-async fn pool(module: &Module, settings: Settings) -> Pool {
+async fn pool(module: &Arc<Module>, settings: Settings) -> Pool {
     Pool::start(&Runtime::start().unwrap(), module, settings, None).await.unwrap()
 }
 
