@@ -2,6 +2,7 @@
 
 mod build;
 mod load;
+mod serving;
 mod suite;
 mod toolchain;
 

@@ -1,13 +1,12 @@
 //! Many calls of one module through the agent, and what they cost.
 
 use super::Isolation;
+use super::serving::Serving;
 use super::suite::event;
-use crate::wire::{Connection, kind};
+use crate::wire::kind;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::path::Path;
-use zentinel_wasm_e2e::http::exchange;
-use zentinel_wasm_e2e::{Agent, free_port};
 
 /// Enough calls for a mean; a fresh instance of a slow language takes a millisecond.
 const SAMPLE: u32 = 2000;
@@ -66,26 +65,20 @@ struct Run {
 }
 
 fn run(agent: &Path, module: &Path, calls: u32, isolation: Isolation) -> Result<Run> {
-    let dir = tempfile::tempdir()?;
-    let admin = free_port();
-    let address = format!("127.0.0.1:{admin}");
-    let options = ["--pool-size", "1", "--timeout-ms", "10000", "--isolation", isolation.name(), "--admin-address", &address];
-    let running = Agent::start(agent, module, dir.path(), None, &options)?;
-    let mut connection = Connection::open(running.socket())?;
+    let mut serving = Serving::start(agent, module, &["--pool-size", "1", "--isolation", isolation.name()])?;
     let request = request();
-    let mut ask = |times: u32| -> Result<()> {
+    let ask = |serving: &mut Serving, times: u32| -> Result<()> {
         for _ in 0..times {
-            let answer = connection.ask(kind::REQUEST_HEADERS, &request)?;
+            let answer = serving.connection.ask(kind::REQUEST_HEADERS, &request)?;
             ensure!(answer["decision"] == "allow", "under load the agent answered {answer}");
         }
         Ok(())
     };
-    ask(calls / WARM_UP)?;
-    let (before, memory_before) = (Durations::read(admin)?, memory(running.pid())?);
-    ask(calls - calls / WARM_UP)?;
-    let (after, memory_after) = (Durations::read(admin)?, memory(running.pid())?);
-    drop(connection);
-    running.stop();
+    ask(&mut serving, calls / WARM_UP)?;
+    let (before, memory_before) = (Durations::read(&serving)?, serving.memory()?);
+    ask(&mut serving, calls - calls / WARM_UP)?;
+    let (after, memory_after) = (Durations::read(&serving)?, serving.memory()?);
+    serving.stop();
     let mean = (after.sum - before.sum) / (after.count - before.count);
     Ok(Run { mean_us: mean * 1e6, memory_before, memory_after })
 }
@@ -113,8 +106,8 @@ struct Durations {
 }
 
 impl Durations {
-    fn read(port: u16) -> Result<Self> {
-        let metrics = exchange(port, "GET", "/metrics", &[], None).context("reading the agent's metrics")?.text();
+    fn read(serving: &Serving) -> Result<Self> {
+        let metrics = serving.metrics()?;
         let value = |name: &str| -> Result<f64> {
             let prefix = format!("wasm_agent_call_duration_seconds_{name}{{hook=\"on_request_headers\"}} ");
             let line = metrics.lines().find_map(|line| line.strip_prefix(prefix.as_str()));
@@ -122,12 +115,4 @@ impl Durations {
         };
         Ok(Self { sum: value("sum")?, count: value("count")? })
     }
-}
-
-/// The resident memory of a process, in bytes.
-fn memory(pid: u32) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("reading the agent's memory")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("the kernel does not tell the agent's memory")?;
-    let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().context("reading the agent's memory")?;
-    Ok(kibibytes * 1024)
 }

@@ -1,14 +1,14 @@
 //! The acceptance suite: `examples/cases/`, which every guest must pass.
 
 use super::build::Language;
+use super::serving::Serving;
 use crate::tools::{on_path, root};
-use crate::wire::{Connection, kind};
+use crate::wire::kind;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
 use std::ops::AddAssign;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use zentinel_wasm_e2e::Agent;
 
 /// What the cases say of one policy.
 pub(super) struct Policy {
@@ -77,15 +77,12 @@ pub(super) fn ask_directly(policy: &Policy, module: &Path, language: Language) -
 
 /// Asks the module through the agent's Unix socket, as the proxy does.
 pub(super) fn ask_through_agent(agent: &Path, policy: &Policy, module: &Path) -> Result<Tally> {
-    let dir = tempfile::tempdir()?;
-    // Decisions are asked for here, not speed.
-    let running = Agent::start(agent, module, dir.path(), None, &["--timeout-ms", "10000"])?;
-    let mut connection = Connection::open(running.socket())?;
+    let mut serving = Serving::start(agent, module, &[])?;
     let mut tally = Tally::default();
     for (number, case) in policy.cases.iter().enumerate() {
         let Value::Object(request) = &case["request"] else { continue };
         ensure!(case["hook"] == "on_request_headers", "the suite does not know the hook {} yet", case["hook"]);
-        let answer = connection.ask(kind::REQUEST_HEADERS, &event(&format!("case-{number}"), request))?;
+        let answer = serving.connection.ask(kind::REQUEST_HEADERS, &event(&format!("case-{number}"), request))?;
         let expected = &case["expect"];
         let found = decided(&answer, expected);
         if found != *expected {
@@ -93,8 +90,7 @@ pub(super) fn ask_through_agent(agent: &Path, policy: &Policy, module: &Path) ->
         }
         tally += Tally::of(found == *expected);
     }
-    drop(connection);
-    running.stop();
+    serving.stop();
     Ok(tally)
 }
 

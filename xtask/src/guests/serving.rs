@@ -1,0 +1,51 @@
+//! The agent with one module, ready to be asked.
+
+use crate::wire::Connection;
+use anyhow::{Context, Result};
+use std::path::Path;
+use tempfile::TempDir;
+use zentinel_wasm_e2e::http::exchange;
+use zentinel_wasm_e2e::{Agent, free_port, wait};
+
+pub(super) struct Serving {
+    pub(super) connection: Connection,
+    admin_port: u16,
+    agent: Agent,
+    _dir: TempDir,
+}
+
+impl Serving {
+    /// Starts `agent` and waits until the module is compiled: a large one takes longer than a proxy is ready to wait.
+    pub(super) fn start(agent: &Path, module: &Path, options: &[&str]) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let admin_port = free_port();
+        let address = format!("127.0.0.1:{admin_port}");
+        // Decisions are asked for here, and means are taken: a machine that is busy must not make a timeout of an answer.
+        let fixed = ["--timeout-ms", "10000", "--admin-address", &address];
+        let mut agent = Agent::start(agent, module, dir.path(), None, &[&fixed, options].concat())?;
+        wait::until_ok("the module is compiled", || {
+            agent.check_running()?;
+            Ok(exchange(admin_port, "GET", "/readyz", &[], None).ok().filter(|answer| answer.status() == 200).map(|_| ()))
+        })?;
+        let connection = Connection::open(agent.socket())?;
+        Ok(Self { connection, admin_port, agent, _dir: dir })
+    }
+
+    /// What the agent counts, in the words of Prometheus.
+    pub(super) fn metrics(&self) -> Result<String> {
+        Ok(exchange(self.admin_port, "GET", "/metrics", &[], None).context("reading the agent's metrics")?.text())
+    }
+
+    /// The resident memory of the agent, in bytes.
+    pub(super) fn memory(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.agent.pid())).context("reading the agent's memory")?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("the kernel does not tell the agent's memory")?;
+        let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().context("reading the agent's memory")?;
+        Ok(kibibytes * 1024)
+    }
+
+    pub(super) fn stop(self) {
+        drop(self.connection);
+        self.agent.stop();
+    }
+}
