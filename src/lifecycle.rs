@@ -35,29 +35,45 @@ pub struct Lifecycle {
     servers: JoinSet<()>,
     /// Helpers that end with the process.
     helpers: JoinSet<()>,
+    signals: Signals,
+}
+
+/// The signals that end the agent or reload its module. They are listened to before anything is made, so that none of them ends it halfway.
+pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
 }
 
-impl Lifecycle {
-    /// A lifecycle in which nothing is served yet.
+impl Signals {
+    /// Listens from now on.
     ///
     /// # Errors
     ///
     /// Signals cannot be received.
-    pub fn new(agent: Arc<Agent>, grace: Duration) -> anyhow::Result<Self> {
+    pub fn listen() -> anyhow::Result<Self> {
         let listen = |kind| signal(kind).context("cannot receive signals");
         Ok(Self {
-            agent,
-            grace,
-            stage: watch::Sender::new(Stage::Serving),
-            servers: JoinSet::new(),
-            helpers: JoinSet::new(),
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
             hangup: listen(SignalKind::hangup())?,
         })
+    }
+
+    /// Waits for SIGTERM or SIGINT.
+    pub async fn end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+impl Lifecycle {
+    /// A lifecycle in which nothing is served yet.
+    pub fn new(agent: Arc<Agent>, grace: Duration, signals: Signals) -> Self {
+        let stage = watch::Sender::new(Stage::Serving);
+        Self { agent, grace, stage, servers: JoinSet::new(), helpers: JoinSet::new(), signals }
     }
 
     /// Serves the Unix socket.
@@ -71,8 +87,8 @@ impl Lifecycle {
     }
 
     /// Reloads whenever the module's file changes.
-    pub fn watch(&mut self, path: PathBuf) {
-        self.helpers.spawn(watch_file(path, Arc::clone(&self.agent)));
+    pub fn watch(&mut self, watched: Watched) {
+        self.helpers.spawn(watched.watch(Arc::clone(&self.agent)));
     }
 
     /// Serves until SIGTERM or SIGINT, and ends in order. SIGHUP reloads the module.
@@ -87,9 +103,9 @@ impl Lifecycle {
         });
         loop {
             tokio::select! {
-                _ = self.terminate.recv() => break,
-                _ = self.interrupt.recv() => break,
-                _ = self.hangup.recv() => {
+                _ = self.signals.terminate.recv() => break,
+                _ = self.signals.interrupt.recv() => break,
+                _ = self.signals.hangup.recv() => {
                     let agent = Arc::clone(&self.agent);
                     self.helpers.spawn(async move { reload(&agent).await });
                 }
@@ -130,23 +146,39 @@ async fn reload(agent: &Agent) {
     notify(&[NotifyState::Ready]);
 }
 
-async fn watch_file(path: PathBuf, agent: Arc<Agent>) {
-    let mut served = stamp(&path).await;
-    let mut seen = served;
-    loop {
-        tokio::time::sleep(WATCH_INTERVAL).await;
-        let now = stamp(&path).await;
-        if now != served && now == seen && now.is_some() {
-            served = now;
-            info!("the module's file has changed");
-            reload(&agent).await;
+/// A file that is watched for changes since it was looked at first.
+pub struct Watched {
+    path: PathBuf,
+    known: Option<Stamp>,
+}
+
+/// Time of change, size and inode of a file.
+type Stamp = (SystemTime, u64, u64);
+
+impl Watched {
+    /// Looks at the file. That is done before it is loaded, so that no later change is missed.
+    pub async fn look(path: PathBuf) -> Self {
+        let known = stamp(&path).await;
+        Self { path, known }
+    }
+
+    async fn watch(mut self, agent: Arc<Agent>) {
+        let mut seen = self.known;
+        loop {
+            tokio::time::sleep(WATCH_INTERVAL).await;
+            let now = stamp(&self.path).await;
+            if now != self.known && now == seen && now.is_some() {
+                self.known = now;
+                info!("the module's file has changed");
+                reload(&agent).await;
+            }
+            seen = now;
         }
-        seen = now;
     }
 }
 
 /// What changes when a file does.
-async fn stamp(path: &Path) -> Option<(SystemTime, u64, u64)> {
+async fn stamp(path: &Path) -> Option<Stamp> {
     use std::os::unix::fs::MetadataExt;
     let metadata = tokio::fs::metadata(path).await.ok()?;
     Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use zentinel_agent_wasm::admin;
 use zentinel_agent_wasm::agent::{Agent, Source};
 use zentinel_agent_wasm::cli::Cli;
-use zentinel_agent_wasm::lifecycle::{Lifecycle, open_cache};
+use zentinel_agent_wasm::lifecycle::{Lifecycle, Signals, Watched, open_cache};
 use zentinel_agent_wasm::listener::Listener;
 use zentinel_agent_wasm::logging;
 use zentinel_wasm_runtime::Runtime;
@@ -15,12 +15,15 @@ use zentinel_wasm_runtime::Runtime;
 fn main() -> ExitCode {
     let cli = Cli::parse_or_exit();
     logging::init(cli.log_format, cli.verbose);
-    let served = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .thread_name("agent")
-        .build()
-        .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(serve(cli)));
+    let served =
+        tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("agent").build().map_err(anyhow::Error::from).and_then(
+            |runtime| {
+                let served = runtime.block_on(serve(cli));
+                // A module that is being compiled is not waited for.
+                runtime.shutdown_background();
+                served
+            },
+        );
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
 }
 
 async fn serve(cli: Cli) -> anyhow::Result<()> {
+    let mut signals = Signals::listen()?;
     // Before the module: an address that is taken should not cost a compilation.
     let listener = Listener::bind(&cli.socket, cli.socket_mode)?;
     let admin = match cli.admin_address {
@@ -41,15 +45,19 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
 
     let source = Source { path: cli.module.clone(), sha256: cli.module_sha256.clone() };
     let cache = open_cache(cli.cache_dir.as_deref());
-    let agent = Agent::start(Runtime::start()?, source, cli.settings(), cache).await?;
+    let watched = if cli.watch { Some(Watched::look(cli.module.clone()).await) } else { None };
+    let agent = tokio::select! {
+        started = Agent::start(Runtime::start()?, source, cli.settings(), cache) => started?,
+        () = signals.end() => return Ok(()),
+    };
 
-    let mut lifecycle = Lifecycle::new(agent.clone(), cli.grace())?;
+    let mut lifecycle = Lifecycle::new(agent, cli.grace(), signals);
     lifecycle.serve_socket(listener);
     if let Some(admin) = admin {
         lifecycle.serve_admin(admin);
     }
-    if cli.watch {
-        lifecycle.watch(cli.module);
+    if let Some(watched) = watched {
+        lifecycle.watch(watched);
     }
     lifecycle.run().await;
     Ok(())
