@@ -289,6 +289,7 @@ impl Front {
             grpc_port: None,
             events: ALL_EVENTS.to_vec(),
             agent_lines: String::new(),
+            audit_log: None,
             route_lines: String::new(),
         };
         let proxy = Proxy::start(binary, &settings, dir)?;

@@ -20,6 +20,8 @@ pub struct Settings {
     pub upstream_port: u16,
     /// The agent's socket.
     pub socket: PathBuf,
+    /// Where the proxy writes its audit log, when it is to keep one.
+    pub audit_log: Option<PathBuf>,
     /// The agent's gRPC port, when the proxy is to use that.
     pub grpc_port: Option<u16>,
     /// The events that the proxy sends the agent.
@@ -35,10 +37,14 @@ pub const ALL_EVENTS: [&str; 4] = ["request_headers", "request_body", "response_
 
 /// The configuration as text. Both 0.6.54 and 0.6.45 take it.
 pub fn render(settings: &Settings) -> String {
-    let Settings { port, upstream_port, socket, grpc_port, events, agent_lines, route_lines } = settings;
+    let Settings { port, upstream_port, socket, audit_log, grpc_port, events, agent_lines, route_lines } = settings;
     let transport = match grpc_port {
         Some(port) => format!("grpc address=\"http://127.0.0.1:{port}\""),
         None => format!("unix-socket {:?}", socket.display().to_string()),
+    };
+    let audit_log = match audit_log {
+        Some(file) => format!("audit-log {{ enabled #true; file {:?}; log-agent-decisions #true; buffer-size 1; }}", file.display().to_string()),
+        None => String::new(),
     };
     let events: Vec<String> = events.iter().map(|event| format!("{event:?}")).collect();
     let events = events.join(" ");
@@ -80,7 +86,7 @@ waf {{
 }}
 upstreams {{ upstream "backend" {{ target "127.0.0.1:{upstream_port}" weight=1 }} }}
 // The metrics listener would be on every interface, at a port that all proxies share.
-observability {{ logging {{ level "info"; format "json"; }}; metrics {{ enabled #false; }} }}
+observability {{ logging {{ level "info"; format "json"; {audit_log} }}; metrics {{ enabled #false; }} }}
 "#
     )
 }

@@ -15,6 +15,9 @@ use tempfile::TempDir;
 /// Log lines shown when a test fails.
 const LOG_TAIL: usize = 25;
 
+/// The proxy's audit log, in the stack's folder.
+const AUDIT_LOG: &str = "audit.log";
+
 /// What `cargo xtask e2e` has built.
 #[derive(Debug, Clone)]
 pub struct Paths {
@@ -267,6 +270,7 @@ impl Builder {
             port: free_port(),
             upstream_port: upstream.port(),
             socket: agent.socket.clone(),
+            audit_log: Some(dir.path().join(AUDIT_LOG)),
             grpc_port,
             events: self.events,
             agent_lines: self.agent_lines,
@@ -321,6 +325,13 @@ impl Stack {
             let response = ask.send(self.proxy.port).ok()?;
             (response.status() == 200).then_some(())
         });
+    }
+
+    /// The entries of the proxy's audit log.
+    pub fn audit_log(&self) -> Vec<serde_json::Value> {
+        // Before the first entry there is no file.
+        let log = std::fs::read_to_string(self.dir.path().join(AUDIT_LOG)).unwrap_or_default();
+        log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
     /// Where the proxy listens on 127.0.0.1.

@@ -1,7 +1,7 @@
 //! What a module decides on the request's headers, as the client and the upstream see it.
 
 use serde_json::{Value, json};
-use zentinel_wasm_e2e::{Ask, Stack, on_both_transports};
+use zentinel_wasm_e2e::{Ask, Stack, on_both_transports, wait};
 
 const HOOK: &str = "on_request_headers";
 
@@ -106,6 +106,21 @@ on_both_transports! {
         let response = stack.send(&Ask::get("/").answer(HOOK, &answer));
         assert_eq!(response.status(), 401);
         assert_eq!(response.header("www-authenticate").as_deref(), Some("Basic realm=\"shop\""));
+    }
+
+    fn the_audit_log_says_why_a_request_was_refused(transport) {
+        let stack = Stack::over(transport).start();
+        let answer = json!({
+            "decision": "block",
+            "tags": ["path-traversal"],
+            "rule_ids": ["SEC-001", "OWASP-930"],
+            "confidence": 0.95,
+            "reason_codes": ["PATH_TRAVERSAL_DETECTED"],
+        });
+        assert_eq!(stack.send(&Ask::get("/etc/passwd").answer(HOOK, &answer)).status(), 403);
+        let entry = wait::until("the audit log has the refusal", || stack.audit_log().into_iter().find(|entry| entry["rule_ids"] != Value::Null));
+        assert_eq!(entry["rule_ids"], json!(["SEC-001", "OWASP-930"]));
+        assert!(entry["tags"].as_array().is_some_and(|tags| tags.contains(&json!("path-traversal"))), "{entry}");
     }
 
     fn a_broken_answer_is_a_500_in_fail_closed_mode_for_that_request_alone(transport) {

@@ -70,6 +70,7 @@ fn what_these_tests_use_is_accepted() {
             grpc_port,
             events: ALL_EVENTS.to_vec(),
             agent_lines: "config { fail-open #false; }".into(),
+            audit_log: None,
             route_lines: String::new(),
         });
         assert_accepted("the tests' own", &text);
