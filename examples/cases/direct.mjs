@@ -1,10 +1,11 @@
 // Calls a module's hooks directly, with events as odd as JSON allows: the agent writes none of those itself.
 //
-//     node examples/cases/direct.mjs security|bot-protection MODULE [page]
+//     node examples/cases/direct.mjs security|bot-protection|tour MODULE [page]
 //
 // With `page`, cases that only an SDK's reader is asked to pass are left out.
 
 import { readFile } from "node:fs/promises";
+import { isDeepStrictEqual } from "node:util";
 import { WASI } from "node:wasi";
 
 const [policy, file, page] = process.argv.slice(2);
@@ -74,9 +75,10 @@ for (const { name, hook, request, raw, expect, sdk } of cases) {
   const answer = call(hook, raw ?? event(request));
   const found = {};
   for (const field of Object.keys(expect)) {
-    found[field] = answer[field] ?? { decision: "allow", challenge_params: {} }[field];
+    found[field] =
+      answer[field] ?? { decision: "allow", challenge_params: {}, rejected: typeof answer.error === "string" }[field];
   }
-  if (JSON.stringify(found) === JSON.stringify(expect)) {
+  if (isDeepStrictEqual(found, expect)) {
     passed++;
   } else {
     failed++;

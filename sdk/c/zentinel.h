@@ -667,10 +667,10 @@ uint64_t zn_number(zn_value object, const char *name, uint64_t otherwise) {
   uint64_t number = 0;
   for (size_t at = 0; at < value.size; at++) {
     char digit = value.data[at];
-    if (digit < '0' || digit > '9' || __builtin_mul_overflow(number, (uint64_t)10, &number) ||
-        __builtin_add_overflow(number, (uint64_t)(digit - '0'), &number)) {
+    if (digit < '0' || digit > '9' || number > (UINT64_MAX - 9) / 10) {
       return otherwise;
     }
+    number = number * 10 + (uint64_t)(digit - '0');
   }
   return value.size ? number : otherwise;
 }

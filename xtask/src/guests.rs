@@ -63,7 +63,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         tools::say(&format!("{language}: building"));
         let guest = build::build(language).with_context(|| format!("building the guests in {language}"))?;
         tools::say(&format!("{language}: asking"));
-        for policy in &policies {
+        for policy in policies.iter().filter(|policy| language.has(&policy.name)) {
             let module = guest.module(policy);
             total += suite::ask_directly(policy, &module, language)?;
             total += suite::ask_through_agent(&agent, policy, &module)?;

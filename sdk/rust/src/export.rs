@@ -80,13 +80,21 @@ macro_rules! __export {
                 // SAFETY: the agent gives back what `alloc` or a hook returned, with its size.
                 unsafe { $crate::__runtime::dealloc(pointer, size) }
             }
-
-            $(#[unsafe(no_mangle)]
-            unsafe extern "C" fn $hook(pointer: *const u8, size: usize) -> u64 {
-                // SAFETY: the agent has written `size` bytes to `pointer`, which `alloc` returned.
-                unsafe { $crate::__runtime::enter(pointer, size, |$json| $call) }
-            })+
         };
+        $(const _: () = {
+            // Out here, for a module's own function may well have the hook's name.
+            fn zentinel_call($json: &str) -> ::std::result::Result<::std::vec::Vec<u8>, ::std::string::String> {
+                $call
+            }
+
+            const _: () = {
+                #[unsafe(no_mangle)]
+                unsafe extern "C" fn $hook(pointer: *const u8, size: usize) -> u64 {
+                    // SAFETY: the agent has written `size` bytes to `pointer`, which `alloc` returned.
+                    unsafe { $crate::__runtime::enter(pointer, size, zentinel_call) }
+                }
+            };
+        };)+
     };
 }
 

@@ -26,6 +26,11 @@ pub(super) enum Language {
 impl Language {
     pub(super) const ALL: [Self; 7] = [Self::Rust, Self::RustSdk, Self::C, Self::Cpp, Self::Zig, Self::Go, Self::AssemblyScript];
 
+    /// Whether it has this policy. The product page says nothing of a tour.
+    pub(super) fn has(self, policy: &str) -> bool {
+        self != Self::Rust || policy != "tour"
+    }
+
     /// The folder in `examples/`.
     fn folder(self) -> &'static str {
         match self {
@@ -72,7 +77,7 @@ impl Guest {
 }
 
 /// Policies by the names of their folders. Files and crates have underscores.
-const POLICIES: [&str; 2] = ["security", "bot-protection"];
+const POLICIES: [&str; 3] = ["security", "bot-protection", "tour"];
 
 fn underscored(policy: &str) -> String {
     policy.replace('-', "_")
@@ -86,7 +91,7 @@ pub(super) fn build(language: Language) -> Result<Guest> {
     let into = |policy: &str| folder.join(policy).with_extension("wasm");
     let toolchain = match language {
         Language::Rust | Language::RustSdk => {
-            for policy in POLICIES {
+            for policy in POLICIES.into_iter().filter(|policy| language.has(policy)) {
                 let built = cargo::guest(&format!("examples/{}/{policy}", language.folder()))?;
                 std::fs::copy(&built, into(policy)).with_context(|| format!("copying {}", built.display()))?;
             }

@@ -1,0 +1,75 @@
+/** Touches most of what a policy can see and say. What it decides makes no sense. */
+
+import {
+  Decision,
+  Level,
+  Request,
+  RequestBody,
+  Response,
+  ResponseBody,
+  Value,
+  WebsocketFrame,
+  log,
+  onConfigure,
+  onRequest,
+  onRequestBody,
+  onResponse,
+  onResponseBody,
+  onWebsocketFrame,
+} from "zentinel-wasm-sdk";
+export { alloc, dealloc } from "zentinel-wasm-sdk";
+
+export function on_configure(ptr: usize, len: usize): u64 {
+  return onConfigure(ptr, len, (config: Value) => (config.get("greeting").exists ? "" : "there is no greeting"));
+}
+
+export function on_request_headers(ptr: usize, len: usize): u64 {
+  return onRequest(ptr, len, (request: Request) => {
+    log(Level.Info, "a request");
+    return Decision.allow()
+      .setRequestHeader("X-Seen", request.method + " " + request.uri)
+      .removeRequestHeader("X-Debug")
+      .setResponseHeader("X-Frame-Options", "DENY")
+      .removeResponseHeader("Server")
+      .tag("tour")
+      .ruleId("T-1")
+      .reasonCode("SEEN")
+      .confidence(0.5)
+      .routing("upstream", "blue")
+      .needsMore();
+  });
+}
+
+export function on_request_body(ptr: usize, len: usize): u64 {
+  return onRequestBody(ptr, len, (body: RequestBody) => {
+    const bytes = body.bytes;
+    const longer = new Uint8Array(bytes.length + 1);
+    longer.set(bytes);
+    longer[bytes.length] = 0xff;
+    return Decision.allow().replaceRequestBodyBytes(longer);
+  });
+}
+
+export function on_response_headers(ptr: usize, len: usize): u64 {
+  return onResponse(ptr, len, (response: Response) => {
+    if (response.status >= 500) return Decision.redirect("/sorry", 303);
+    const cookies = response.headerValues("set-cookie");
+    cookies.push("tour=1");
+    return Decision.allow().setResponseHeaderValues("Set-Cookie", cookies);
+  });
+}
+
+export function on_response_body(ptr: usize, len: usize): u64 {
+  return onResponseBody(ptr, len, (body: ResponseBody) =>
+    body.isLast ? Decision.allow().dropResponseBody() : Decision.allow(),
+  );
+}
+
+export function on_websocket_frame(ptr: usize, len: usize): u64 {
+  return onWebsocketFrame(ptr, len, (frame: WebsocketFrame) => {
+    if (frame.opcode == "ping") return Decision.allow().dropFrame();
+    const bytes = frame.bytes;
+    const text = String.UTF8.decodeUnsafe(bytes.dataStart, bytes.length);
+    return frame.fromClient && text == "bye" ? Decision.allow().closeWebsocket(1008, "bye") : Decision.allow();
+  });
+}
