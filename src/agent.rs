@@ -112,49 +112,42 @@ impl Agent {
             Ok(module) => Generation::make(&self.runtime, module, settings, self.cache.as_ref()).await,
             Err(error) => Err(error),
         };
-        self.swap(made)
+        let result = made.map(|generation| self.install(generation));
+        self.state().reload_failure = result.as_ref().err().map(|error| format!("{error:#}"));
+        self.metrics.reloaded(result.is_ok());
+        self.publish();
+        result
     }
 
     async fn apply(&self, config: Value) -> Result<(), String> {
         let mut current_config = self.proxy_config.lock().await;
         let settings = self.base.with_proxy_config(&config)?;
         let current = self.current.load_full();
-        if settings == current.settings {
-            *current_config = config;
-            return Ok(());
+        if settings != current.settings {
+            let generation =
+                current.with_settings(&self.runtime, settings, self.cache.as_ref()).await.map_err(|error| format!("{error:#}"))?;
+            info!(
+                pool_size = generation.settings.pool_size,
+                fail_open = generation.settings.fail_open,
+                "the proxy's configuration is applied"
+            );
+            self.install(generation);
+            self.metrics.reloaded(true);
+            // A reload that has failed stays so: these are new settings for the old module.
+            self.publish();
         }
-        match current.with_settings(&self.runtime, settings, self.cache.as_ref()).await {
-            Ok(generation) => {
-                *current_config = config;
-                info!(
-                    pool_size = generation.settings.pool_size,
-                    fail_open = generation.settings.fail_open,
-                    "the proxy's configuration is applied"
-                );
-                self.swap(Ok(generation)).map_err(|error| error.to_string())
-            }
-            Err(error) => Err(format!("{error:#}")),
-        }
+        *current_config = config;
+        Ok(())
     }
 
-    fn swap(&self, made: anyhow::Result<Generation>) -> anyhow::Result<()> {
-        let result = match made {
-            Ok(generation) => {
-                info!(module = generation.digest(), "the module `{}` serves", self.source.path.display());
-                self.metrics.serving(generation.digest());
-                let old = self.current.swap(Arc::new(generation));
-                // Where the pool is kept, so is its count.
-                if !old.pool.is_same(&self.current.load().pool) {
-                    self.discarded_before.fetch_add(old.pool.stats().discarded, Relaxed);
-                }
-                Ok(())
-            }
-            Err(error) => Err(error),
-        };
-        self.metrics.reloaded(result.is_ok());
-        self.state().reload_failure = result.as_ref().err().map(|error| format!("{error:#}"));
-        self.publish();
-        result
+    fn install(&self, generation: Generation) {
+        info!(module = generation.digest(), "the module `{}` serves", self.source.path.display());
+        self.metrics.serving(generation.digest());
+        let old = self.current.swap(Arc::new(generation));
+        // Where the pool is kept, so is its count.
+        if !old.pool.is_same(&self.current.load().pool) {
+            self.discarded_before.fetch_add(old.pool.stats().discarded, Relaxed);
+        }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -417,6 +410,7 @@ impl Handler for Agent {
         async move {
             let result = agent.apply(config).await;
             if let Err(reason) = &result {
+                agent.metrics.reloaded(false);
                 warn!("the proxy's configuration is rejected: {reason}");
             }
             result

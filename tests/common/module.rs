@@ -172,3 +172,17 @@ pub fn configurable() -> String {
         &more,
     )
 }
+
+/// A module that tags its answers with the number of calls that its instance has answered, up to 9.
+pub fn counting() -> String {
+    const DIGIT: usize = 1024 + r#"{"tags":[""#.len();
+    let (data, result) = text(1024, r#"{"tags":["0"]}"#);
+    let code = format!("(i32.store8 (i32.const {DIGIT}) (i32.add (i32.load8_u (i32.const {DIGIT})) (i32.const 1))) {result}");
+    with_hooks(&["on_request_headers"], |_| code.clone(), &data)
+}
+
+/// What a [`counting`] has counted.
+#[track_caller]
+pub fn count(answer: &serde_json::Value) -> u32 {
+    answer["audit"]["tags"][0].as_str().unwrap_or_else(|| panic!("no count in {answer}")).parse().unwrap()
+}
