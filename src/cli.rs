@@ -1,15 +1,21 @@
 //! The command line. A flag beats its environment variable, which beats the default.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{BoolishValueParser, TypedValueParser};
-use clap::{CommandFactory, Parser, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use zentinel_wasm_contract::HeaderCase;
 use zentinel_wasm_protocol::frame::MAX_FRAME;
 
+use crate::grpc::TlsFiles;
 use crate::settings::{Limits, Settings};
+
+/// Second name of the variable of `--grpc-address`.
+const GRPC_ADDRESS_ALIAS: &str = "WASM_GRPC_ADDRESS";
 
 /// Runs WebAssembly modules as a policy agent of the Zentinel reverse proxy.
 #[derive(Clone, Debug, Parser)]
@@ -70,6 +76,22 @@ pub struct Cli {
     /// Allow requests on module errors
     #[arg(long, env = "FAIL_OPEN", value_parser = boolean(), default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_possible_values = true)]
     pub fail_open: bool,
+
+    /// Serve gRPC on this address too
+    #[arg(long, env = "AGENT_GRPC_ADDRESS", value_name = "IP:PORT", value_parser = address)]
+    pub grpc_address: Option<SocketAddr>,
+
+    /// Certificate chain for gRPC, PEM
+    #[arg(long, env = "WASM_GRPC_TLS_CERT", value_name = "FILE")]
+    pub grpc_tls_cert: Option<PathBuf>,
+
+    /// Private key of that certificate, PEM
+    #[arg(long, env = "WASM_GRPC_TLS_KEY", value_name = "FILE")]
+    pub grpc_tls_key: Option<PathBuf>,
+
+    /// Roots of the certificates that gRPC clients must show, PEM; without it any client may connect
+    #[arg(long, env = "WASM_GRPC_CLIENT_CA", value_name = "FILE")]
+    pub grpc_client_ca: Option<PathBuf>,
 
     /// HTTP address for `/metrics`, `/healthz` and `/readyz`
     #[arg(long, env = "WASM_ADMIN_ADDRESS", value_name = "IP:PORT", value_parser = address)]
@@ -141,13 +163,50 @@ impl Cli {
     /// Reads the command line and the environment. Help and version go to standard output and end the process with 0; anything wrong is one line on
     /// standard error and ends it with 2.
     pub fn parse_or_exit() -> Self {
-        Self::try_parse().unwrap_or_else(|error| {
+        Self::read(std::env::args_os(), std::env::var_os(GRPC_ADDRESS_ALIAS)).unwrap_or_else(|error| {
             if error.use_stderr() {
                 eprintln!("{}", one_line(&error.to_string()));
                 std::process::exit(2);
             }
             error.exit()
         })
+    }
+
+    /// Reads `args`; `grpc_address` is what the second name of its variable holds.
+    fn read<I, T>(args: I, grpc_address: Option<OsString>) -> Result<Self, clap::Error>
+    where
+        I: IntoIterator<Item = T>,
+        T: Into<OsString> + Clone,
+    {
+        let mut command = Self::command();
+        // clap knows one variable an option. A default is what the option and its first variable beat.
+        if let Some(address) = grpc_address.filter(|address| !address.is_empty()) {
+            command = command.mut_arg("grpc_address", |arg| arg.default_value(clap::builder::OsStr::from(address)));
+        }
+        let cli = Self::from_arg_matches(&command.try_get_matches_from(args)?)?;
+        cli.check_tls().map_err(|problem| Self::command().error(ErrorKind::MissingRequiredArgument, problem))?;
+        Ok(cli)
+    }
+
+    /// A half of a TLS configuration must not end in an address that is open to everybody.
+    fn check_tls(&self) -> Result<(), String> {
+        let options = [
+            ("--grpc-tls-cert", self.grpc_tls_cert.is_some()),
+            ("--grpc-tls-key", self.grpc_tls_key.is_some()),
+            ("--grpc-client-ca", self.grpc_client_ca.is_some()),
+        ];
+        let Some((given, _)) = options.into_iter().find(|(_, is_given)| *is_given) else { return Ok(()) };
+        let needed = [("--grpc-address", self.grpc_address.is_some()), options[0], options[1]];
+        match needed.into_iter().find(|(_, is_given)| !is_given) {
+            Some((missing, _)) => Err(format!("`{given}` also needs `{missing}`")),
+            None => Ok(()),
+        }
+    }
+
+    /// The files of the TLS configuration, if there is one.
+    pub fn grpc_tls(&self) -> Option<TlsFiles> {
+        let (cert, key) = self.grpc_tls_cert.clone().zip(self.grpc_tls_key.clone())?;
+        Some(TlsFiles { cert, key, client_ca: self.grpc_client_ca.clone() })
     }
 
     /// The settings that these options give.
@@ -253,6 +312,33 @@ mod tests {
         }
         assert!(error(&["--module-config", "{"]).contains("it takes JSON or @FILE"));
         assert!(one_line(&Cli::try_parse_from(["x"]).unwrap_err().to_string()).contains("--module <FILE>"));
+    }
+
+    #[test]
+    fn the_grpc_address_has_a_variable_of_a_second_name() {
+        let address = |args: &[&str], alias: &str| {
+            let args = ["x", "--module", "m"].iter().chain(args);
+            Cli::read(args, Some(alias.into())).map(|cli| cli.grpc_address.map(|address| address.to_string()))
+        };
+        assert_eq!(address(&[], "127.0.0.1:2").unwrap().as_deref(), Some("127.0.0.1:2"));
+        assert_eq!(address(&["--grpc-address", "127.0.0.1:1"], "127.0.0.1:2").unwrap().as_deref(), Some("127.0.0.1:1"));
+        assert_eq!(address(&[], "").unwrap(), None);
+        assert!(one_line(&address(&[], "x").unwrap_err().to_string()).contains("'--grpc-address <IP:PORT>': it takes an IP address"));
+    }
+
+    #[test]
+    fn half_a_tls_configuration_is_refused() {
+        let error = |args: &[&str]| {
+            let args = ["x", "--module", "m"].iter().chain(args);
+            one_line(&Cli::read(args, None).unwrap_err().to_string())
+        };
+        let address = ["--grpc-address", "127.0.0.1:1"];
+        assert_eq!(error(&["--grpc-tls-cert", "c", "--grpc-tls-key", "k"]), "error: `--grpc-tls-cert` also needs `--grpc-address`");
+        assert_eq!(error(&[&address[..], &["--grpc-tls-cert", "c"]].concat()), "error: `--grpc-tls-cert` also needs `--grpc-tls-key`");
+        assert_eq!(error(&[&address[..], &["--grpc-tls-key", "k"]].concat()), "error: `--grpc-tls-key` also needs `--grpc-tls-cert`");
+        assert_eq!(error(&[&address[..], &["--grpc-client-ca", "c"]].concat()), "error: `--grpc-client-ca` also needs `--grpc-tls-cert`");
+        let whole = [&address[..], &["--grpc-tls-cert", "c", "--grpc-tls-key", "k"]].concat();
+        assert!(Cli::read(["x", "--module", "m"].iter().chain(&whole), None).unwrap().grpc_tls().is_some());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The Zentinel WebAssembly agent.
 //!
 //! `main.rs` reads top to bottom: options, log, module, sockets, until a signal ends it. The parts, in the order of a request's way:
-//! [`listener`] accepts connections, the protocol crate hands their events to [`agent`], which remembers requests in `context`, guards the module by
+//! [`listener`] and [`grpc`] accept connections, the protocol crate hands their events to [`agent`], which remembers requests in `context`, guards the module by
 //! `breaker`, calls it through the runtime crate and counts in [`metrics`]. [`lifecycle`] ends, reloads and reports; [`admin`] shows it over HTTP.
 
 #![forbid(unsafe_code)]
@@ -12,6 +12,7 @@ pub mod agent;
 mod breaker;
 pub mod cli;
 mod context;
+pub mod grpc;
 pub mod lifecycle;
 pub mod listener;
 pub mod logging;

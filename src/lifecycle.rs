@@ -18,6 +18,7 @@ use zentinel_wasm_runtime::Cache;
 
 use crate::admin;
 use crate::agent::Agent;
+use crate::grpc;
 use crate::listener::Listener;
 
 /// How often a watched module file is looked at. A change is taken when two looks have found the same, so that a file being written is left alone.
@@ -78,6 +79,11 @@ impl Lifecycle {
 
     /// Serves the Unix socket.
     pub fn serve_socket(&mut self, listener: Listener) {
+        self.servers.spawn(listener.serve(Arc::clone(&self.agent), self.stage.subscribe()));
+    }
+
+    /// Serves the gRPC address.
+    pub fn serve_grpc(&mut self, listener: grpc::Listener) {
         self.servers.spawn(listener.serve(Arc::clone(&self.agent), self.stage.subscribe()));
     }
 

@@ -111,7 +111,8 @@ impl Listener {
     }
 }
 
-async fn drains(stage: &mut watch::Receiver<Stage>) {
+/// Waits until the agent drains.
+pub(crate) async fn drains(stage: &mut watch::Receiver<Stage>) {
     // Without a sender the agent is at its end too.
     let _ = stage.wait_for(|stage| *stage > Stage::Serving).await;
 }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use zentinel_agent_wasm::admin;
 use zentinel_agent_wasm::agent::{Agent, Source};
 use zentinel_agent_wasm::cli::Cli;
+use zentinel_agent_wasm::grpc;
 use zentinel_agent_wasm::lifecycle::{Lifecycle, Signals, Watched, open_cache};
 use zentinel_agent_wasm::listener::Listener;
 use zentinel_agent_wasm::logging;
@@ -38,6 +39,10 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
     // Before the module: an address that is taken should not cost a compilation.
     let listener = Listener::bind(&cli.socket, cli.socket_mode)?;
+    let grpc = match cli.grpc_address {
+        Some(address) => Some(grpc::Listener::bind(address, cli.grpc_tls().as_ref()).await?),
+        None => None,
+    };
     let admin = match cli.admin_address {
         Some(address) => Some(admin::bind(address).await?),
         None => None,
@@ -53,6 +58,9 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
 
     let mut lifecycle = Lifecycle::new(agent, cli.grace(), signals);
     lifecycle.serve_socket(listener);
+    if let Some(grpc) = grpc {
+        lifecycle.serve_grpc(grpc);
+    }
     if let Some(admin) = admin {
         lifecycle.serve_admin(admin);
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use serde::ser::{SerializeMap, SerializeStruct, Serializer};
+use tracing::info;
 use zentinel_wasm_contract::{
     Answer, BodyAction, BodyMutation, Decision, Event, Failure, FailureKind, HeaderOp, Hook, Text, WebsocketDecision,
 };
@@ -48,6 +49,15 @@ impl Proxy {
             _ => None,
         };
         Self { lets_challenges_through: known.is_some_and(|version| version < (0, 6, 51)) }
+    }
+
+    /// The same, and what that means is said in the log.
+    pub(crate) fn greet(version: &str) -> Self {
+        let proxy = Self::of_version(version);
+        if proxy.lets_challenges_through {
+            info!(proxy_version = version, "this proxy does not know challenges: they are sent as blocks, and redirects fail with a 500");
+        }
+        proxy
     }
 }
 
@@ -181,7 +191,7 @@ fn websocket_decision<'a>(answer: &'a Answer<'_>, hook: Hook) -> Option<Cow<'a, 
 }
 
 /// The verdict of a guardrail inspection. The proxy looks at nothing else, as above.
-fn guardrail<'a>(answer: &'a Answer<'_>, hook: Hook) -> Option<Cow<'a, str>> {
+pub(crate) fn guardrail<'a>(answer: &'a Answer<'_>, hook: Hook) -> Option<Cow<'a, str>> {
     if let Some(response) = answer.guardrail_response {
         return Some(Cow::Borrowed(response));
     }

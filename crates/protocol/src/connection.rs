@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 use zentinel_wasm_contract::{Answer, Decision, Failure, FailureKind, Hook, Text};
 
 use crate::answer::{Encoding, Phase, Proxy, Wire};
@@ -30,19 +30,29 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a connection of a draining agent must be quiet before it is closed: events that were on their way have arrived then.
-const QUIET: Duration = Duration::from_millis(100);
+pub(crate) const QUIET: Duration = Duration::from_millis(100);
 
 /// Room that is made in the buffer before a read, and what is kept of it between frames, in bytes. A busy connection's events are read by the dozen.
 const READ_ROOM: usize = 64 << 10;
 
 /// Events that are run before their answers are written. More save system calls, fewer let the first answers out sooner.
-const BATCH: usize = 32;
+pub(crate) const BATCH: usize = 32;
+
+/// Rounds in a row after which others on this thread get their turn: a client that never pauses would keep the thread for itself.
+const MAX_BUSY_ROUNDS: u32 = 8;
+
+/// Longest correlation id that is answered, in bytes. A proxy takes it from a header, and those are shorter; an answer with a longer one may not fit
+/// into a frame.
+const MAX_ID: usize = 64 << 10;
+
+/// Largest configuration event, in bytes: what a module's configuration may have, as text within JSON, and room for the rest.
+const MAX_CONFIGURE: usize = 4 << 20;
 
 /// Frames that one system call writes at most.
 const WRITE_SLICES: usize = 64;
 
 /// Answers that wait for a client to read before no more events are taken from it, in bytes.
-const MAX_UNSENT: usize = 1 << 20;
+pub(crate) const MAX_UNSENT: usize = 1 << 20;
 
 /// Why a connection has ended before the client closed it.
 #[derive(Debug, thiserror::Error)]
@@ -101,7 +111,7 @@ pub async fn serve<H: Handler>(stream: UnixStream, handler: Arc<H>, stage: watch
         batch: Vec::new(),
         output: Output::default(),
         ended: false,
-        warned_of_type: false,
+        warned: Warned::default(),
     };
     connection.report(&reports);
     connection.run(stage, reports).await
@@ -133,13 +143,7 @@ async fn shake_hands<H: Handler>(
     let (response, agreed) = match serde_json::from_slice::<handshake::Request<'_>>(&payload) {
         Ok(request) => match agree(&request, handler).await {
             Ok(()) => {
-                let proxy = Proxy::of_version(&request.proxy_version);
-                if proxy.lets_challenges_through {
-                    info!(
-                        proxy_version = &*request.proxy_version,
-                        "this proxy does not know challenges: they are sent as blocks, and redirects fail with a 500"
-                    );
-                }
+                let proxy = Proxy::greet(&request.proxy_version);
                 let encoding = request.encoding();
                 (handshake::Response::new(handler.capabilities(), encoding, None), Ok((encoding, proxy)))
             }
@@ -185,7 +189,15 @@ struct Connection<H> {
     output: Output,
     /// The client will send no more.
     ended: bool,
-    warned_of_type: bool,
+    warned: Warned,
+}
+
+/// What was logged already: a client must not fill the log.
+#[derive(Default)]
+struct Warned {
+    of_type: bool,
+    of_event: bool,
+    of_configuration: bool,
 }
 
 impl<H: Handler> Connection<H> {
@@ -198,6 +210,7 @@ impl<H: Handler> Connection<H> {
         tokio::pin!(timer);
         let mut quiet_since = Instant::now();
         let mut stage_known = true;
+        let mut busy_rounds = 0;
         loop {
             let now_stage = *stage.borrow();
             if now_stage < Stage::Closing {
@@ -208,8 +221,14 @@ impl<H: Handler> Connection<H> {
             if !self.batch.is_empty() {
                 self.run_batch().await;
                 quiet_since = Instant::now();
+                busy_rounds += 1;
+                if busy_rounds == MAX_BUSY_ROUNDS {
+                    busy_rounds = 0;
+                    tokio::task::yield_now().await;
+                }
                 continue;
             }
+            busy_rounds = 0;
             let idle = self.session.pending() == 0 && self.output.is_empty();
             if idle && (self.ended || now_stage == Stage::Closing) {
                 return Ok(());
@@ -325,7 +344,7 @@ impl<H: Handler> Connection<H> {
             kind::PONG => {}
             kind::HANDSHAKE_REQUEST => return Err(ConnectionError::Handshake("there was a second one".into())),
             kind => {
-                if !std::mem::replace(&mut self.warned_of_type, true) {
+                if !std::mem::replace(&mut self.warned.of_type, true) {
                     warn!("frames of type {kind:#04x} are not known and passed over");
                 }
             }
@@ -335,6 +354,10 @@ impl<H: Handler> Connection<H> {
 
     fn event(&mut self, kind: u8, payload: &[u8]) {
         let (ticket, call) = match decode::event(self.encoding, kind, payload) {
+            Ok(event) if event.correlation_id().len() > MAX_ID => {
+                self.unanswerable(kind, &format!("its correlation id has more than {MAX_ID} bytes"));
+                return;
+            }
             Ok(event) => {
                 let id = event.correlation_id();
                 let ticket = self.session.arrived(id);
@@ -342,8 +365,8 @@ impl<H: Handler> Connection<H> {
                 (ticket, Box::pin(self.handler.handle(&event, wire)) as Call<_>)
             }
             Err(error) => {
-                let Some(id) = decode::correlation_id(self.encoding, payload) else {
-                    warn!("an event of type {kind:#04x} cannot be answered, for it has no readable correlation id: {error}");
+                let Some(id) = decode::correlation_id(self.encoding, payload).filter(|id| id.len() <= MAX_ID) else {
+                    self.unanswerable(kind, &format!("it has no usable correlation id: {error}"));
                     return;
                 };
                 let failure = Failure::new(FailureKind::InvalidEvent, format!("the event of type {kind:#04x} cannot be read: {error}"));
@@ -355,11 +378,29 @@ impl<H: Handler> Connection<H> {
         self.batch.push((ticket, call));
     }
 
+    fn unanswerable(&mut self, kind: u8, why: &str) {
+        if !std::mem::replace(&mut self.warned.of_event, true) {
+            warn!("an event of type {kind:#04x} is not answered, and others like it on this connection are not told of: {why}");
+        }
+    }
+
     fn configure(&mut self, payload: &[u8]) {
-        let configure = match decode::configure(self.encoding, payload) {
+        let configure = if payload.len() > MAX_CONFIGURE {
+            Err(format!("it has more than {MAX_CONFIGURE} bytes"))
+        } else {
+            decode::configure(self.encoding, payload).map_err(|error| error.to_string())
+        };
+        let configure = match configure {
+            Ok(configure) if configure.correlation_id.len() <= MAX_ID => Ok(configure),
+            Ok(_) => Err(format!("its correlation id has more than {MAX_ID} bytes")),
+            Err(error) => Err(error),
+        };
+        let configure = match configure {
             Ok(configure) => configure,
             Err(error) => {
-                warn!("a configuration cannot be read: {error}");
+                if !std::mem::replace(&mut self.warned.of_configuration, true) {
+                    warn!("a configuration is not answered, and others like it on this connection are not told of: {error}");
+                }
                 return;
             }
         };
@@ -403,12 +444,22 @@ impl<H: Handler> Connection<H> {
                     Poll::Pending => self.session.keep(ticket, call),
                 }
             }
+            // As long as events keep coming, nobody else looks at the calls that took longer.
+            while let Poll::Ready(ended) = self.session.poll_ended(context) {
+                if let Some((ticket, answer)) = ended {
+                    self.output.answer(ticket, answer);
+                }
+            }
             Poll::Ready(())
         })
         .await;
     }
 
     fn report(&mut self, reports: &watch::Receiver<Arc<crate::Reports>>) {
+        // A client that reads slowly gets the next one; they must not pile up.
+        if self.output.unsent() >= MAX_UNSENT {
+            return;
+        }
         let reports = Arc::clone(&reports.borrow());
         for (kind, report) in [(kind::HEALTH_STATUS, reports.health_json()), (kind::METRICS_REPORT, reports.metrics_json())] {
             let payload = match self.encoding {

@@ -57,51 +57,56 @@ impl Request<'_> {
     }
 
     pub(crate) fn check(&self) -> Result<(), String> {
-        if self.supported_versions.contains(&PROTOCOL_VERSION) {
-            return Ok(());
-        }
-        Err(format!("this agent speaks version {PROTOCOL_VERSION} of the protocol, the proxy only {:?}", self.supported_versions))
+        check_versions(&self.supported_versions)
     }
+}
+
+/// Whether one of a proxy's versions of the protocol is spoken here.
+pub(crate) fn check_versions(supported: &[u32]) -> Result<(), String> {
+    if supported.contains(&PROTOCOL_VERSION) {
+        return Ok(());
+    }
+    Err(format!("this agent speaks version {PROTOCOL_VERSION} of the protocol, the proxy only {supported:?}"))
 }
 
 /// The agent's side of the handshake.
 #[derive(Debug, Serialize)]
 pub(crate) struct Response {
-    protocol_version: u32,
-    capabilities: CapabilitiesWire,
-    success: bool,
-    error: Option<String>,
-    encoding: &'static str,
+    pub(crate) protocol_version: u32,
+    pub(crate) capabilities: CapabilitiesWire,
+    pub(crate) success: bool,
+    pub(crate) error: Option<String>,
+    pub(crate) encoding: &'static str,
 }
 
 #[derive(Debug, Serialize)]
-struct CapabilitiesWire {
-    agent_id: &'static str,
-    name: &'static str,
-    version: &'static str,
-    supported_events: Vec<i32>,
-    features: Features,
-    limits: Limits,
+pub(crate) struct CapabilitiesWire {
+    pub(crate) agent_id: &'static str,
+    pub(crate) name: &'static str,
+    pub(crate) version: &'static str,
+    pub(crate) supported_events: Vec<i32>,
+    pub(crate) features: Features,
+    pub(crate) limits: Limits,
 }
 
 #[derive(Debug, Serialize)]
-struct Features {
-    streaming_body: bool,
-    websocket: bool,
-    guardrails: bool,
-    config_push: bool,
-    metrics_export: bool,
-    concurrent_requests: u32,
-    cancellation: bool,
-    flow_control: bool,
-    health_reporting: bool,
+pub(crate) struct Features {
+    pub(crate) streaming_body: bool,
+    pub(crate) websocket: bool,
+    pub(crate) guardrails: bool,
+    pub(crate) config_push: bool,
+    pub(crate) metrics_export: bool,
+    pub(crate) concurrent_requests: u32,
+    pub(crate) cancellation: bool,
+    pub(crate) flow_control: bool,
+    pub(crate) health_reporting: bool,
 }
 
 #[derive(Debug, Serialize)]
-struct Limits {
-    max_body_size: u64,
-    max_concurrency: u32,
-    preferred_chunk_size: u64,
+pub(crate) struct Limits {
+    pub(crate) max_body_size: u64,
+    pub(crate) max_concurrency: u32,
+    pub(crate) preferred_chunk_size: u64,
 }
 
 /// Events that one connection may have under way: what the proxy allows itself, and as much again.

@@ -2,7 +2,7 @@
 //!
 //! The way of an event: [`frame`] cuts it from the stream of a socket, [`decode`] makes an [`Event`](zentinel_wasm_contract::Event) of it that borrows
 //! from the frame, a [`Handler`] decides, and [`answer`] writes the decision as the proxy wants it. [`connection`] keeps all events of a socket
-//! going at once.
+//! going at once; [`grpc`] does the same over HTTP/2.
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
@@ -11,6 +11,7 @@ pub mod answer;
 pub mod connection;
 pub mod decode;
 pub mod frame;
+pub mod grpc;
 pub mod handshake;
 pub mod report;
 mod session;

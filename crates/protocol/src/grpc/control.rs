@@ -1,0 +1,125 @@
+//! `ControlStream`.
+//!
+//! The protocol declares it from agent to proxy, but here the agent is the server: a client can only say what an agent would. One that has something
+//! to say as a proxy (a configuration, a request to drain or to end) sends just that, and its first field tells it from what an agent would say: the
+//! numbers of the two overlap, what stands behind them does not.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::stream::{self, Stream};
+use prost::Message as _;
+use tokio::sync::watch;
+use tonic::{Status, Streaming};
+use tracing::debug;
+
+use super::fields::{Fields, Value};
+use super::proto::proxy_control::Message;
+use super::{message, process, proto};
+use crate::Handler;
+use crate::connection::Stage;
+
+/// What a proxy says in a message of a control stream, or None for what an agent would say.
+fn read(bytes: &Bytes) -> Option<Message> {
+    let proto::ProxyControl { message } = proto::ProxyControl::decode(bytes.clone()).ok()?;
+    let Some((_, Value::Bytes(inner))) = Fields(bytes).last() else { return None };
+    let fields = Fields(inner);
+    // What an agent says has fields that these do not have, or text where these have numbers, at which decoding has failed already.
+    let only = |highest: u32| fields.clone().all(|(number, _)| number <= highest);
+    let meant = match message.as_ref()? {
+        // A health report begins with the agent's name.
+        Message::Configure(configure) => only(4) && configure.config_json.trim_start().starts_with('{'),
+        Message::Shutdown(_) | Message::Drain(_) => only(3),
+        Message::ConfigResponse(_) => false,
+    };
+    message.filter(|_| meant)
+}
+
+/// Serves a control stream: the answers to its configurations.
+pub(super) fn open<H: Handler>(
+    handler: Arc<H>,
+    stage: watch::Receiver<Stage>,
+    inbound: Streaming<Bytes>,
+) -> impl Stream<Item = Result<proto::ProxyControl, Status>> + Send + 'static {
+    stream::unfold((handler, stage, inbound), |(handler, mut stage, mut inbound)| async move {
+        loop {
+            let bytes = tokio::select! {
+                biased;
+                arrived = inbound.message() => arrived,
+                _ = stage.wait_for(|stage| *stage > Stage::Serving) => return None,
+            };
+            let bytes = match bytes {
+                Ok(Some(bytes)) => bytes,
+                Ok(None) => return None,
+                Err(status) => return Some((Err(status), (handler, stage, inbound))),
+            };
+            match read(&bytes) {
+                Some(Message::Shutdown(_) | Message::Drain(_)) => handler.drain(),
+                Some(Message::Configure(configure)) => {
+                    let applied = match process::config(&configure.config_json) {
+                        Ok(config) => handler.configure(config).await,
+                        Err(reason) => Err(reason),
+                    };
+                    let response = proto::ConfigUpdateResponse {
+                        request_id: configure.config_version.unwrap_or_default(),
+                        accepted: applied.is_ok(),
+                        error: applied.err(),
+                        timestamp_ms: message::now_ms(),
+                    };
+                    let answer = proto::ProxyControl { message: Some(Message::ConfigResponse(response)) };
+                    return Some((Ok(answer), (handler, stage, inbound)));
+                }
+                _ => debug!("a message on the control stream asks for nothing"),
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn as_agent(message: proto::agent_control::Message) -> Option<Message> {
+        read(&proto::AgentControl { message: Some(message) }.encode_to_vec().into())
+    }
+
+    fn as_proxy(message: Message) -> Option<Message> {
+        read(&proto::ProxyControl { message: Some(message) }.encode_to_vec().into())
+    }
+
+    #[test]
+    fn what_a_proxy_says_is_understood() {
+        for message in [
+            Message::Drain(proto::DrainRequest::default()),
+            Message::Drain(proto::DrainRequest { duration_ms: 1, reason: 2, timestamp_ms: 3 }),
+            Message::Shutdown(proto::ShutdownRequest::default()),
+            Message::Shutdown(proto::ShutdownRequest { reason: 1, grace_period_ms: 2, timestamp_ms: 3 }),
+            Message::Configure(proto::ConfigureEvent { config_json: "{}".into(), ..Default::default() }),
+            Message::Configure(proto::ConfigureEvent {
+                config_json: r#"{"fail-open":true}"#.into(),
+                config_version: Some("1".into()),
+                is_initial: true,
+                timestamp_ms: 1,
+            }),
+        ] {
+            assert_eq!(as_proxy(message.clone()), Some(message));
+        }
+    }
+
+    #[test]
+    fn what_an_agent_says_is_not_taken_for_it() {
+        use proto::agent_control::Message as Agent;
+
+        let health = proto::HealthStatus { agent_id: "waf".into(), state: 1, timestamp_ms: 1, ..Default::default() };
+        assert_eq!(as_agent(Agent::Health(health)), None);
+        assert_eq!(as_agent(Agent::Health(proto::HealthStatus { agent_id: "waf".into(), ..Default::default() })), None);
+        let counter = proto::CounterMetric { name: "n".into(), ..Default::default() };
+        let metrics = proto::MetricsReport { timestamp_ms: 1, counters: vec![counter], ..Default::default() };
+        assert_eq!(as_agent(Agent::Metrics(metrics.clone())), None);
+        assert_eq!(as_agent(Agent::Metrics(proto::MetricsReport { agent_id: "waf".into(), ..Default::default() })), None);
+        // A configuration request with an id and the wish for a reload (10), a log line (4) of level 2.
+        assert_eq!(read(&Bytes::from_static(&[0x1a, 5, 0x0a, 1, b'r', 0x52, 0])), None);
+        assert_eq!(read(&Bytes::from_static(&[0x22, 2, 0x08, 2])), None);
+        assert_eq!(read(&Bytes::from_static(b"nonsense")), None);
+    }
+}

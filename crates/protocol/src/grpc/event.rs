@@ -1,0 +1,310 @@
+//! From a message of the proxy to an event that borrows from it.
+
+use bytes::Bytes;
+use hashbrown::HashMap;
+use prost::Message as _;
+use zentinel_wasm_contract::event::{
+    BodyChunk, Data, GuardrailInspect, HeaderValues, Headers, Metadata, RequestComplete, RequestHeaders, ResponseHeaders, WebsocketFrame,
+};
+use zentinel_wasm_contract::{Event, Hook, Pairs, Text};
+
+use super::fields::{Fields, Value};
+use super::proto;
+use super::proto::proxy_to_agent::Message;
+
+/// Headers up to which looking through all of them is faster than a map.
+const FEW_HEADERS: usize = 32;
+
+/// A message that cannot be read. It may be an event, so that it is not just passed over.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Unreadable {
+    /// The hook that the event's field stands for; fields that are not known count as the first.
+    pub(super) hook: Hook,
+    /// Whose event it is, if that can be found.
+    pub(super) correlation_id: Option<String>,
+    /// What is wrong with it.
+    pub(super) reason: String,
+}
+
+/// Reads a message of the proxy.
+pub(super) fn read(bytes: Bytes) -> Result<Message, Unreadable> {
+    let reason = match proto::ProxyToAgent::decode(bytes.clone()) {
+        Ok(proto::ProxyToAgent { message: Some(message) }) => return Ok(message),
+        Ok(proto::ProxyToAgent { message: None }) => "its kind is not known".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    Err(Unreadable::new(&bytes, reason))
+}
+
+impl Unreadable {
+    fn new(bytes: &[u8], reason: String) -> Self {
+        let (hook, correlation_id) = match Fields(bytes).last() {
+            Some((number, Value::Bytes(inner))) => {
+                let id = Fields(inner).last_of(1);
+                let id = match (number, id) {
+                    // The metadata come first.
+                    (2, Some(Value::Bytes(metadata))) => Fields(metadata).last_of(1),
+                    (_, id) => id,
+                };
+                (hook_of(number), id.and_then(Value::text).map(str::to_owned))
+            }
+            _ => (Hook::RequestHeaders, None),
+        };
+        Self { hook, correlation_id, reason }
+    }
+}
+
+/// The hook of an event's field.
+const fn hook_of(number: u32) -> Hook {
+    match number {
+        3 => Hook::RequestBody,
+        4 => Hook::ResponseHeaders,
+        5 => Hook::ResponseBody,
+        6 => Hook::WebsocketFrame,
+        7 => Hook::GuardrailInspect,
+        8 => Hook::RequestComplete,
+        _ => Hook::RequestHeaders,
+    }
+}
+
+/// The event in a message, or None when it is none. The error is an event that makes no sense.
+pub(super) fn event(message: &Message) -> Option<Result<Event<'_>, Unreadable>> {
+    Some(Ok(match message {
+        Message::RequestHeaders(event) => match request_headers(event) {
+            Some(event) => Event::RequestHeaders(event),
+            None => return unreadable(Hook::RequestHeaders, "", "it has no metadata"),
+        },
+        Message::RequestBodyChunk(chunk) => Event::RequestBody(body_chunk(chunk)),
+        Message::ResponseHeaders(event) => match u16::try_from(event.status_code) {
+            Ok(status) => Event::ResponseHeaders(ResponseHeaders {
+                correlation_id: Text::from(event.correlation_id.as_str()),
+                status,
+                headers: headers(&event.headers),
+            }),
+            Err(_) => return unreadable(Hook::ResponseHeaders, &event.correlation_id, "its status is none"),
+        },
+        Message::ResponseBodyChunk(chunk) => Event::ResponseBody(body_chunk(chunk)),
+        Message::WebsocketFrame(frame) => match opcode(frame.frame_type) {
+            Some(opcode) => Event::WebsocketFrame(WebsocketFrame {
+                correlation_id: Text::from(frame.correlation_id.as_str()),
+                opcode: Text::borrowed(opcode),
+                data: Data::Raw(&frame.payload),
+                client_to_server: frame.client_to_server,
+                frame_index: 0,
+                fin: true,
+                route_id: None,
+                client_ip: Text::default(),
+            }),
+            None => return unreadable(Hook::WebsocketFrame, &frame.correlation_id, "its frame type is not known"),
+        },
+        Message::Guardrail(event) => Event::GuardrailInspect(guardrail(event)),
+        Message::RequestComplete(event) => Event::RequestComplete(RequestComplete {
+            correlation_id: Text::from(event.correlation_id.as_str()),
+            status: u16::try_from(event.status_code).unwrap_or_default(),
+            duration_ms: event.duration_ms,
+            request_body_size: event.bytes_received,
+            response_body_size: event.bytes_sent,
+            upstream_attempts: 0,
+            error: event.error.as_deref().map(Text::from),
+        }),
+        Message::Handshake(_) | Message::Cancel(_) | Message::Configure(_) | Message::Ping(_) => return None,
+    }))
+}
+
+fn unreadable<'a>(hook: Hook, correlation_id: &str, reason: &str) -> Option<Result<Event<'a>, Unreadable>> {
+    Some(Err(Unreadable { hook, correlation_id: Some(correlation_id.to_owned()), reason: reason.to_owned() }))
+}
+
+/// Text that may be missing: fields that are not optional are empty then.
+fn present(text: &str) -> Option<Text<'_>> {
+    if text.is_empty() { None } else { Some(Text::from(text)) }
+}
+
+fn request_headers(event: &proto::RequestHeadersEvent) -> Option<RequestHeaders<'_>> {
+    let metadata = event.metadata.as_ref()?;
+    Some(RequestHeaders {
+        metadata: Metadata {
+            correlation_id: Text::from(metadata.correlation_id.as_str()),
+            request_id: present(&metadata.request_id),
+            client_ip: Text::from(metadata.client_ip.as_str()),
+            client_port: metadata.client_port,
+            server_name: metadata.server_name.as_deref().map(Text::from),
+            protocol: present(&metadata.protocol).or_else(|| present(&event.http_version)),
+            tls_version: metadata.tls_version.as_deref().map(Text::from),
+            route_id: metadata.route_id.as_deref().map(Text::from),
+            upstream_id: metadata.upstream_id.as_deref().map(Text::from),
+            timestamp: rfc3339(metadata.timestamp_ms).map(Text::from),
+            traceparent: metadata.traceparent.as_deref().map(Text::from),
+        },
+        method: Text::from(event.method.as_str()),
+        uri: Text::from(event.uri.as_str()),
+        headers: headers(&event.headers),
+    })
+}
+
+fn body_chunk(chunk: &proto::BodyChunkEvent) -> BodyChunk<'_> {
+    BodyChunk {
+        correlation_id: Text::from(chunk.correlation_id.as_str()),
+        data: Data::Raw(&chunk.data),
+        is_last: chunk.is_last,
+        total_size: chunk.total_size,
+        chunk_index: chunk.chunk_index,
+        // One direction or the other: the hook says which.
+        bytes_received: Some(chunk.bytes_transferred),
+        bytes_sent: Some(chunk.bytes_transferred),
+    }
+}
+
+fn guardrail(event: &proto::GuardrailInspectEvent) -> GuardrailInspect<'_> {
+    let inspection_type = match event.content_type {
+        // What people or operators say to a model may want to inject something, what comes back may give something away.
+        1 | 3 => "prompt_injection",
+        _ => "pii_detection",
+    };
+    GuardrailInspect {
+        correlation_id: Text::from(event.correlation_id.as_str()),
+        inspection_type: Text::borrowed(inspection_type),
+        content: Text::from(event.content.as_str()),
+        model: event.model.as_deref().map(Text::from),
+        categories: Vec::new(),
+        route_id: None,
+        // Whatever is no object of texts is not what the module would be told.
+        metadata: serde_json::from_str(&event.context_json).unwrap_or_else(|_| Pairs::default()),
+    }
+}
+
+const fn opcode(frame_type: i32) -> Option<&'static str> {
+    match frame_type {
+        1 => Some("text"),
+        2 => Some("binary"),
+        3 => Some("ping"),
+        4 => Some("pong"),
+        5 => Some("close"),
+        _ => None,
+    }
+}
+
+/// Headers with the values of one name together.
+fn headers(list: &[proto::Header]) -> Headers<'_> {
+    let mut headers: Vec<(Text<'_>, HeaderValues<'_>)> = Vec::with_capacity(list.len().min(FEW_HEADERS));
+    // Used when there are many: a client must not have the agent compare each with each.
+    let mut places: HashMap<&str, usize> = HashMap::new();
+    let many = list.len() > FEW_HEADERS;
+    for header in list {
+        let name = header.name.as_str();
+        let known = if many {
+            let place = *places.entry(name).or_insert(headers.len());
+            (place < headers.len()).then_some(place)
+        } else {
+            headers.iter().position(|(known, _)| &**known == name)
+        };
+        let value = Text::from(header.value.as_str());
+        match known {
+            Some(place) => headers[place].1.push(value),
+            None => headers.push((Text::from(name), HeaderValues::One(value))),
+        }
+    }
+    Headers(headers)
+}
+
+/// Milliseconds since 1970 as RFC 3339 has them; None for none, and beyond the year 9999.
+fn rfc3339(timestamp_ms: u64) -> Option<String> {
+    /// The first millisecond of the year 10000.
+    const END: u64 = 253_402_300_800_000;
+
+    if timestamp_ms == 0 || timestamp_ms >= END {
+        return None;
+    }
+    let (seconds, milliseconds) = (timestamp_ms / 1000, timestamp_ms % 1000);
+    let (year, month, day) = date(seconds / 86_400);
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    Some(format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milliseconds:03}Z"))
+}
+
+/// The date of a day since 1970. Years are counted from March, so that the leap day is a year's last.
+const fn date(days: u64) -> (u64, u64, u64) {
+    const ERA: u64 = 146_097; // days of 400 years
+    let days = days + 719_468; // since 1 March of the year 0
+    let day_of_era = days % ERA;
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / (ERA - 1)) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153; // 0 is March
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = days / ERA * 400 + year_of_era;
+    (if month <= 2 { year + 1 } else { year }, month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(name: &str, value: &str) -> proto::Header {
+        proto::Header { name: name.into(), value: value.into() }
+    }
+
+    fn grouped(list: &[proto::Header]) -> Vec<(String, Vec<String>)> {
+        let Headers(headers) = headers(list);
+        headers.iter().map(|(name, values)| (name.to_string(), values.as_slice().iter().map(Text::to_string).collect())).collect()
+    }
+
+    #[test]
+    fn values_of_one_name_are_put_together() {
+        let list = [header("accept", "a"), header("host", "h"), header("accept", "b")];
+        assert_eq!(grouped(&list), [("accept".into(), vec!["a".into(), "b".into()]), ("host".into(), vec!["h".into()])]);
+    }
+
+    #[test]
+    fn many_headers_are_put_together_as_well() {
+        let list: Vec<_> = (0..100).map(|at| header(&format!("x-{}", at % 50), &at.to_string())).collect();
+        let headers = grouped(&list);
+        assert_eq!(headers.len(), 50);
+        assert_eq!(headers[40], ("x-40".into(), vec!["40".into(), "90".into()]));
+    }
+
+    #[test]
+    fn a_timestamp_is_a_date() {
+        assert_eq!(rfc3339(0), None);
+        assert_eq!(rfc3339(1).as_deref(), Some("1970-01-01T00:00:00.001Z"));
+        assert_eq!(rfc3339(951_782_400_000).as_deref(), Some("2000-02-29T00:00:00.000Z"));
+        assert_eq!(rfc3339(1_767_323_045_678).as_deref(), Some("2026-01-02T03:04:05.678Z"));
+        assert_eq!(rfc3339(4_107_542_399_999).as_deref(), Some("2100-02-28T23:59:59.999Z"));
+        assert_eq!(rfc3339(4_107_542_400_000).as_deref(), Some("2100-03-01T00:00:00.000Z"));
+        assert_eq!(rfc3339(253_402_300_799_999).as_deref(), Some("9999-12-31T23:59:59.999Z"));
+        assert_eq!(rfc3339(u64::MAX), None);
+    }
+
+    #[test]
+    fn what_cannot_be_read_still_says_whose_it_is() {
+        let read = |bytes: &[u8]| {
+            let unreadable = read(Bytes::copy_from_slice(bytes)).unwrap_err();
+            (unreadable.hook, unreadable.correlation_id)
+        };
+        // A body chunk (3) with the id `a` and an index that is a text.
+        assert_eq!(read(&[0x1a, 6, 0x0a, 1, b'a', 0x12, 1, b'x']), (Hook::RequestBody, Some("a".into())));
+        // Request headers (2) whose metadata (1) hold the id `a`, with a method that is a number.
+        assert_eq!(read(&[0x12, 7, 0x0a, 3, 0x0a, 1, b'a', 0x10, 1]), (Hook::RequestHeaders, Some("a".into())));
+        // An event of a kind (20) that is not known.
+        assert_eq!(read(&[0xa2, 0x01, 3, 0x0a, 1, b'a']), (Hook::RequestHeaders, Some("a".into())));
+        assert_eq!(read(&[]), (Hook::RequestHeaders, None));
+        assert_eq!(read(b"\xff\xff"), (Hook::RequestHeaders, None));
+    }
+
+    #[test]
+    fn an_event_that_makes_no_sense_is_none() {
+        let bare = Message::RequestHeaders(proto::RequestHeadersEvent::default());
+        assert!(matches!(event(&bare), Some(Err(Unreadable { hook: Hook::RequestHeaders, .. }))));
+        let status = Message::ResponseHeaders(proto::ResponseHeadersEvent { status_code: 70_000, ..Default::default() });
+        assert!(matches!(event(&status), Some(Err(_))));
+        assert!(event(&Message::Ping(proto::Ping::default())).is_none());
+    }
+
+    #[test]
+    fn bodies_stay_where_they_arrived() {
+        let chunk = proto::BodyChunkEvent { data: Bytes::from_static(b"\xff"), bytes_transferred: 1, ..Default::default() };
+        let message = Message::ResponseBodyChunk(chunk);
+        let Some(Ok(Event::ResponseBody(chunk))) = event(&message) else { panic!() };
+        assert!(matches!(chunk.data, Data::Raw(b"\xff")));
+        assert_eq!(chunk.bytes_sent, Some(1));
+    }
+}

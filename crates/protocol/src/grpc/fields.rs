@@ -1,0 +1,102 @@
+//! The fields of a message whose type is not known, or that is not what its type says.
+
+use std::str;
+
+/// The value of a field, as far as the bytes tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Value<'a> {
+    /// A number of variable length.
+    Number(u64),
+    /// Text, bytes, or a message.
+    Bytes(&'a [u8]),
+    /// Eight or four bytes.
+    Fixed,
+}
+
+impl<'a> Value<'a> {
+    /// The value as text.
+    pub(super) fn text(self) -> Option<&'a str> {
+        match self {
+            Self::Bytes(bytes) => str::from_utf8(bytes).ok(),
+            _ => None,
+        }
+    }
+}
+
+/// The fields of a message in their order. Ends early where the bytes are no message.
+#[derive(Clone, Debug)]
+pub(super) struct Fields<'a>(pub(super) &'a [u8]);
+
+impl<'a> Fields<'a> {
+    /// The value of the last field of this number: the one that counts.
+    pub(super) fn last_of(&self, number: u32) -> Option<Value<'a>> {
+        self.clone().filter(|(found, _)| *found == number).last().map(|(_, value)| value)
+    }
+
+    fn number(&mut self) -> Option<u64> {
+        let mut number = 0;
+        for shift in (0..64).step_by(7) {
+            let (&byte, rest) = self.0.split_first()?;
+            self.0 = rest;
+            number |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Some(number);
+            }
+        }
+        None
+    }
+
+    fn bytes(&mut self, len: u64) -> Option<&'a [u8]> {
+        let (bytes, rest) = self.0.split_at_checked(usize::try_from(len).ok()?)?;
+        self.0 = rest;
+        Some(bytes)
+    }
+}
+
+impl<'a> Iterator for Fields<'a> {
+    type Item = (u32, Value<'a>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let key = self.number()?;
+        let value = match key & 7 {
+            0 => Value::Number(self.number()?),
+            1 => self.bytes(8).map(|_| Value::Fixed)?,
+            2 => {
+                let len = self.number()?;
+                Value::Bytes(self.bytes(len)?)
+            }
+            5 => self.bytes(4).map(|_| Value::Fixed)?,
+            _ => return None,
+        };
+        Some((u32::try_from(key >> 3).ok()?, value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn fields_are_found_with_their_values() {
+        let bytes = [0x08, 0x96, 0x01, 0x12, 2, b'h', b'i', 0x1d, 0, 0, 0, 0, 0x08, 1];
+        let fields: Vec<_> = Fields(&bytes).collect();
+        assert_eq!(fields, [(1, Value::Number(150)), (2, Value::Bytes(b"hi")), (3, Value::Fixed), (1, Value::Number(1))]);
+        assert_eq!(Fields(&bytes).last_of(1), Some(Value::Number(1)));
+        assert_eq!(Fields(&bytes).last_of(2).and_then(Value::text), Some("hi"));
+    }
+
+    #[test]
+    fn what_is_cut_off_ends_the_fields() {
+        assert_eq!(Fields(&[0x08, 1, 0x12, 9, b'x']).count(), 1);
+        assert_eq!(Fields(&[0xff; 20]).count(), 0);
+        assert_eq!(Fields(&[0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]).count(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let _ = Fields(&bytes).count();
+        }
+    }
+}

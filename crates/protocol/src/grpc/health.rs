@@ -1,0 +1,69 @@
+//! The standard health service. What the agent reports of itself decides: it serves while its module decides about requests.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::stream::{self, Stream};
+use prost::Message as _;
+use tokio::sync::watch;
+use tonic::Status;
+
+use super::SERVICE;
+use super::health_proto::health_check_response::ServingStatus;
+use super::health_proto::{HealthCheckRequest, HealthCheckResponse};
+use crate::connection::Stage;
+use crate::{Handler, Reports};
+
+/// Name of the health service.
+pub(super) const HEALTH: &str = "grpc.health.v1.Health";
+
+fn read(bytes: Bytes) -> Result<HealthCheckRequest, Status> {
+    HealthCheckRequest::decode(bytes).map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+/// The status of a service; none for one that is not served here. No name stands for the agent as a whole.
+fn status(service: &str, reports: &Reports) -> Option<ServingStatus> {
+    if !["", SERVICE, HEALTH].contains(&service) {
+        return None;
+    }
+    Some(if reports.health.ready { ServingStatus::Serving } else { ServingStatus::NotServing })
+}
+
+fn response(status: ServingStatus) -> HealthCheckResponse {
+    HealthCheckResponse { status: status.into() }
+}
+
+/// Tells how a service is.
+pub(super) fn check<H: Handler>(handler: &H, bytes: Bytes) -> Result<HealthCheckResponse, Status> {
+    let request = read(bytes)?;
+    let status = status(&request.service, &handler.reports().borrow());
+    status.map(response).ok_or_else(|| Status::not_found("there is no such service here"))
+}
+
+/// Tells how a service is whenever that changes, until the agent drains.
+pub(super) fn watch<H: Handler>(
+    handler: &Arc<H>,
+    stage: watch::Receiver<Stage>,
+    bytes: Bytes,
+) -> Result<impl Stream<Item = Result<HealthCheckResponse, Status>> + Send + 'static, Status> {
+    let request = read(bytes)?;
+    let state = (handler.reports(), stage, request.service, None);
+    Ok(stream::unfold(state, |(mut reports, mut stage, service, mut last)| async move {
+        loop {
+            let draining = *stage.borrow() > Stage::Serving;
+            let now = status(&service, &reports.borrow_and_update()).unwrap_or(ServingStatus::ServiceUnknown);
+            if last.replace(now) != Some(now) {
+                return Some((Ok(response(now)), (reports, stage, service, last)));
+            }
+            if draining {
+                return None;
+            }
+            tokio::select! {
+                changed = reports.changed() => changed.ok()?,
+                changed = stage.wait_for(|stage| *stage > Stage::Serving) => {
+                    changed.ok()?;
+                }
+            }
+        }
+    }))
+}

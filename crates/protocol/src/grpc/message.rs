@@ -1,0 +1,132 @@
+//! What the agent says that is no answer: its part of the handshake, reports, pongs.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use zentinel_wasm_contract::Hook;
+
+use super::proto;
+use super::proto::agent_to_proxy::Message;
+use crate::report::{Histogram, Metric, REPORT_INTERVAL, Reports, State};
+use crate::{AGENT_ID, Capabilities, handshake};
+
+/// The number of a hook's event over gRPC: as on the socket, except that zero means nothing here.
+const fn event_number(hook: Hook) -> i32 {
+    match hook {
+        Hook::Configure => 8,
+        other => handshake::event_number(other),
+    }
+}
+
+/// The agent's side of the handshake, with the error for which it is refused.
+pub(super) fn handshake(capabilities: Capabilities, error: Option<String>) -> Message {
+    let handshake::Response { protocol_version, capabilities: wire, success, error, .. } =
+        handshake::Response::new(capabilities, crate::Encoding::Json, error);
+    let (features, limits) = (wire.features, wire.limits);
+    Message::Handshake(proto::HandshakeResponse {
+        protocol_version,
+        capabilities: Some(proto::AgentCapabilities {
+            protocol_version,
+            agent_id: wire.agent_id.to_owned(),
+            name: wire.name.to_owned(),
+            version: wire.version.to_owned(),
+            supported_events: capabilities.hooks.iter().map(event_number).collect(),
+            features: Some(proto::AgentFeatures {
+                streaming_body: features.streaming_body,
+                websocket: features.websocket,
+                guardrails: features.guardrails,
+                config_push: features.config_push,
+                metrics_export: features.metrics_export,
+                concurrent_requests: features.concurrent_requests,
+                cancellation: features.cancellation,
+                flow_control: features.flow_control,
+                health_reporting: features.health_reporting,
+            }),
+            limits: Some(proto::AgentLimits {
+                max_body_size: limits.max_body_size,
+                max_concurrency: limits.max_concurrency,
+                preferred_chunk_size: limits.preferred_chunk_size,
+                max_memory: None,
+                max_processing_time_ms: None,
+            }),
+            health_config: Some(proto::HealthConfig {
+                report_interval_ms: REPORT_INTERVAL.as_millis() as u32,
+                include_load_metrics: true,
+                include_resource_metrics: true,
+            }),
+        }),
+        success,
+        error,
+    })
+}
+
+/// The answer to a ping.
+pub(super) fn pong(ping: proto::Ping) -> Message {
+    Message::Pong(proto::Pong { sequence: ping.sequence, ping_timestamp_ms: ping.timestamp_ms, timestamp_ms: now_ms() })
+}
+
+/// Milliseconds since 1970.
+pub(super) fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}
+
+/// How the agent is.
+pub(super) fn health(reports: &Reports) -> Message {
+    let health = &reports.health;
+    Message::Health(proto::HealthStatus {
+        agent_id: AGENT_ID.to_owned(),
+        state: health.state.number(),
+        message: health.state.message().map(str::to_owned),
+        load: Some(proto::LoadMetrics {
+            in_flight: health.in_flight,
+            queue_depth: health.waiting,
+            requests_processed: health.answered,
+            requests_rejected: health.blocked,
+            ..proto::LoadMetrics::default()
+        }),
+        resources: Some(proto::ResourceMetrics { connections: Some(health.connections), ..proto::ResourceMetrics::default() }),
+        valid_until_ms: Some(reports.valid_until_ms()),
+        timestamp_ms: reports.timestamp_ms,
+        timeout_multiplier: if matches!(health.state, State::Degraded(_)) { 1.0 } else { 0.0 },
+        ..proto::HealthStatus::default()
+    })
+}
+
+/// What the agent has counted.
+pub(super) fn metrics(reports: &Reports) -> Message {
+    fn parts<T>(metric: &Metric<T>) -> (String, Option<String>, std::collections::BTreeMap<String, String>) {
+        (metric.name.clone(), Some(metric.help.clone()), metric.labels.iter().cloned().collect())
+    }
+
+    let counter = |metric: &Metric<u64>| {
+        let (name, help, labels) = parts(metric);
+        proto::CounterMetric { name, help, labels, value: metric.value }
+    };
+    let gauge = |metric: &Metric<f64>| {
+        let (name, help, labels) = parts(metric);
+        proto::GaugeMetric { name, help, labels, value: metric.value }
+    };
+    let histogram = |metric: &Metric<Histogram>| {
+        let (name, help, labels) = parts(metric);
+        let Histogram { sum, count, buckets } = &metric.value;
+        let buckets = buckets.iter().map(|&(le, count)| proto::HistogramBucket { le, count }).collect();
+        proto::HistogramMetric { name, help, labels, sum: *sum, count: *count, buckets }
+    };
+    Message::Metrics(proto::MetricsReport {
+        agent_id: AGENT_ID.to_owned(),
+        timestamp_ms: reports.timestamp_ms,
+        interval_ms: REPORT_INTERVAL.as_millis() as u64,
+        counters: reports.metrics.counters.iter().map(counter).collect(),
+        gauges: reports.metrics.gauges.iter().map(gauge).collect(),
+        histograms: reports.metrics.histograms.iter().map(histogram).collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_have_the_numbers_of_grpc() {
+        assert_eq!(Hook::ALL.map(event_number), [1, 2, 3, 4, 6, 7, 5, 8]);
+    }
+}

@@ -1,0 +1,40 @@
+//! The gRPC transport.
+//!
+//! `server` keeps a whole HTTP/2 connection on one task: hyper's state machine and the streams within it. The streams are those of `process` (a
+//! proxy's events), `control` (requests to drain, configurations) and `health` (the standard health service). Messages are read by `event` and
+//! written by `answer` and `message`; `fields` finds its way in messages that cannot be read otherwise.
+
+mod answer;
+mod codec;
+mod control;
+mod event;
+mod fields;
+mod health;
+mod message;
+mod process;
+mod server;
+
+pub use server::{ConnectionError, serve};
+
+/// The messages, as `proto/agent_v2.proto` has them.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod proto {
+    include!(concat!(env!("OUT_DIR"), "/zentinel.agent.v2.rs"));
+}
+
+/// The messages of the standard health service, as `proto/health.proto` has them.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod health_proto {
+    include!(concat!(env!("OUT_DIR"), "/grpc.health.v1.rs"));
+}
+
+/// Largest message that is read, in bytes: the largest body that may be handed to a module, and room for what stands around it. A body over the
+/// module's own limit must arrive, so that it is answered.
+pub const MAX_MESSAGE: usize = crate::frame::MAX_FRAME + (1 << 20);
+
+/// Largest answer that is sent, in bytes, its correlation id apart: the proxy's client takes 4 MiB, and one message above that would end its stream
+/// with everything on it.
+pub const MAX_ANSWER: usize = (4 << 20) - (64 << 10);
+
+/// The agent's service.
+pub const SERVICE: &str = "zentinel.agent.v2.AgentServiceV2";

@@ -1,0 +1,491 @@
+//! `ProcessStream`: the events of a proxy's connection, and `ProcessEvent` for one alone.
+//!
+//! A stream has two halves on the connection's task. The driver reads what has arrived, runs it, and puts the answers into the [`Exchange`]; the
+//! response body takes them out when the client has room for them. A client that takes no answers thereby holds up its own stream and nothing else:
+//! calls under way are still polled, and end.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use futures_util::Stream;
+use prost::Message as _;
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tonic::{Code, Status, Streaming};
+use tracing::{debug, warn};
+use zentinel_wasm_contract::{Failure, FailureKind, Hook};
+
+use super::answer::{Peer, Wire};
+use super::event::{Unreadable, event, read};
+use super::proto::agent_to_proxy::Message as Outgoing;
+use super::proto::proxy_to_agent::Message;
+use super::server::ConnectionError;
+use super::{message, proto};
+use crate::answer::{Phase, Proxy};
+use crate::connection::{BATCH, HANDSHAKE_TIMEOUT, MAX_UNSENT, QUIET, STALL_TIMEOUT, Stage};
+use crate::handshake::{MAX_IN_FLIGHT, check_versions};
+use crate::session::{Call, Session, Ticket};
+use crate::{Handler, Reports};
+
+/// Longest reason in a status, in bytes: it travels in a header, and clients take few of these.
+const MAX_REASON: usize = 1024;
+
+/// A status that tells why a stream is ended.
+pub(super) fn refusal(code: Code, reason: &str) -> Status {
+    let mut end = reason.len().min(MAX_REASON);
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    Status::new(code, &reason[..end])
+}
+
+/// Reads a configuration. No text at all stands for none.
+pub(super) fn config(json: &str) -> Result<Value, String> {
+    if json.is_empty() {
+        return Ok(Value::Null);
+    }
+    serde_json::from_str(json).map_err(|error| format!("the configuration is not JSON: {error}"))
+}
+
+/// What both halves of a stream share. They run on one task, so that neither ever waits for the lock.
+struct Exchange {
+    session: Session<proto::AgentToProxy>,
+    /// Messages that wait to be taken.
+    output: VecDeque<Waiting>,
+    /// Bytes that wait.
+    unsent: usize,
+    /// Since when nothing was taken although something waited.
+    blocked_since: Option<Instant>,
+    /// How the stream ends, once the output is empty.
+    end: Option<Result<(), Status>>,
+    /// The response body has gone: nobody will take anything.
+    gone: bool,
+    body: Option<Waker>,
+    driver: Option<Waker>,
+    /// The driver wants to be woken when the output is empty.
+    awaits_empty: bool,
+}
+
+struct Waiting {
+    /// The ticket of the event that is answered, if any.
+    ticket: Option<Ticket>,
+    message: proto::AgentToProxy,
+    size: usize,
+}
+
+#[derive(Clone)]
+struct Shared(Arc<Mutex<Exchange>>);
+
+impl Shared {
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new(Exchange {
+            session: Session::new(),
+            output: VecDeque::new(),
+            unsent: 0,
+            blocked_since: None,
+            end: None,
+            gone: false,
+            body: None,
+            driver: None,
+            awaits_empty: false,
+        })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Exchange> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Exchange {
+    fn push(&mut self, ticket: Option<Ticket>, message: proto::AgentToProxy) {
+        let size = message.encoded_len();
+        self.unsent += size;
+        self.output.push_back(Waiting { ticket, message, size });
+        self.blocked_since.get_or_insert_with(Instant::now);
+        self.wake_body();
+    }
+
+    fn say(&mut self, message: Outgoing) {
+        self.push(None, proto::AgentToProxy { message: Some(message) });
+    }
+
+    fn finish(&mut self, end: Result<(), Status>) {
+        self.end = Some(end);
+        self.wake_body();
+    }
+
+    fn wake_body(&mut self) {
+        if let Some(body) = self.body.take() {
+            body.wake();
+        }
+    }
+
+    /// The next message that may still go out: answers to events that a newer one has superseded may not.
+    fn pop(&mut self) -> Option<proto::AgentToProxy> {
+        while let Some(Waiting { ticket, message, size }) = self.output.pop_front() {
+            self.unsent -= size;
+            self.blocked_since = if self.output.is_empty() { None } else { Some(Instant::now()) };
+            match ticket {
+                Some(ticket) if !self.session.is_newest(ticket) => {}
+                Some(ticket) => {
+                    self.session.answered(ticket);
+                    return Some(message);
+                }
+                None => return Some(message),
+            }
+        }
+        None
+    }
+}
+
+/// The response body of a stream.
+pub(super) struct Answers(Shared);
+
+impl Stream for Answers {
+    type Item = Result<proto::AgentToProxy, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let mut exchange = self.0.lock();
+        let message = exchange.pop();
+        if exchange.output.is_empty()
+            && exchange.awaits_empty
+            && let Some(driver) = exchange.driver.take()
+        {
+            driver.wake();
+        }
+        if let Some(message) = message {
+            return Poll::Ready(Some(Ok(message)));
+        }
+        match exchange.end.take() {
+            Some(Ok(())) => Poll::Ready(None),
+            Some(Err(status)) => Poll::Ready(Some(Err(status))),
+            None => {
+                exchange.body = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        let mut exchange = self.0.lock();
+        exchange.gone = true;
+        if let Some(driver) = exchange.driver.take() {
+            driver.wake();
+        }
+    }
+}
+
+/// Opens a stream: its response body, and the driver that must be polled beside it.
+pub(super) fn open<H: Handler>(
+    handler: Arc<H>,
+    stage: watch::Receiver<Stage>,
+    inbound: Streaming<Bytes>,
+) -> (Answers, impl Future<Output = Result<(), ConnectionError>> + Send + 'static) {
+    let shared = Shared::new();
+    let driver = Driver {
+        handler,
+        inbound,
+        shared: shared.clone(),
+        peer: Arc::default(),
+        batch: Vec::new(),
+        applying: None,
+        ending: None,
+        warned: false,
+    };
+    (Answers(shared), driver.run(stage))
+}
+
+struct Driver<H> {
+    handler: Arc<H>,
+    inbound: Streaming<Bytes>,
+    shared: Shared,
+    peer: Arc<Peer>,
+    /// Events that have arrived and were not run yet.
+    batch: Vec<(Ticket, Call<proto::AgentToProxy>)>,
+    /// A configuration that is being applied. Until it is, nothing more is read: what comes after it is meant for it.
+    applying: Option<Call<Result<(), String>>>,
+    /// How the stream will end when all events are answered; nothing more is read.
+    ending: Option<Result<(), Status>>,
+    warned: bool,
+}
+
+impl<H: Handler> Driver<H> {
+    async fn run(mut self, stage: watch::Receiver<Stage>) -> Result<(), ConnectionError> {
+        let greeting = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.shake_hands()).await;
+        let refused = match greeting {
+            Ok(Ok(true)) => return self.serve(stage).await,
+            Ok(Ok(false)) => Ok(()),
+            Ok(Err(status)) => Err(status),
+            Err(_) => Err(Status::deadline_exceeded(format!("no handshake came within {HANDSHAKE_TIMEOUT:?}"))),
+        };
+        if let Err(status) = &refused {
+            warn!("a stream is refused: {}", status.message());
+        }
+        self.shared.lock().finish(refused);
+        Ok(())
+    }
+
+    /// Reads the handshake and answers it. False when the client has closed the stream without a word.
+    async fn shake_hands(&mut self) -> Result<bool, Status> {
+        let Some(bytes) = self.inbound.message().await? else { return Ok(false) };
+        let Ok(Message::Handshake(request)) = read(bytes) else {
+            return Err(Status::failed_precondition("the first message is not a handshake"));
+        };
+        let agreed = agree(&request, &self.handler).await;
+        let mut exchange = self.shared.lock();
+        exchange.say(message::handshake(self.handler.capabilities(), agreed.clone().err()));
+        agreed.map_err(|reason| refusal(Code::FailedPrecondition, &reason))?;
+        self.peer = Arc::new(Peer::new(Proxy::greet(&request.proxy_version)));
+        Ok(true)
+    }
+
+    async fn serve(mut self, mut stage: watch::Receiver<Stage>) -> Result<(), ConnectionError> {
+        let mut reports = self.handler.reports();
+        self.report(&reports.borrow_and_update().clone());
+        let timer = tokio::time::sleep(STALL_TIMEOUT);
+        tokio::pin!(timer);
+        let mut quiet_since = Instant::now();
+        let mut stage_known = true;
+        let mut draining = false;
+        loop {
+            let now_stage = *stage.borrow_and_update();
+            if now_stage > Stage::Serving && !std::mem::replace(&mut draining, true) {
+                quiet_since = Instant::now();
+            }
+            let (idle, blocked_since) = {
+                let mut exchange = self.shared.lock();
+                if exchange.gone {
+                    return Ok(());
+                }
+                exchange.awaits_empty = draining || self.ending.is_some() || exchange.unsent >= MAX_UNSENT;
+                let idle = exchange.session.pending() == 0 && exchange.output.is_empty() && self.applying.is_none();
+                (idle, exchange.blocked_since)
+            };
+            let quiet = draining && quiet_since.elapsed() >= QUIET;
+            if idle && (quiet || self.ending.is_some() || now_stage == Stage::Closing) {
+                self.shared.lock().finish(self.ending.take().unwrap_or(Ok(())));
+                return Ok(());
+            }
+            // The timer may stand too early for what is blocked now; it then comes for nothing, twice a minute at most.
+            let stalled_at = blocked_since.map(|since| since + STALL_TIMEOUT).filter(|at| *at < timer.deadline() || timer.is_elapsed());
+            let quiet_end = (idle && draining).then(|| quiet_since + QUIET);
+            if let Some(deadline) = [stalled_at, quiet_end].into_iter().flatten().min() {
+                timer.as_mut().reset(deadline);
+            }
+            let timed = !timer.is_elapsed();
+
+            let reads = now_stage < Stage::Closing;
+            tokio::select! {
+                biased;
+                () = std::future::poll_fn(|context| self.poll_next(context, reads)) => {}
+                changed = stage.changed(), if stage_known => stage_known = changed.is_ok(),
+                changed = reports.changed() => {
+                    if changed.is_err() {
+                        // Nobody reports any more: the agent is at its end, and its stage will tell.
+                        std::future::pending::<()>().await;
+                    }
+                    self.report(&reports.borrow_and_update().clone());
+                }
+                () = &mut timer, if timed => {
+                    let blocked_since = self.shared.lock().blocked_since;
+                    if blocked_since.is_some_and(|since| since.elapsed() >= STALL_TIMEOUT) {
+                        return Err(ConnectionError::Stalled("took no answer", STALL_TIMEOUT));
+                    }
+                }
+            }
+            if !self.batch.is_empty() {
+                quiet_since = Instant::now();
+                let more = self.batch.len() == BATCH;
+                self.run_batch().await;
+                if more {
+                    // The first answers are not to wait for the last event that has arrived.
+                    yield_now().await;
+                }
+            }
+        }
+    }
+
+    /// Takes what has arrived, then what has ended: an answer that ended before is not sent when its event was superseded meanwhile. Ready as soon as
+    /// there was anything.
+    fn poll_next(&mut self, context: &mut Context<'_>, reads: bool) -> Poll<()> {
+        let mut ready = false;
+        if let Some(applying) = &mut self.applying
+            && let Poll::Ready(applied) = applying.as_mut().poll(context)
+        {
+            self.applying = None;
+            if let Err(reason) = applied {
+                self.ending = Some(Err(refusal(Code::FailedPrecondition, &reason)));
+            }
+            ready = true;
+        }
+        let shared = self.shared.clone();
+        let mut exchange = shared.lock();
+        exchange.driver = Some(context.waker().clone());
+        while reads
+            && self.ending.is_none()
+            && self.applying.is_none()
+            && self.batch.len() < BATCH
+            && exchange.session.pending() + self.batch.len() < MAX_IN_FLIGHT
+            && exchange.unsent < MAX_UNSENT
+            && let Poll::Ready(arrived) = Pin::new(&mut self.inbound).poll_next(context)
+        {
+            ready = true;
+            match arrived {
+                Some(Ok(bytes)) => self.take(bytes, &mut exchange),
+                Some(Err(status)) => {
+                    if status.code() != Code::Cancelled {
+                        warn!("a stream has failed: {}", status.message());
+                    }
+                    self.ending = Some(Err(status));
+                }
+                None => self.ending = Some(Ok(())),
+            }
+        }
+        while let Poll::Ready(ended) = exchange.session.poll_ended(context) {
+            ready = true;
+            if let Some((ticket, answer)) = ended {
+                exchange.push(Some(ticket), answer);
+            }
+        }
+        if ready || exchange.gone { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    fn take(&mut self, bytes: Bytes, exchange: &mut Exchange) {
+        let message = match read(bytes) {
+            Ok(message) => message,
+            Err(unreadable) => return self.reject(unreadable, exchange),
+        };
+        match event(&message) {
+            Some(Ok(event)) => {
+                let id = event.correlation_id();
+                let ticket = exchange.session.arrived(id);
+                let wire = Wire { peer: Arc::clone(&self.peer), phase: Phase::of(&event), correlation_id: Arc::from(id) };
+                self.batch.push((ticket, Box::pin(self.handler.handle(&event, wire))));
+            }
+            Some(Err(unreadable)) => self.reject(unreadable, exchange),
+            None => self.control(message, exchange),
+        }
+    }
+
+    fn control(&mut self, message: Message, exchange: &mut Exchange) {
+        match message {
+            Message::Ping(ping) => exchange.say(message::pong(ping)),
+            Message::Cancel(cancel) => {
+                exchange.session.cancel(&cancel.correlation_id);
+                let session = &exchange.session;
+                self.batch.retain(|(ticket, _)| session.is_newest(*ticket));
+                debug!(correlation_id = cancel.correlation_id, "cancelled");
+            }
+            Message::Configure(configure) => match config(&configure.config_json) {
+                Ok(config) => self.applying = Some(Box::pin(self.handler.configure(config))),
+                Err(reason) => {
+                    warn!("a configuration cannot be read: {reason}");
+                    self.ending = Some(Err(refusal(Code::FailedPrecondition, &reason)));
+                }
+            },
+            _ => self.ending = Some(Err(Status::failed_precondition("there was a second handshake"))),
+        }
+    }
+
+    /// Answers an event that cannot be read, if it says whose it is.
+    fn reject(&mut self, unreadable: Unreadable, exchange: &mut Exchange) {
+        let Unreadable { hook, correlation_id, reason } = unreadable;
+        let Some(id) = correlation_id else {
+            if !std::mem::replace(&mut self.warned, true) {
+                warn!("a message cannot be answered, for it has no readable correlation id (said once a stream): {reason}");
+            }
+            return;
+        };
+        let ticket = exchange.session.arrived(&id);
+        let wire = Wire { peer: Arc::clone(&self.peer), phase: Phase { hook, chunk_index: 0 }, correlation_id: Arc::from(id) };
+        let answer = self.handler.reject(invalid(hook, &reason), wire);
+        exchange.push(Some(ticket), answer);
+    }
+
+    /// Runs every event of the batch for one slice. Those that end are answered, the others kept going.
+    async fn run_batch(&mut self) {
+        std::future::poll_fn(|context| {
+            let mut exchange = self.shared.lock();
+            for (ticket, mut call) in self.batch.drain(..) {
+                // A newer event of the id came with it.
+                if !exchange.session.is_newest(ticket) {
+                    continue;
+                }
+                match call.as_mut().poll(context) {
+                    Poll::Ready(answer) => exchange.push(Some(ticket), answer),
+                    Poll::Pending => exchange.session.keep(ticket, call),
+                }
+            }
+            Poll::Ready(())
+        })
+        .await;
+    }
+
+    fn report(&self, reports: &Reports) {
+        let mut exchange = self.shared.lock();
+        exchange.say(message::health(reports));
+        exchange.say(message::metrics(reports));
+    }
+}
+
+/// Whether the agent can work with this proxy, and under the configuration that it brings.
+async fn agree<H: Handler>(request: &proto::HandshakeRequest, handler: &Arc<H>) -> Result<(), String> {
+    check_versions(&request.supported_versions)?;
+    match config(&request.config_json)? {
+        Value::Null => Ok(()),
+        // What a proxy without a configuration says.
+        Value::Object(object) if object.is_empty() => Ok(()),
+        config => handler.configure(config).await,
+    }
+}
+
+fn invalid(hook: Hook, reason: &str) -> Failure {
+    Failure::new(FailureKind::InvalidEvent, format!("the event for `{hook}` cannot be read: {reason}"))
+}
+
+/// Lets the rest of the connection go first.
+async fn yield_now() {
+    let mut yielded = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Answers one message that came alone.
+pub(super) async fn answer_one<H: Handler>(handler: Arc<H>, bytes: Bytes) -> Result<proto::AgentToProxy, Status> {
+    let wire = |phase, id: &str| Wire { peer: Arc::default(), phase, correlation_id: Arc::from(id) };
+    let reject = |unreadable: Unreadable| {
+        let Unreadable { hook, correlation_id, reason } = unreadable;
+        let id = correlation_id.ok_or_else(|| Status::invalid_argument(format!("the message cannot be read: {reason}")))?;
+        Ok(handler.reject(invalid(hook, &reason), wire(Phase { hook, chunk_index: 0 }, &id)))
+    };
+    let message = match read(bytes) {
+        Ok(message) => message,
+        Err(unreadable) => return reject(unreadable),
+    };
+    let call = match event(&message) {
+        Some(Ok(event)) => handler.handle(&event, wire(Phase::of(&event), event.correlation_id())),
+        Some(Err(unreadable)) => return reject(unreadable),
+        None => {
+            let said = match message {
+                Message::Handshake(request) => message::handshake(handler.capabilities(), agree(&request, &handler).await.err()),
+                Message::Ping(ping) => message::pong(ping),
+                _ => return Err(Status::unimplemented("this needs a stream: only events, handshakes and pings may come alone")),
+            };
+            return Ok(proto::AgentToProxy { message: Some(said) });
+        }
+    };
+    drop(message);
+    Ok(call.await)
+}

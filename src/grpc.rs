@@ -1,0 +1,157 @@
+//! The gRPC address: who may connect, and what becomes of connections.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig};
+use tracing::{debug, info, warn};
+use zentinel_wasm_protocol::connection::{HANDSHAKE_TIMEOUT, Stage};
+use zentinel_wasm_protocol::grpc;
+
+use crate::agent::Agent;
+use crate::listener::drains;
+use crate::logging::RateLimit;
+
+/// Connections at once. A proxy opens four per agent; what is more is turned away. Each may hold a few messages of the largest size.
+const MAX_CONNECTIONS: usize = 256;
+
+/// Pause after the system has refused a connection, for example because it has no file descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The files of a TLS configuration, all PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The agent's certificate, followed by those that lead to its root.
+    pub cert: PathBuf,
+    /// The key of that certificate.
+    pub key: PathBuf,
+    /// Roots of the certificates that clients must show. Without it any client may connect.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// A bound address.
+pub struct Listener {
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+}
+
+impl Listener {
+    /// Binds the address.
+    ///
+    /// # Errors
+    ///
+    /// The address cannot be had, or a file of the TLS configuration is not what it should be.
+    pub async fn bind(address: SocketAddr, tls: Option<&TlsFiles>) -> anyhow::Result<Self> {
+        let tls = tls.map(acceptor).transpose()?;
+        let listener = TcpListener::bind(address).await.with_context(|| format!("cannot serve `--grpc-address {address}`"))?;
+        Ok(Self { listener, tls })
+    }
+
+    /// Serves connections until the agent drains, and then until they have ended.
+    pub async fn serve(self, agent: Arc<Agent>, mut stage: watch::Receiver<Stage>) {
+        let Self { listener, tls } = self;
+        if let Ok(address) = listener.local_addr() {
+            info!(tls = tls.is_some(), "serving gRPC on {address}");
+        }
+        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut connections = JoinSet::new();
+        let refused = RateLimit::new();
+        let failed = Arc::new(RateLimit::new());
+        loop {
+            let stream = tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        if refused.admit().is_some() {
+                            warn!("cannot accept a gRPC connection: {error}");
+                        }
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                        continue;
+                    }
+                },
+                Some(_) = connections.join_next() => continue,
+                () = drains(&mut stage) => break,
+            };
+            let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+                if refused.admit().is_some() {
+                    warn!("turned a gRPC connection away: there are {MAX_CONNECTIONS} already");
+                }
+                continue;
+            };
+            let (agent, stage, tls, failed) = (Arc::clone(&agent), stage.clone(), tls.clone(), Arc::clone(&failed));
+            connections.spawn(async move {
+                let _slot = slot;
+                let _connected = agent.metrics().connected();
+                match connection(stream, tls, agent, stage).await {
+                    Ok(()) => debug!("a gRPC connection has ended"),
+                    Err(error) => {
+                        if let Some(suppressed) = failed.admit() {
+                            warn!(suppressed, "closed a gRPC connection: {error:#}");
+                        }
+                    }
+                }
+            });
+        }
+        // Nobody comes any more; those who are here may finish.
+        drop(listener);
+        while connections.join_next().await.is_some() {}
+    }
+}
+
+async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, agent: Arc<Agent>, stage: watch::Receiver<Stage>) -> anyhow::Result<()> {
+    // An answer is small, and waited for.
+    stream.set_nodelay(true)?;
+    let Some(tls) = tls else { return Ok(grpc::serve(stream, agent, stage).await?) };
+    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
+        Ok(accepted) => accepted.context("the TLS handshake failed")?,
+        Err(_) => bail!("the client did not finish its TLS handshake within {HANDSHAKE_TIMEOUT:?}"),
+    };
+    Ok(grpc::serve(stream, agent, stage).await?)
+}
+
+fn acceptor(files: &TlsFiles) -> anyhow::Result<TlsAcceptor> {
+    // Named here, for a process may have only one, and a dependency that brings another must not decide.
+    let provider = Arc::new(ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
+    let builder = match &files.client_ca {
+        None => builder.with_no_client_auth(),
+        Some(path) => {
+            let mut roots = RootCertStore::empty();
+            for root in certificates("--grpc-client-ca", path)? {
+                roots.add(root).with_context(|| format!("cannot use `--grpc-client-ca {}`", path.display()))?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+            builder.with_client_cert_verifier(verifier.with_context(|| format!("cannot use `--grpc-client-ca {}`", path.display()))?)
+        }
+    };
+    let chain = certificates("--grpc-tls-cert", &files.cert)?;
+    let key = PrivateKeyDer::from_pem_file(&files.key)
+        .with_context(|| format!("cannot read a private key from `--grpc-tls-key {}`", files.key.display()))?;
+    let mut config = builder
+        .with_single_cert(chain, key)
+        .with_context(|| format!("`--grpc-tls-cert {}` and its key cannot be used", files.cert.display()))?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+fn certificates(option: &str, path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let shown = path.display();
+    let certificates: Vec<_> = CertificateDer::pem_file_iter(path)
+        .and_then(|certificates| certificates.collect())
+        .with_context(|| format!("cannot read certificates from `{option} {shown}`"))?;
+    if certificates.is_empty() {
+        bail!("cannot read certificates from `{option} {shown}`: there are none in it");
+    }
+    Ok(certificates)
+}
