@@ -167,6 +167,9 @@ impl<'a> Answer<'a> {
     }
 }
 
+/// Characters that are taken of the reason for which a module rejects its configuration.
+const MAX_REASON: usize = 1000;
+
 /// Reads what `on_configure` answered: nothing, an object without an `error`, or the reason for which the module rejects its configuration.
 ///
 /// # Errors
@@ -183,7 +186,10 @@ pub fn parse_configured(bytes: &[u8]) -> Result<Option<String>, AnswerError> {
         return Ok(None);
     }
     match serde_json::from_slice::<Object<Configured>>(bytes) {
-        Ok(Object(configured)) => Ok(configured.error),
+        // It is logged, and handed to the proxy.
+        Ok(Object(configured)) => {
+            Ok(configured.error.map(|reason| reason.chars().take(MAX_REASON).map(|c| if c.is_control() { ' ' } else { c }).collect()))
+        }
         Err(error) => invalid(format!("the answer of `on_configure` is not what the contract says: {error}")),
     }
 }
@@ -352,9 +358,18 @@ fn challenge<'a>(challenge_type: Option<Text<'a>>, params: Pairs<'a, Scalar<'a>>
     Ok(Decision::Challenge { challenge_type, params })
 }
 
+/// Largest sum of the names that lists of values repeat, in bytes: each value becomes a change with its name, so that a long name with many values
+/// would grow far beyond the answer that it came in.
+const MAX_REPEATED: usize = 1 << 20;
+
 fn add_headers<'a>(field: &str, added: Pairs<'a, Values<'a>>, ops: &mut Vec<HeaderOp<'a>>) -> Result<(), AnswerError> {
+    let mut repeated = 0_usize;
     for (name, values) in added.0 {
         let name = token(field, name)?;
+        repeated = repeated.saturating_add(name.len().saturating_mul(values.0.len().saturating_sub(1)));
+        if repeated > MAX_REPEATED {
+            return invalid(format!("`{field}` holds too many values of `{}`", shortened(&name)));
+        }
         let mut values = values.0.into_iter();
         if let Some(first) = values.next() {
             ops.push(HeaderOp::Set(name.clone(), header_value(field, &name, first)?));
@@ -375,10 +390,14 @@ fn joined_headers<'a>(field: &str, added: Pairs<'a, Values<'a>>) -> Result<Vec<(
         let mut joined: Option<Text<'a>> = None;
         for value in values.0 {
             let value = header_value(field, &name, value)?;
-            joined = Some(match joined {
-                None => value,
-                Some(before) => Text::from(format!("{before}{separator}{value}")),
-            });
+            match &mut joined {
+                None => joined = Some(value),
+                Some(Text(before)) => {
+                    let before = before.to_mut();
+                    before.push_str(separator);
+                    before.push_str(&value);
+                }
+            }
         }
         if let Some(value) = joined {
             headers.push((name, value));
@@ -679,6 +698,20 @@ mod tests {
         assert_eq!(answer.request_headers, [HeaderOp::Remove("X-Debug".into()), HeaderOp::Set("X-Processed".into(), "true".into())]);
         assert_eq!(answer.response_headers, [HeaderOp::Set("X-Frame-Options".into(), "DENY".into())]);
         assert_eq!(answer.audit.tags, list(&["processed"]));
+    }
+
+    #[test]
+    fn lists_of_values_do_not_grow_beyond_the_answer_they_came_in() {
+        let values = vec![""; 200_000];
+        let block = serde_json::json!({"decision": "block", "add_response_headers": {"X-A": values}}).to_string();
+        let Decision::Block { headers, .. } = parse(&block).decision else { panic!() };
+        assert_eq!(headers[0].1.len(), 2 * (values.len() - 1));
+
+        let name = "x".repeat(1000);
+        for field in ["add_request_headers", "add_response_headers"] {
+            let repeated = serde_json::json!({field: {name.as_str(): values}}).to_string();
+            assert!(error(&repeated).contains("too many values"));
+        }
     }
 
     #[test]
