@@ -77,6 +77,8 @@ impl GuestLog {
             warn!(target: "guest", module, suppressed, "the module logs too much: lines were left out");
         }
         let line = String::from_utf8_lossy(&line[..line.len().min(MAX_LINE)]);
+        // In the text format a line's end would let the module forge entries of the agent's own.
+        let line = line.replace(|c: char| c.is_control() && c != '\t', " ");
         match level {
             Level::Trace => trace!(target: "guest", module, correlation_id, "{line}"),
             Level::Debug => debug!(target: "guest", module, correlation_id, "{line}"),
