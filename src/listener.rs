@@ -12,7 +12,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
-use zentinel_wasm_protocol::connection::{self, Stage};
+use zentinel_wasm_protocol::connection::{self, ConnectionError, Stage};
 
 use crate::agent::Agent;
 use crate::logging::RateLimit;
@@ -96,6 +96,10 @@ impl Listener {
                 let _connected = agent.metrics().connected();
                 match connection::serve(stream, agent, stage).await {
                     Ok(()) => debug!("a connection has ended"),
+                    // Clients come and go, and some go while something is being sent to them.
+                    Err(ConnectionError::Io(error)) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+                        debug!("a client has closed its connection: {error}");
+                    }
                     Err(error) => {
                         if let Some(suppressed) = failed.admit() {
                             warn!(suppressed, "closed a connection: {error}");

@@ -1,6 +1,6 @@
 //! The agent's log: one line an entry on standard error, JSON unless told otherwise, and bounded.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::cli::LogFormat;
 
-/// Sets the log up. `RUST_LOG` beats `verbose`.
+/// Sets the log up. `verbose` beats `RUST_LOG`, which the proxy's installer sets for every agent.
 pub fn init(format: LogFormat, verbose: bool) {
     let default = if verbose { "debug" } else { "info" };
     let filter = EnvFilter::builder().with_default_directive(tracing::Level::ERROR.into());
@@ -19,7 +19,30 @@ pub fn init(format: LogFormat, verbose: bool) {
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).with_span_list(false).init(),
-        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),
+        // The target tells the module's own lines, `guest`, from the agent's.
+        LogFormat::Text => builder.with_writer(|| OneLine(std::io::stderr())).with_ansi(std::io::stderr().is_terminal()).init(),
+    }
+}
+
+/// Keeps an entry on its line, whatever a module or a client has put into it. JSON does so by itself.
+struct OneLine<W>(W);
+
+impl<W: Write> Write for OneLine<W> {
+    /// Takes one entry with its end of line: that is how entries are written.
+    fn write(&mut self, entry: &[u8]) -> std::io::Result<usize> {
+        let text = entry.strip_suffix(b"\n").unwrap_or(entry);
+        if text.iter().any(|byte| matches!(byte, b'\n' | b'\r')) {
+            let mut line: Vec<u8> = text.iter().map(|&byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { byte }).collect();
+            line.push(b'\n');
+            self.0.write_all(&line)?;
+        } else {
+            self.0.write_all(entry)?;
+        }
+        Ok(entry.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
     }
 }
 
@@ -63,6 +86,15 @@ impl RateLimit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_entry_stays_on_its_line() {
+        let mut out = Vec::new();
+        for entry in ["plain\n", "one\ntwo\r\nthree\n"] {
+            OneLine(&mut out).write_all(entry.as_bytes()).unwrap();
+        }
+        assert_eq!(out, b"plain\none two  three\n");
+    }
 
     #[test]
     fn a_flood_is_cut_off_and_counted() {

@@ -1,0 +1,20 @@
+//! Writes the man page and the shell completions of the agent into a directory: `cargo run --example manual -- DIRECTORY`.
+//!
+//! They are made from the command line's own definition, so that they cannot fall behind it. `cargo xtask dist` packs them.
+
+use std::path::PathBuf;
+use std::{env, fs, io};
+
+use clap_complete::{Shell, generate_to};
+
+fn main() -> io::Result<()> {
+    let directory = env::args_os().nth(1).map(PathBuf::from).ok_or_else(|| io::Error::other("say where to: a directory"))?;
+    let completions = directory.join("completions");
+    fs::create_dir_all(&completions)?;
+    let mut command = zentinel_agent_wasm::cli::command();
+    let name = command.get_name().to_owned();
+    for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
+        generate_to(shell, &mut command, &name, &completions)?;
+    }
+    clap_mangen::Man::new(command).render(&mut fs::File::create(directory.join(format!("{name}.1")))?)
+}
