@@ -1,0 +1,31 @@
+# syntax=docker/dockerfile:1
+# The agent alone in an empty image: one static binary, an unprivileged user.
+#
+#   docker build -t zentinel-wasm-agent .
+#   docker run --read-only --user 65532:65532 -v /etc/zentinel/modules:/modules:ro -v /run/zentinel:/run/zentinel \
+#       zentinel-wasm-agent --socket /run/zentinel/wasm.sock --module /modules/security.wasm
+
+FROM rust:1.95-slim-bookworm AS build
+WORKDIR /build
+COPY Cargo.toml Cargo.lock ./
+COPY crates crates
+COPY src src
+COPY benches benches
+COPY deploy/manual deploy/manual
+COPY tests/e2e tests/e2e
+COPY xtask xtask
+# glibc linked in: nothing here asks for users or host names, which is all that would need it at run time.
+RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/build/target \
+    target="$(rustc -vV | sed -n 's/^host: //p')" \
+    && RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --bin zentinel-wasm-agent --target "$target" \
+    && install -D "target/$target/release/zentinel-wasm-agent" /out/usr/bin/zentinel-wasm-agent \
+    # Where compiled modules are kept, the agent's alone; and where the default socket goes.
+    && install -d -m 0700 -o 65532 -g 65532 /out/cache \
+    && install -d -m 1777 /out/tmp
+
+FROM scratch
+COPY --from=build /out /
+ENV CACHE_DIRECTORY=/cache
+USER 65532:65532
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["/usr/bin/zentinel-wasm-agent"]
