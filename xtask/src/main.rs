@@ -3,6 +3,7 @@
 mod bench;
 mod cargo;
 mod demo;
+mod dist;
 mod e2e;
 mod guests;
 mod lint;
@@ -38,6 +39,8 @@ enum Chore {
     Bench(bench::Args),
     /// Build the example policies in every language, ask them all cases, measure them
     Guests(guests::Args),
+    /// Build the release archive and its checksum into target/dist
+    Dist,
     /// Check formatting, clippy, documentation, dependencies; do what .ci/run will do
     Lint,
     /// Do what continuous integration does: every test, then lint
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Chore::E2e(args) => e2e::run(&args),
         Chore::Bench(args) => bench::run(&args),
         Chore::Guests(args) => guests::run(&args),
+        Chore::Dist => dist::run_dist(),
         Chore::Lint => lint::run_all(),
         Chore::Ci => test::run(&test::Args::default()).and_then(|()| lint::run_all()),
     };
