@@ -43,7 +43,9 @@ pub fn render(settings: &Settings) -> String {
         None => format!("unix-socket {:?}", socket.display().to_string()),
     };
     let audit_log = match audit_log {
-        Some(file) => format!("audit-log {{ enabled #true; file {:?}; log-agent-decisions #true; buffer-size 1; }}", file.display().to_string()),
+        Some(file) => {
+            format!("audit-log {{ enabled #true; file {:?}; log-agent-decisions #true; buffer-size 1; }}", file.display().to_string())
+        }
         None => String::new(),
     };
     let events: Vec<String> = events.iter().map(|event| format!("{event:?}")).collect();
