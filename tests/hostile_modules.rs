@@ -1,0 +1,565 @@
+//! Modules that misbehave, one way each: `fixtures/hostile`. Whatever a module does, the documented answer is given, no other request is touched, the
+//! next one is right, and the memory that it took comes back.
+
+mod common;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use common::{Agent, Connection, decision, id_of, kind, module_error, wait_for};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+/// Deadline where calls do not end of themselves: long enough for good requests on a machine that is busy with those.
+const TIMEOUT_MS: &str = "1000";
+
+/// Deadline where they do, however busy the machine is.
+const LONG_TIMEOUT_MS: &str = "20000";
+
+/// What the resident memory of the agent may differ by once a module's memory was taken back, in bytes: less than what any of the growing modules takes.
+const MEMORY_NOISE: u64 = 32 << 20;
+
+fn source(name: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/hostile");
+    let read =
+        |name: &str| std::fs::read_to_string(folder.join(name).with_extension("wat")).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let text = read(name);
+    // A whole module stands for itself; anything else is one way to misbehave within the frame.
+    if text.contains("(module") { text } else { read("frame").replace(";; MISBEHAVIOUR", &text) }
+}
+
+fn write(folder: &Path, name: &str) -> PathBuf {
+    common::module::write(folder, &format!("{name}.wasm"), &source(name))
+}
+
+/// A request that the modules answer well.
+fn good(id: &str) -> Value {
+    common::request(id, "/")
+}
+
+/// A request that makes them misbehave: by its method, and by its size of more than 4 kB.
+fn bad(id: &str, uri: &str) -> Value {
+    let mut event = common::request(id, uri);
+    event["method"] = json!("EVIL");
+    event["headers"]["x-padding"] = json!(["x".repeat(5000)]);
+    event
+}
+
+#[track_caller]
+fn assert_good(answer: &Value) {
+    assert_eq!(decision(answer), "allow", "{answer}");
+    assert_eq!(answer["audit"]["tags"], json!(["good"]), "{answer}");
+}
+
+/// The documented answer to a module error of the kind `code`.
+#[track_caller]
+fn assert_module_error(answer: &Value, code: &str, fail_open: bool) {
+    let audit = &answer["audit"];
+    assert_eq!(audit["reason_codes"], json!([code]), "{answer}");
+    if fail_open {
+        assert_eq!(decision(answer), "allow", "{answer}");
+        assert_eq!(audit["tags"], json!(["wasm-error", "fail-open"]), "{answer}");
+    } else {
+        assert_eq!(answer["decision"]["block"]["status"], 500, "{answer}");
+        assert_eq!(audit["tags"], json!(["wasm-error"]), "{answer}");
+    }
+    for field in ["request_headers", "response_headers", "routing_metadata", "request_body_mutation", "response_body_mutation"] {
+        assert!(answer.get(field).is_none_or(|value| value.as_array().is_none_or(Vec::is_empty)), "{field} in {answer}");
+    }
+}
+
+/// Sends all events at once and gives the answers by id.
+#[track_caller]
+fn ask_all(connection: &mut Connection, events: &[Value]) -> HashMap<String, Value> {
+    let mut bytes = Vec::new();
+    for event in events {
+        bytes.extend(common::frame(kind::REQUEST_HEADERS, &serde_json::to_vec(event).unwrap()));
+    }
+    connection.send_raw(&bytes);
+    let answers: HashMap<_, _> = events
+        .iter()
+        .map(|_| {
+            let answer = connection.answer();
+            (id_of(&answer).to_owned(), answer)
+        })
+        .collect();
+    assert_eq!(answers.len(), events.len(), "an event was answered twice");
+    answers
+}
+
+fn resident(agent: &Agent) -> u64 {
+    let statm = std::fs::read_to_string(format!("/proc/{}/statm", agent.pid().as_raw_nonzero())).unwrap();
+    statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
+/// Runs `check` in both failure modes and both isolation modes.
+fn in_every_mode(module: &Path, timeout_ms: &str, check: impl Fn(&Agent, &mut Connection, bool)) {
+    let cache = module.with_extension("cache");
+    for isolation in ["pooled", "request"] {
+        for fail_open in [false, true] {
+            println!("--isolation {isolation}, fail-open {fail_open}");
+            let mut options = vec!["--isolation", isolation, "--timeout-ms", timeout_ms, "--cache-dir", cache.to_str().unwrap()];
+            if fail_open {
+                options.push("--fail-open");
+            }
+            let agent = Agent::start(module, &options);
+            let mut connection = agent.connect();
+            check(&agent, &mut connection, fail_open);
+            drop(connection);
+            let log = agent.log.clone();
+            agent.end();
+            let log = log.whole();
+            assert!(!log.contains("panicked"), "{log}");
+            for line in log.lines() {
+                serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+                assert!(line.len() < 20_000, "a line of {} bytes", line.len());
+            }
+        }
+    }
+}
+
+/// What becomes of a request that makes the module misbehave.
+#[derive(Clone, Copy)]
+enum Outcome {
+    /// A module error of this kind.
+    Error(&'static str),
+    /// The module's own answer is taken.
+    Good,
+    /// The module is taken to have no opinion.
+    NoOpinion,
+}
+
+fn misbehaves(name: &str, outcome: Outcome) {
+    let folder = tempfile::tempdir().unwrap();
+    let endless = matches!(outcome, Error("WASM_TIMEOUT"));
+    in_every_mode(&write(folder.path(), name), if endless { TIMEOUT_MS } else { LONG_TIMEOUT_MS }, |agent, connection, fail_open| {
+        assert_good(&connection.ask(kind::REQUEST_HEADERS, &good("first")));
+        let before = resident(agent);
+        let answers = ask_all(connection, &[good("g1"), bad("b1", "/"), good("g2"), bad("b2", "/"), good("g3")]);
+        for (id, answer) in &answers {
+            match outcome {
+                _ if id.starts_with('g') => assert_good(answer),
+                Error(code) => assert_module_error(answer, code, fail_open),
+                Good => assert_good(answer),
+                NoOpinion => {
+                    assert_eq!(decision(answer), "allow", "{answer}");
+                    assert_eq!(answer["audit"].get("tags").unwrap_or(&json!([])), &json!([]), "{answer}");
+                }
+            }
+        }
+        if let Error(code) = outcome {
+            for id in ["b1", "b2"] {
+                agent.log.wait_for_entry("the module error", |entry| entry["correlation_id"] == id && entry["kind"] == code);
+            }
+        }
+        assert_good(&connection.ask(kind::REQUEST_HEADERS, &good("last")));
+        wait_for("the memory to come back", || (resident(agent) < before + MEMORY_NOISE).then_some(()));
+    });
+}
+
+macro_rules! misbehaviours {
+    ($($name:ident: $file:literal => $outcome:expr,)*) => {
+        $(#[test]
+        fn $name() {
+            misbehaves($file, $outcome);
+        })*
+
+        const TRIED: &[&str] = &[$($file),*];
+    };
+}
+
+use Outcome::{Error, Good, NoOpinion};
+
+misbehaviours! {
+    a_loop_ends_at_the_deadline: "loop" => Error("WASM_TIMEOUT"),
+    a_loop_of_tail_calls_ends_at_the_deadline: "loop-recursive" => Error("WASM_TIMEOUT"),
+    a_million_log_lines_end_at_the_deadline: "loop-log" => Error("WASM_TIMEOUT"),
+    endless_output_ends_at_the_deadline: "loop-write" => Error("WASM_TIMEOUT"),
+    huge_output_ends_at_the_deadline: "loop-write-once" => Error("WASM_TIMEOUT"),
+    endless_random_numbers_end_at_the_deadline: "loop-random" => Error("WASM_TIMEOUT"),
+    endless_yielding_ends_at_the_deadline: "loop-yield" => Error("WASM_TIMEOUT"),
+    endless_filling_ends_at_the_deadline: "loop-fill" => Error("WASM_TIMEOUT"),
+    sleeping_ends_at_the_deadline: "sleep" => Error("WASM_TIMEOUT"),
+    a_loop_in_alloc_ends_at_the_deadline: "loop-alloc" => Error("WASM_TIMEOUT"),
+    a_loop_in_dealloc_ends_at_the_deadline: "loop-dealloc" => Error("WASM_TIMEOUT"),
+
+    a_trap_in_alloc_is_a_trap: "trap-alloc" => Error("WASM_TRAP"),
+    a_trap_in_dealloc_is_a_trap: "trap-dealloc" => Error("WASM_TRAP"),
+    a_trap_in_dealloc_of_the_result_is_a_trap: "trap-dealloc-result" => Error("WASM_TRAP"),
+    unreachable_is_a_trap: "trap-unreachable" => Error("WASM_TRAP"),
+    division_by_zero_is_a_trap: "trap-divide" => Error("WASM_TRAP"),
+    overflow_is_a_trap: "trap-overflow" => Error("WASM_TRAP"),
+    a_conversion_of_no_number_is_a_trap: "trap-conversion" => Error("WASM_TRAP"),
+    reading_out_of_bounds_is_a_trap: "trap-load" => Error("WASM_TRAP"),
+    writing_out_of_bounds_is_a_trap: "trap-store" => Error("WASM_TRAP"),
+    copying_out_of_bounds_is_a_trap: "trap-copy" => Error("WASM_TRAP"),
+    using_dropped_data_is_a_trap: "trap-init" => Error("WASM_TRAP"),
+    calling_out_of_bounds_is_a_trap: "trap-table" => Error("WASM_TRAP"),
+    calling_nothing_is_a_trap: "trap-null-function" => Error("WASM_TRAP"),
+    calling_with_a_wrong_type_is_a_trap: "trap-signature" => Error("WASM_TRAP"),
+    writing_beyond_a_table_is_a_trap: "trap-table-set" => Error("WASM_TRAP"),
+    a_stack_overflow_is_a_trap: "trap-stack" => Error("WASM_TRAP"),
+    a_stack_overflow_around_the_host_is_a_trap: "trap-stack-log" => Error("WASM_TRAP"),
+    exiting_is_a_trap: "trap-exit" => Error("WASM_TRAP"),
+    aborting_with_nonsense_is_a_trap: "trap-abort" => Error("WASM_TRAP"),
+    logging_out_of_bounds_is_a_trap: "trap-log" => Error("WASM_TRAP"),
+    a_trap_in_a_function_with_a_long_name_is_told_in_short: "trap-long-name" => Error("WASM_TRAP"),
+
+    growing_without_end_is_a_memory_error: "grow-memory" => Error("WASM_MEMORY_LIMIT"),
+    growing_and_writing_without_end_is_a_memory_error: "grow-memory-touched" => Error("WASM_MEMORY_LIMIT"),
+    being_refused_memory_is_no_error: "grow-memory-refused" => Good,
+    a_huge_table_is_a_memory_error: "grow-table" => Error("WASM_MEMORY_LIMIT"),
+    filling_tables_without_end_is_a_memory_error: "grow-table-touched" => Error("WASM_MEMORY_LIMIT"),
+
+    a_null_from_alloc_is_an_allocation_error: "alloc-null" => Error("WASM_ALLOC_FAILED"),
+    an_address_out_of_bounds_from_alloc_is_an_allocation_error: "alloc-out-of-bounds" => Error("WASM_ALLOC_FAILED"),
+    an_address_at_the_end_from_alloc_is_an_allocation_error: "alloc-straddling" => Error("WASM_ALLOC_FAILED"),
+    a_negative_address_from_alloc_is_an_allocation_error: "alloc-negative" => Error("WASM_ALLOC_FAILED"),
+    an_input_over_the_answer_harms_this_answer_alone: "alloc-overlapping" => Error("WASM_INVALID_RESULT"),
+
+    a_result_out_of_bounds_is_invalid: "result-out-of-bounds" => Error("WASM_INVALID_RESULT"),
+    a_result_across_the_end_is_invalid: "result-straddling" => Error("WASM_INVALID_RESULT"),
+    a_huge_result_is_too_large: "result-huge" => Error("WASM_OUTPUT_LIMIT"),
+    a_negative_result_is_too_large: "result-negative" => Error("WASM_OUTPUT_LIMIT"),
+    a_result_of_20_mb_is_too_large: "result-20mb" => Error("WASM_OUTPUT_LIMIT"),
+    a_result_without_an_address_is_invalid: "result-null" => Error("WASM_INVALID_RESULT"),
+    a_result_without_a_length_is_no_opinion: "result-smallest" => NoOpinion,
+    a_result_of_zero_is_no_opinion: "result-zero" => NoOpinion,
+    a_result_that_is_the_input_is_read_as_an_answer: "result-input" => NoOpinion,
+    a_result_inside_the_input_is_invalid: "result-inside-input" => Error("WASM_INVALID_RESULT"),
+}
+
+#[test]
+fn a_leak_is_given_back_when_it_reaches_the_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    in_every_mode(&write(folder.path(), "grow-memory-leaking"), LONG_TIMEOUT_MS, |agent, connection, fail_open| {
+        assert_good(&connection.ask(kind::REQUEST_HEADERS, &good("first")));
+        let before = resident(agent);
+        for round in 0..20 {
+            let answer = connection.ask(kind::REQUEST_HEADERS, &bad("leak", "/"));
+            match module_error(&answer) {
+                None => assert_good(&answer),
+                Some(_) => assert_module_error(&answer, "WASM_MEMORY_LIMIT", fail_open),
+            }
+            // What one instance may have, times the instances.
+            assert!(resident(agent) < before + 4 * (64 << 20) + MEMORY_NOISE, "round {round}");
+        }
+    });
+}
+
+/// Asks the module for `answer` and gives what the agent made of it.
+fn echo(connection: &mut Connection, id: &str, answer: &[u8]) -> Value {
+    let hex: String = answer.iter().map(|byte| format!("{byte:02x}")).collect();
+    connection.ask(kind::REQUEST_HEADERS, &bad(id, &format!("/{hex}")))
+}
+
+/// Answers that are none.
+fn invalid_answers() -> Vec<Vec<u8>> {
+    let mut invalid: Vec<Vec<u8>> = [
+        &b"\xff\xfe"[..],
+        b"{\"body\":\"\xc3\x28\"}",
+        b"{\"ignored\":\"\xed\xa0\x80\"}",
+        b"{\"body\":\"\\ud800\"}",
+        b"{",
+        b"null",
+        b"[]",
+        b"\"allow\"",
+        b"0",
+        b"\0",
+        b"{}{}",
+        b"{}\0",
+        b"{\"decision\":\"allow\",}",
+        b"{'decision':'allow'}",
+        b"{\"confidence\":NaN}",
+        b"{\"confidence\":Infinity}",
+        b"{\"decision\":\"block\",\"decision\":\"allow\"}",
+        b"{\"status\":403,\"decision\":\"block\",\"status\":200}",
+    ]
+    .map(<[u8]>::to_vec)
+    .into();
+    let mut add = |value: Value| invalid.push(value.to_string().into_bytes());
+
+    // Wrong types, in every field.
+    let wrong = |fields: &[&str], values: &[Value], add: &mut dyn FnMut(Value)| {
+        for field in fields {
+            for value in values {
+                add(json!({*field: value}));
+            }
+        }
+    };
+    let (number, text, list, object, yes) = (json!(1), json!("x"), json!([1]), json!({"a": [1]}), json!(true));
+    wrong(&["decision", "body", "challenge_type"], &[number.clone(), list.clone(), object.clone(), yes.clone()], &mut add);
+    wrong(
+        &["status"],
+        &[text.clone(), list.clone(), object.clone(), yes.clone(), json!(-1), json!(403.5), json!(65536), json!(1e300)],
+        &mut add,
+    );
+    let maps = ["add_request_headers", "add_response_headers", "challenge_params", "routing_metadata"];
+    wrong(&maps, &[number.clone(), text.clone(), list.clone(), yes.clone(), json!({"a": {"b": "c"}}), json!({"a": null})], &mut add);
+    wrong(&["add_request_headers", "add_response_headers", "routing_metadata"], &[json!({"a": 1}), object.clone()], &mut add);
+    let lists = ["remove_request_headers", "remove_response_headers", "tags", "rule_ids", "reason_codes"];
+    wrong(&lists, &[number.clone(), text.clone(), list.clone(), object.clone(), yes.clone(), json!([["a"]]), json!([null])], &mut add);
+    wrong(&["confidence"], &[text.clone(), list.clone(), yes.clone(), json!(-0.1), json!(1.1), json!(1e308), json!(u64::MAX)], &mut add);
+    wrong(&["needs_more"], &[number.clone(), text.clone(), list.clone(), object.clone()], &mut add);
+    let mutations = ["request_body_mutation", "response_body_mutation"];
+    let bad_mutations = [
+        number.clone(),
+        text.clone(),
+        yes.clone(),
+        json!({}),
+        json!({"action": "explode"}),
+        json!({"action": "replace"}),
+        json!({"action": "replace", "data": 1}),
+        json!({"action": "replace", "data": "a", "data_base64": "YQ=="}),
+        json!({"action": "replace", "data_base64": "%"}),
+        json!({"action": "drop", "chunk_index": -1}),
+        json!({"action": "drop", "chunk_index": 4_294_967_296_u64}),
+    ];
+    wrong(&mutations, &bad_mutations, &mut add);
+    let bad_frames = [
+        number.clone(),
+        text.clone(),
+        yes,
+        json!({"close": {}}),
+        json!({"close": {"code": 999}}),
+        json!({"close": {"code": 1006}}),
+        json!({"close": {"code": 1008, "reason": "x".repeat(124)}}),
+        json!({"close": {"code": 1008, "reason": "a\r\nb"}}),
+    ];
+    wrong(&["websocket_decision"], &bad_frames, &mut add);
+    wrong(
+        &["guardrail_response"],
+        &[number, text, list, json!({}), json!({"detected": 1}), json!({"detected": true, "confidence": 2})],
+        &mut add,
+    );
+
+    // Decisions that nobody knows, statuses out of range.
+    for decision in ["", "alow", "allow ", "refuse", "ALLOW\0", "block,allow"] {
+        add(json!({"decision": decision}));
+    }
+    for status in [0, 99, 600, 999, 65535] {
+        add(json!({"decision": "block", "status": status}));
+    }
+    for status in [200, 300, 304, 306, 309, 400] {
+        add(json!({"decision": "redirect", "body": "/", "status": status}));
+    }
+    add(json!({"decision": "challenge"}));
+    add(json!({"decision": "challenge", "challenge_type": ""}));
+
+    // Injection wherever a string can go out.
+    for evil in ["a\r\nSet-Cookie: x=1", "a\nb", "a\rb", "a\0b", "a\u{7f}b", "a\u{1b}[31mb"] {
+        for field in ["add_request_headers", "add_response_headers"] {
+            add(json!({field: {"X-A": evil}}));
+            add(json!({field: {"X-A": ["good", evil]}}));
+            add(json!({field: {evil: "good"}}));
+            add(json!({"decision": "block", field: {"X-A": evil}}));
+            add(json!({"decision": "block", field: {"X-A": ["good", evil]}}));
+        }
+        for field in ["remove_request_headers", "remove_response_headers", "tags", "rule_ids", "reason_codes"] {
+            add(json!({field: ["good", evil]}));
+        }
+        add(json!({"decision": "redirect", "body": evil}));
+        add(json!({"decision": "challenge", "challenge_type": evil}));
+        add(json!({"decision": "challenge", "challenge_type": "x", "challenge_params": {"www-authenticate": evil}}));
+        add(json!({"decision": "challenge", "challenge_type": "x", "challenge_params": {evil: "good"}}));
+        add(json!({"routing_metadata": {"a": evil}}));
+        add(json!({"routing_metadata": {evil: "a"}}));
+    }
+    for name in ["", " ", "a b", "a:b", ":path", "a\u{e4}", "a,b", "(a)", "a/b", "a;b"] {
+        for field in ["add_request_headers", "add_response_headers"] {
+            add(json!({field: {name: "x"}}));
+        }
+        for field in ["remove_request_headers", "remove_response_headers"] {
+            add(json!({field: [name]}));
+        }
+    }
+    for url in ["", " ", "javascript:alert(1)", "  JavaScript:alert(1)", "java\tscript:alert(1)", "data:text/html,x", "vbscript:x"] {
+        add(json!({"decision": "redirect", "body": url}));
+    }
+
+    for depth in [200, 5000] {
+        invalid.push(format!("{{\"tags\":{}{}}}", "[".repeat(depth), "]".repeat(depth)).into_bytes());
+        invalid.push(format!("{}{}", "{\"a\":".repeat(depth), "}").into_bytes());
+    }
+    invalid.push(format!("{{\"status\":{}}}", "9".repeat(10_000)).into_bytes());
+    invalid.push(format!("{{\"confidence\":0.{}e400}}", "9".repeat(1000)).into_bytes());
+    invalid
+}
+
+#[test]
+fn answers_that_are_none_are_module_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    in_every_mode(&write(folder.path(), "echo"), LONG_TIMEOUT_MS, |_, connection, fail_open| {
+        for answer in invalid_answers() {
+            println!("{}", String::from_utf8_lossy(&answer[..answer.len().min(100)]));
+            assert_module_error(&echo(connection, "bad", &answer), "WASM_INVALID_RESULT", fail_open);
+        }
+        assert_good(&connection.ask(kind::REQUEST_HEADERS, &good("last")));
+    });
+}
+
+#[test]
+fn strange_answers_that_are_allowed_do_what_they_say() {
+    let folder = tempfile::tempdir().unwrap();
+    in_every_mode(&write(folder.path(), "echo"), LONG_TIMEOUT_MS, |_, connection, _| {
+        for (answer, expected) in [
+            (json!({"DECISION": "block"}), "allow"),
+            (json!({"decision": "BLOCK"}), "block"),
+            (json!({"decision": null, "tags": null, "status": null}), "allow"),
+            (json!({"decision": "block", "body": "a\r\n\r\nb\u{0}"}), "block"),
+            (json!({"unknown": {"deep": [[[[[[[[[[{}]]]]]]]]]]}}), "allow"),
+            (json!({"confidence": 0}), "allow"),
+            (json!({"confidence": -0.0}), "allow"),
+            (json!({"add_request_headers": {"X-A": []}}), "allow"),
+        ] {
+            let got = echo(connection, "strange", answer.to_string().as_bytes());
+            assert_eq!(module_error(&got), None, "{answer}: {got}");
+            assert_eq!(decision(&got), expected, "{answer}: {got}");
+        }
+        // Nobody looks into what is ignored, however deep it is.
+        let deep = format!("{{\"ignored\":{}{}}}", "[".repeat(5000), "]".repeat(5000));
+        assert_eq!(decision(&echo(connection, "deep", deep.as_bytes())), "allow");
+    });
+}
+
+/// Starts the agent on what stands at `path` and gives what it says when it refuses.
+fn refusal(path: &Path) -> String {
+    let mut agent = Agent::launch(path, |command| {
+        command.stdout(Stdio::null());
+    });
+    assert_eq!(agent.wait().code(), Some(1), "{}", agent.log.whole());
+    assert!(!agent.socket.exists(), "it leaves its socket behind");
+    let log = agent.log.whole();
+    assert!(!log.contains("panicked"), "{log}");
+    let said: Vec<_> = log.lines().filter(|line| !line.starts_with('{')).collect();
+    let [message] = said[..] else { panic!("not one message: {log}") };
+    assert!(message.len() < 4096, "a message of {} bytes", message.len());
+    message.to_owned()
+}
+
+/// Modules that cannot be served, each with a part of the reason.
+const REFUSED: &[(&str, &str)] = &[
+    ("missing-memory", "does not export `memory`"),
+    ("missing-alloc", "does not export `alloc`"),
+    ("missing-dealloc", "does not export `dealloc`"),
+    ("missing-hook", "exports none of `on_request_headers`"),
+    ("misnamed-hook", "exports none of `on_request_headers`"),
+    ("mistyped-memory", "`memory` is not a memory"),
+    ("mistyped-alloc", "`alloc` has the type (i64) -> i64, not (i32) -> i32"),
+    ("mistyped-dealloc", "`dealloc` is not a function"),
+    ("mistyped-hook", "`on_request_headers` has the type (i32, i32, i32) -> i32, not (i32, i32) -> i64"),
+    ("mistyped-initialize", "`_initialize` has the type (i32) -> ()"),
+    ("duplicate-export", "not valid"),
+    (
+        "unknown-import",
+        "`env.open` is not known; its import `wasi_snapshot_preview1.path_open_all` is not known; its import `env.heap` is not known; its import `env.table` is not known",
+    ),
+    ("mistyped-import", "`wasi_snapshot_preview1.fd_write` has the type (i64) -> i64"),
+    ("imported-memory", "must have and export its memory"),
+    ("memory64", "not valid"),
+    ("shared-memory", "not valid"),
+    ("threads", "not valid"),
+    ("multi-memory", "not valid"),
+    ("exceptions", "not valid"),
+    ("gc", "not valid"),
+    ("large-memory", "raise `--max-memory-mb`"),
+    ("large-table", "not valid"),
+    ("many-tables", "not valid"),
+    ("start-trap", "WASM_TRAP"),
+    ("start-loop", "WASM_TIMEOUT"),
+    ("start-grow", "WASM_MEMORY_LIMIT"),
+    ("initialize-trap", "WASM_TRAP"),
+    ("initialize-loop", "WASM_TIMEOUT"),
+    ("data-out-of-bounds", "WASM_TRAP"),
+    ("command", "build a reactor"),
+];
+
+/// Things that are no modules at all, each with a part of the reason.
+fn no_modules(folder: &Path) -> Vec<(PathBuf, &'static str)> {
+    let good = wat::parse_str(source("result-zero")).unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = folder.join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    let fifo = folder.join("fifo");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+    let large = folder.join("large.wasm");
+    let sparse = std::fs::File::create(&large).unwrap();
+    sparse.set_len(100 << 20).unwrap();
+    let mut many_imports = String::from("(module ");
+    for at in 0..50_000 {
+        many_imports.push_str(&format!("(import \"env\" \"unknown{at}\" (func))"));
+    }
+    many_imports.push(')');
+    vec![
+        (folder.join("missing.wasm"), "No such file"),
+        (folder.to_owned(), "not a regular file"),
+        (PathBuf::from("/dev/zero"), "not a regular file"),
+        (fifo, "not a regular file"),
+        (large, "more than the limit of 67108864"),
+        (file("empty.wasm", b""), "it is empty"),
+        (file("text.wasm", b"(module)"), "text form"),
+        (file("noise.wasm", b"\x7fELF\x02"), "not Wasm"),
+        (file("component.wasm", b"\0asm\x0d\0\x01\0"), "component"),
+        (file("version.wasm", b"\0asm\x02\0\0\0"), "version"),
+        (file("truncated.wasm", &good[..good.len() / 2]), "not valid"),
+        (file("garbage.wasm", &[good.as_slice(), b"\xff\xff\xff\xff\xff\xff"].concat()), "not valid"),
+        (file("imports.wasm", &wat::parse_str(many_imports).unwrap()), "is not known"),
+    ]
+}
+
+#[test]
+fn what_cannot_be_served_is_refused_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let modules = REFUSED.iter().map(|(name, reason)| (write(folder.path(), name), *reason));
+    for (path, reason) in modules.chain(no_modules(folder.path())) {
+        let message = refusal(&path);
+        assert!(message.contains(reason), "{}: {message}", path.display());
+    }
+}
+
+#[test]
+fn what_cannot_be_served_does_not_replace_what_serves() {
+    let folder = tempfile::tempdir().unwrap();
+    let served = folder.path().join("served.wasm");
+    std::fs::copy(write(folder.path(), "loop"), &served).unwrap();
+    let agent = Agent::start(&served, &["--timeout-ms", LONG_TIMEOUT_MS]);
+    let mut connection = agent.connect();
+    let modules = REFUSED.iter().map(|(name, reason)| (write(folder.path(), name), *reason));
+    let refused = || agent.log.lines().iter().filter(|line| line.contains("the old module goes on")).count();
+    for (path, reason) in modules.chain(no_modules(folder.path())) {
+        let next = folder.path().join("next");
+        let _ = std::fs::remove_file(&next);
+        std::os::unix::fs::symlink(&path, &next).unwrap();
+        std::fs::rename(&next, &served).unwrap();
+        let before = refused();
+        agent.signal(Signal::HUP);
+        let mut asked = 0;
+        wait_for("the module to be refused", || {
+            assert_good(&connection.ask(kind::REQUEST_HEADERS, &good(&format!("during-{asked}"))));
+            asked += 1;
+            (refused() > before).then_some(())
+        });
+        let lines = agent.log.lines();
+        let last = lines.iter().rfind(|line| line.contains("the old module goes on")).unwrap();
+        assert!(serde_json::from_str::<Value>(last).unwrap()["message"].as_str().unwrap().contains(reason), "{}: {last}", path.display());
+    }
+    agent.end();
+}
+
+#[test]
+fn every_module_of_the_folder_is_tried() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/hostile");
+    let elsewhere = ["frame", "echo", "grow-memory-leaking", "remember"];
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "wat") {
+            continue;
+        }
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        let tried = TRIED.contains(&name) || elsewhere.contains(&name) || REFUSED.iter().any(|(refused, _)| *refused == name);
+        assert!(tried, "{name}");
+    }
+}
