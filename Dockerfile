@@ -6,6 +6,7 @@
 #       zentinel-wasm-agent --socket /run/zentinel/wasm.sock --module /modules/security.wasm
 
 FROM rust:1.95-slim-bookworm AS build
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
 COPY crates crates
