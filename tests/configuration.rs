@@ -43,6 +43,28 @@ fn a_configuration_takes_effect_on_every_connection() {
     agent.end();
 }
 
+/// A handshake that brings a configuration.
+fn shake_hands_with(agent: &Agent, config: serde_json::Value) -> (Connection, serde_json::Value) {
+    let mut proxy = Connection::open_silent(&agent.socket);
+    let hello = json!({"supported_versions": [2], "proxy_id": "test", "proxy_version": "0.6.54", "config": config});
+    proxy.send(kind::HANDSHAKE_REQUEST, &hello);
+    let (got, handshake) = proxy.receive().expect("the agent answers every handshake");
+    assert_eq!(got, kind::HANDSHAKE_RESPONSE);
+    (proxy, handshake)
+}
+
+#[test]
+fn a_configuration_in_the_handshake_counts_too() {
+    let (agent, _) = start(&module::choosing(), &[]);
+    let (mut proxy, handshake) = shake_hands_with(&agent, json!({"fail-open": true}));
+    assert_eq!(handshake["success"], true);
+    assert!(is_fail_open(&mut proxy));
+    let (_, handshake) = shake_hands_with(&agent, json!({"fail-open": 7}));
+    assert_eq!(handshake["success"], false);
+    assert!(handshake["error"].as_str().unwrap().contains("`fail-open` is 7: it takes true or false"), "{handshake}");
+    assert!(is_fail_open(&mut proxy));
+}
+
 #[test]
 fn the_same_configuration_again_changes_nothing() {
     let (agent, admin) = start(&module::choosing(), &[]);
