@@ -56,24 +56,56 @@ const CLIENT_HINT: (&str, &str) = ("sec-ch-", "Sec-CH-");
 ///
 /// A name that is not a token (RFC 9110, 5.6.2) is appended as received, escaped for JSON.
 pub fn write_name(out: &mut Vec<u8>, name: &str, case: HeaderCase) {
-    if !is_token(name) {
-        crate::json::escaped(out, name);
-    } else if case == HeaderCase::Lower {
+    if case == HeaderCase::Canonical && write_canonical(out, name) {
+        return;
+    }
+    if is_token(name) {
         out.extend_from_slice(name.as_bytes());
     } else {
-        write_canonical(out, name);
+        crate::json::escaped(out, name);
     }
 }
 
-fn write_canonical(out: &mut Vec<u8>, name: &str) {
+/// Appends the canonical spelling, or nothing and false when `name` is not a token.
+fn write_canonical(out: &mut Vec<u8>, name: &str) -> bool {
     let at = out.len();
-    out.extend_from_slice(name.as_bytes());
-    let written = &mut out[at..];
     let mut word_start = true;
-    for byte in written.iter_mut() {
-        *byte = if word_start { byte.to_ascii_uppercase() } else { byte.to_ascii_lowercase() };
-        word_start = *byte == b'-';
+    let mut tokens = !name.is_empty();
+    out.extend(name.bytes().map(|byte| {
+        tokens &= TOKEN[usize::from(byte)];
+        let cased = if word_start { byte.to_ascii_uppercase() } else { byte.to_ascii_lowercase() };
+        word_start = byte == b'-';
+        cased
+    }));
+    if !tokens {
+        out.truncate(at);
+        return false;
     }
+    let written = &mut out[at..];
+    if may_be_special(written) {
+        respell(written, name);
+    }
+    true
+}
+
+/// Whether a name may be spelled unusually: its first letter and length are those of an exception. Spares most names the search.
+fn may_be_special(written: &[u8]) -> bool {
+    /// For each first letter, the lengths of the exceptions that begin with it.
+    const LENGTHS: [u32; 26] = {
+        let mut lengths = [0; 26];
+        let mut at = 0;
+        while at < SPECIAL_NAMES.len() {
+            let name = SPECIAL_NAMES[at].0.as_bytes();
+            lengths[(name[0] - b'a') as usize] |= 1 << name.len();
+            at += 1;
+        }
+        lengths
+    };
+    let lengths = written.first().and_then(|first| LENGTHS.get(usize::from(first.wrapping_sub(b'A')))).copied().unwrap_or(0);
+    (written.len() < 32 && lengths & (1 << written.len()) != 0) || written.starts_with(b"Sec-Ch-")
+}
+
+fn respell(written: &mut [u8], name: &str) {
     if let Some((_, special)) = SPECIAL_NAMES.iter().find(|(lower, _)| lower.len() == name.len() && lower.eq_ignore_ascii_case(name)) {
         written.copy_from_slice(special.as_bytes());
         return;
@@ -90,23 +122,25 @@ fn write_canonical(out: &mut Vec<u8>, name: &str) {
 
 /// Whether `name` is a token (RFC 9110, 5.6.2), as every header name must be.
 pub fn is_token(name: &str) -> bool {
-    const TOKEN: [bool; 256] = {
-        let mut table = [false; 256];
-        let mut byte = 0;
-        while byte < 256 {
-            table[byte] = (byte as u8).is_ascii_alphanumeric();
-            byte += 1;
-        }
-        let others = b"!#$%&'*+-.^_`|~";
-        let mut at = 0;
-        while at < others.len() {
-            table[others[at] as usize] = true;
-            at += 1;
-        }
-        table
-    };
     !name.is_empty() && name.bytes().all(|byte| TOKEN[usize::from(byte)])
 }
+
+/// The bytes of a token.
+const TOKEN: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let others = b"!#$%&'*+-.^_`|~";
+    let mut at = 0;
+    while at < others.len() {
+        table[others[at] as usize] = true;
+        at += 1;
+    }
+    table
+};
 
 /// Whether `value` may stand in a header or a line of a log: no control characters but the tab.
 ///

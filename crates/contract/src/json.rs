@@ -11,26 +11,37 @@ pub fn string(out: &mut Vec<u8>, value: &str) {
 /// Appends `value` as the inside of a JSON string.
 pub fn escaped(out: &mut Vec<u8>, value: &str) {
     let bytes = value.as_bytes();
-    let mut start = 0;
-    while let Some(offset) = first_special(&bytes[start..]) {
-        let at = start + offset;
-        out.extend_from_slice(&bytes[start..at]);
-        match bytes[at] {
-            b'"' => out.extend_from_slice(b"\\\""),
-            b'\\' => out.extend_from_slice(b"\\\\"),
-            b'\n' => out.extend_from_slice(b"\\n"),
-            b'\r' => out.extend_from_slice(b"\\r"),
-            b'\t' => out.extend_from_slice(b"\\t"),
-            control => {
-                const HEX: &[u8; 16] = b"0123456789abcdef";
-                out.extend_from_slice(b"\\u00");
-                out.push(HEX[usize::from(control >> 4)]);
-                out.push(HEX[usize::from(control & 15)]);
+    // Text of a body is often JSON, with a quote every few bytes.
+    out.reserve(bytes.len() + bytes.len() / 4);
+    let (mut start, mut at) = (0, 0);
+    while at < bytes.len() {
+        match first_special(&bytes[at..]) {
+            Special::None(len) => at += len,
+            Special::At(offset) => {
+                at += offset;
+                out.extend_from_slice(&bytes[start..at]);
+                escape(out, bytes[at]);
+                at += 1;
+                start = at;
             }
         }
-        start = at + 1;
     }
     out.extend_from_slice(&bytes[start..]);
+}
+
+fn escape(out: &mut Vec<u8>, byte: u8) {
+    match byte {
+        b'"' => out.extend_from_slice(b"\\\""),
+        b'\\' => out.extend_from_slice(b"\\\\"),
+        b'\n' => out.extend_from_slice(b"\\n"),
+        b'\r' => out.extend_from_slice(b"\\r"),
+        b'\t' => out.extend_from_slice(b"\\t"),
+        control => {
+            const HEX: &[u8; 16] = b"0123456789abcdef";
+            let (high, low) = (HEX[usize::from(control >> 4)], HEX[usize::from(control & 15)]);
+            out.extend_from_slice(&[b'\\', b'u', b'0', b'0', high, low]);
+        }
+    }
 }
 
 /// Appends `"name":`, with a comma before it unless it is the first field of its object.
@@ -66,28 +77,30 @@ pub fn plain_field(out: &mut Vec<u8>, name: &str, value: impl std::fmt::Display)
     let _ = write!(out, "{value}");
 }
 
-/// Where the first byte stands that JSON strings must escape: `"`, `\` or a control character.
-///
-/// Eight bytes at a time: most strings of a request hold none.
-fn first_special(bytes: &[u8]) -> Option<usize> {
-    const ONES: u64 = u64::from_ne_bytes([0x01; 8]);
-    const HIGHS: u64 = u64::from_ne_bytes([0x80; 8]);
-    let special = |byte: u8| byte < 0x20 || byte == b'"' || byte == b'\\';
+/// What the beginning of a string holds of bytes that JSON strings must escape: `"`, `\\` and control characters.
+enum Special {
+    /// None within so many bytes.
+    None(usize),
+    /// The first one stands there.
+    At(usize),
+}
 
-    let mut chunks = bytes.chunks_exact(8);
-    let mut at = 0;
-    for chunk in &mut chunks {
-        let word = u64::from_ne_bytes(chunk.try_into().unwrap_or_default());
-        let has_zero = |word: u64| word.wrapping_sub(ONES) & !word & HIGHS;
-        let control = word.wrapping_sub(ONES * 0x20) & !word & HIGHS;
-        let quote = has_zero(word ^ (ONES * u64::from(b'"')));
-        let backslash = has_zero(word ^ (ONES * u64::from(b'\\')));
-        if control | quote | backslash != 0 {
-            return chunk.iter().position(|&byte| special(byte)).map(|offset| at + offset);
-        }
-        at += 8;
-    }
-    chunks.remainder().iter().position(|&byte| special(byte)).map(|offset| at + offset)
+/// Looks at the first eight bytes at once, or at what is left one by one.
+#[inline]
+fn first_special(bytes: &[u8]) -> Special {
+    const ONES: u64 = u64::from_le_bytes([0x01; 8]);
+    const HIGHS: u64 = u64::from_le_bytes([0x80; 8]);
+
+    let Some(chunk) = bytes.first_chunk::<8>() else {
+        let special = |byte: &u8| *byte < 0x20 || *byte == b'"' || *byte == b'\\';
+        return bytes.iter().position(special).map_or(Special::None(bytes.len()), Special::At);
+    };
+    // Each term marks the high bit of bytes that are special. A borrow may mark bytes above the first marked one wrongly, never below it.
+    let word = u64::from_le_bytes(*chunk);
+    let is_zero = |word: u64| word.wrapping_sub(ONES) & !word & HIGHS;
+    let control = word.wrapping_sub(ONES * 0x20) & !word & HIGHS;
+    let marks = control | is_zero(word ^ (ONES * 0x22)) | is_zero(word ^ (ONES * 0x5c));
+    if marks == 0 { Special::None(8) } else { Special::At((marks.trailing_zeros() / 8) as usize) }
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use rustix::buffer::spare_capacity;
+use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -50,6 +52,10 @@ const MAX_CONFIGURE: usize = 4 << 20;
 
 /// Frames that one system call writes at most.
 const WRITE_SLICES: usize = 64;
+
+/// Time of a batch after which the socket is looked at again before its answers go out. Events that have superseded them are likely then, and the
+/// system call costs little beside it.
+const LONG_BATCH: Duration = Duration::from_micros(50);
 
 /// Answers that wait for a client to read before no more events are taken from it, in bytes.
 pub(crate) const MAX_UNSENT: usize = 1 << 20;
@@ -219,8 +225,12 @@ impl<H: Handler> Connection<H> {
             }
             self.output.write(&self.stream, &mut self.session)?;
             if !self.batch.is_empty() {
+                let began = Instant::now();
                 self.run_batch().await;
                 quiet_since = Instant::now();
+                if quiet_since - began > LONG_BATCH && self.takes_events() {
+                    self.input.look_again(&self.stream);
+                }
                 busy_rounds += 1;
                 if busy_rounds == MAX_BUSY_ROUNDS {
                     busy_rounds = 0;
@@ -532,9 +542,16 @@ impl Input {
             let room = self.buffer.len().clamp(READ_ROOM, MAX_FRAME);
             self.buffer.reserve(room);
         }
-        match stream.try_read_buf(&mut self.buffer) {
+        let before = self.buffer.len();
+        let read = stream.try_io(Interest::READABLE, || {
+            let read = rustix::io::retry_on_intr(|| rustix::io::read(stream, spare_capacity(&mut self.buffer)))?;
+            // A short read has emptied the socket: saying so spares the call that would only find out.
+            if read > 0 && self.buffer.len() < self.buffer.capacity() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(read) }
+        });
+        match read {
             Ok(0) => Ok(Read::End),
             Ok(_) => Ok(Read::Some),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.buffer.len() > before => Ok(Read::Some),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if self.len() > 0 && self.since.is_none() {
                     self.since = Some(Instant::now());
@@ -542,6 +559,13 @@ impl Input {
                 Ok(Read::Nothing)
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// Takes what has arrived since the last read, whatever the runtime knows of it. An end or a failure it will know soon enough.
+    fn look_again(&mut self, stream: &UnixStream) {
+        if self.buffer.len() < self.buffer.capacity() {
+            let _ = rustix::io::read(stream, spare_capacity(&mut self.buffer));
         }
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
-use wasmtime::{Caller, Extern, Memory, ResourceLimiter, Store, TypedFunc, UpdateDeadline, WasmBacktrace};
+use wasmtime::{Caller, Extern, Linker, Memory, ResourceLimiter, Store, TypedFunc, UpdateDeadline, WasmBacktrace};
 use zentinel_wasm_contract::{Failure, FailureKind, Hook};
 
 use crate::engine::MAX_TABLE_ELEMENTS;
@@ -222,9 +222,9 @@ impl Instance {
             initialize.typed::<(), ()>(&*store)?.call_async(&mut *store, ()).await?;
         }
 
-        let put = wasmtime::Func::wrap(&mut *store, put);
-        let take = wasmtime::Func::wrap(&mut *store, take);
-        let mut imports = vec![export(store, &exports.alloc)?, export(store, &exports.dealloc)?, put.into(), take.into()];
+        let put = compiled.adapter_linker.get(&mut *store, "", "put")?;
+        let take = compiled.adapter_linker.get(&mut *store, "", "take")?;
+        let mut imports = vec![export(store, &exports.alloc)?, export(store, &exports.dealloc)?, put, take];
         for (_, at) in &exports.hooks {
             imports.push(export(store, at)?);
         }
@@ -291,6 +291,13 @@ impl Instance {
         }
         Failure::new(FailureKind::Trap, detail)
     }
+}
+
+/// Defines what the adapter imports of the host.
+pub(crate) fn define_adapter(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+    linker.func_wrap("", "put", put)?;
+    linker.func_wrap("", "take", take)?;
+    Ok(())
 }
 
 /// Writes the input where `alloc` said.

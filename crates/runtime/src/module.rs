@@ -140,8 +140,10 @@ impl Module {
         };
         let adapter =
             wasmtime::Module::new(&engine, adapter::module(hooks)).map_err(|error| self.error(format!("the adapter failed: {error:#}")))?;
+        let mut adapter_linker = Linker::new(&engine);
+        crate::instance::define_adapter(&mut adapter_linker).map_err(|error| self.error(format!("{error:#}")))?;
         let guest = linker.instantiate_pre(&module).map_err(|error| self.error(one_line(&error)))?;
-        Ok(Compiled { path: self.path.clone(), engine, guest, adapter, exports, hooks })
+        Ok(Compiled { path: self.path.clone(), engine, guest, adapter, adapter_linker, exports, hooks })
     }
 }
 
@@ -151,6 +153,7 @@ pub(crate) struct Compiled {
     pub(crate) engine: Engine,
     pub(crate) guest: InstancePre<State>,
     pub(crate) adapter: wasmtime::Module,
+    pub(crate) adapter_linker: Linker<State>,
     pub(crate) exports: Exports,
     pub(crate) hooks: Hooks,
 }

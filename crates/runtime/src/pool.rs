@@ -213,7 +213,8 @@ impl Pool {
         let shared = &self.0;
         let permit = match shared.permits.try_acquire() {
             Ok(permit) => permit,
-            Err(_) => shared.wait(deadline).await?,
+            // Boxed, as is making an instance below: what is rare must not make every call's future large.
+            Err(_) => Box::pin(shared.wait(deadline)).await?,
         };
         permit.forget();
         let mut slot = Slot { shared: Arc::clone(shared), instance: None, settled: false };
@@ -321,7 +322,7 @@ impl Slot {
     async fn run(mut self, request: Request) -> Result<Lease, Failure> {
         let _running = self.shared.runtime.ticker().running();
         if self.instance.is_none() {
-            let made = self.shared.make(&request.correlation_id, request.deadline).await?;
+            let made = Box::pin(self.shared.make(&request.correlation_id, request.deadline)).await?;
             let made = made.map_err(|reason| Failure::new(FailureKind::Trap, format!("it rejects its configuration: {reason}")))?;
             self.instance = Some(made);
         }

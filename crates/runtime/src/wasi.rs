@@ -95,7 +95,8 @@ pub(crate) fn define(linker: &mut Linker<State>) -> Result<()> {
         let Some(now) = clock_now(clock) else { return Ok(INVAL) };
         Ok(errno(write(&mut caller, out, &now.to_le_bytes())?))
     })?;
-    linker.func_wrap_async(MODULE, "random_get", |caller, (ptr, len): (i32, i32)| Box::new(random_get(caller, ptr, len.cast_unsigned())))?;
+    linker
+        .func_wrap_async(MODULE, "random_get", |caller, (ptr, len): (i32, i32)| Box::new(random_get(caller, ptr, len.cast_unsigned())))?;
     linker.func_wrap(MODULE, "sched_yield", |mut caller: Caller<'_, State>| -> Result<i32> {
         caller.data_mut().check_deadline()?;
         Ok(SUCCESS)
