@@ -94,6 +94,12 @@ pub fn echo(hooks: &[&str]) -> String {
     with_hooks(hooks, |_| "(call $quote (local.get $ptr) (local.get $len))".into(), &more)
 }
 
+/// A module that refuses everything and shows, as the body of the refusal, the JSON that it was given: gRPC carries no routing metadata.
+pub fn revealing(hooks: &[&str]) -> String {
+    let more = quoting(r#"{"decision":"block","body":""#, r#""}"#);
+    with_hooks(hooks, |_| "(call $quote (local.get $ptr) (local.get $len))".into(), &more)
+}
+
 /// What an [`echo`] was given.
 #[track_caller]
 pub fn seen(answer: &serde_json::Value) -> serde_json::Value {

@@ -1,0 +1,858 @@
+//! The gRPC address, as a proxy and as tools see it.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::{Buf as _, BufMut as _, Bytes};
+use common::{Agent, PATIENCE, module};
+use http::uri::PathAndQuery;
+use prost::Message as _;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Code, Request, Status, Streaming};
+use zentinel_wasm_protocol::grpc::health_proto::health_check_response::ServingStatus;
+use zentinel_wasm_protocol::grpc::health_proto::{HealthCheckRequest, HealthCheckResponse};
+use zentinel_wasm_protocol::grpc::proto;
+use zentinel_wasm_protocol::grpc::proto::agent_response::Decision;
+use zentinel_wasm_protocol::grpc::proto::agent_to_proxy::Message as FromAgent;
+use zentinel_wasm_protocol::grpc::proto::proxy_to_agent::Message as ToAgent;
+
+/// The deadline of calls on a machine that may do other things too.
+const AMPLE: [&str; 2] = ["--timeout-ms", "20000"];
+
+const PROCESS_STREAM: &str = "/zentinel.agent.v2.AgentServiceV2/ProcessStream";
+const PROCESS_EVENT: &str = "/zentinel.agent.v2.AgentServiceV2/ProcessEvent";
+const CONTROL_STREAM: &str = "/zentinel.agent.v2.AgentServiceV2/ControlStream";
+const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
+const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
+
+/// Sends bytes, so that a test may send anything; receives messages.
+struct Raw<M>(std::marker::PhantomData<M>);
+
+impl<M: prost::Message + Default + 'static> Codec for Raw<M> {
+    type Encode = Vec<u8>;
+    type Decode = M;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self(std::marker::PhantomData)
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self(std::marker::PhantomData)
+    }
+}
+
+impl<M> Encoder for Raw<M> {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn encode(&mut self, item: Vec<u8>, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        out.put_slice(&item);
+        Ok(())
+    }
+}
+
+impl<M: prost::Message + Default> Decoder for Raw<M> {
+    type Item = M;
+    type Error = Status;
+
+    fn decode(&mut self, input: &mut DecodeBuf<'_>) -> Result<Option<M>, Status> {
+        let bytes = input.copy_to_bytes(input.remaining());
+        M::decode(bytes).map(Some).map_err(|error| Status::internal(error.to_string()))
+    }
+}
+
+async fn patiently<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, what).await.expect("the agent answers")
+}
+
+fn path(path: &'static str) -> PathAndQuery {
+    PathAndQuery::from_static(path)
+}
+
+/// A client of the agent's services.
+struct Client(tonic::client::Grpc<Channel>);
+
+impl Client {
+    fn new(channel: Channel) -> Self {
+        Self(tonic::client::Grpc::new(channel))
+    }
+
+    async fn connect(agent: &Agent) -> Self {
+        let endpoint = Endpoint::from_shared(format!("http://{}", address(agent))).unwrap();
+        Self::new(patiently(endpoint.connect()).await.unwrap())
+    }
+
+    /// A call of which one message goes and one comes.
+    async fn one<M: prost::Message + Default + 'static>(&mut self, method: &'static str, message: Vec<u8>) -> Result<M, Status> {
+        patiently(self.0.ready()).await.unwrap();
+        let response = patiently(self.0.unary(Request::new(message), path(method), Raw(std::marker::PhantomData))).await?;
+        Ok(response.into_inner())
+    }
+
+    /// A call of which messages go and come.
+    async fn many<M: prost::Message + Default + 'static>(&mut self, method: &'static str) -> (mpsc::Sender<Vec<u8>>, Streaming<M>) {
+        let (to, mut queue) = mpsc::channel(1000);
+        let outgoing = futures_util::stream::poll_fn(move |context| queue.poll_recv(context));
+        patiently(self.0.ready()).await.unwrap();
+        let call = self.0.streaming(Request::new(outgoing), path(method), Raw(std::marker::PhantomData));
+        (to, patiently(call).await.unwrap().into_inner())
+    }
+
+    /// Opens a watch on the agent's health.
+    async fn watch(&mut self) -> Streaming<HealthCheckResponse> {
+        patiently(self.0.ready()).await.unwrap();
+        let request = Request::new(HealthCheckRequest::default().encode_to_vec());
+        let call = self.0.server_streaming(request, path(HEALTH_WATCH), Raw(std::marker::PhantomData));
+        patiently(call).await.unwrap().into_inner()
+    }
+
+    async fn health(&mut self, service: &str) -> Result<ServingStatus, Status> {
+        let request = HealthCheckRequest { service: service.into() }.encode_to_vec();
+        self.one::<HealthCheckResponse>(HEALTH_CHECK, request).await.map(|response| response.status())
+    }
+
+    async fn process(&mut self) -> Stream {
+        self.process_as("0.6.54").await
+    }
+
+    /// Opens a stream and shakes hands as a proxy of some version.
+    async fn process_as(&mut self, version: &str) -> Stream {
+        let (to, from) = self.many(PROCESS_STREAM).await;
+        let mut stream = Stream { to, from, reports: Vec::new() };
+        stream.send(handshake(&[2, 1], version)).await;
+        let Some(FromAgent::Handshake(handshake)) = stream.receive().await.unwrap() else { panic!("no handshake") };
+        assert!(handshake.success, "{handshake:?}");
+        stream
+    }
+}
+
+fn handshake(versions: &[u32], proxy_version: &str) -> ToAgent {
+    ToAgent::Handshake(proto::HandshakeRequest {
+        supported_versions: versions.to_vec(),
+        proxy_id: "test".into(),
+        proxy_version: proxy_version.into(),
+        config_json: "{}".into(),
+    })
+}
+
+/// One stream of a proxy.
+struct Stream {
+    to: mpsc::Sender<Vec<u8>>,
+    from: Streaming<proto::AgentToProxy>,
+    /// Reports that came while something else was awaited.
+    reports: Vec<FromAgent>,
+}
+
+impl Stream {
+    async fn send(&self, message: ToAgent) {
+        self.send_raw(proto::ProxyToAgent { message: Some(message) }.encode_to_vec()).await;
+    }
+
+    async fn send_raw(&self, bytes: Vec<u8>) {
+        patiently(self.to.send(bytes)).await.unwrap();
+    }
+
+    /// The next message, or None at the end.
+    async fn receive(&mut self) -> Result<Option<FromAgent>, Status> {
+        Ok(patiently(self.from.message()).await?.map(|message| message.message.expect("a message says something")))
+    }
+
+    /// The next message that is no report.
+    async fn next(&mut self) -> Result<Option<FromAgent>, Status> {
+        loop {
+            match self.receive().await? {
+                Some(report @ (FromAgent::Health(_) | FromAgent::Metrics(_))) => self.reports.push(report),
+                other => return Ok(other),
+            }
+        }
+    }
+
+    async fn answer(&mut self) -> proto::AgentResponse {
+        match self.next().await.unwrap() {
+            Some(FromAgent::Response(response)) => response,
+            other => panic!("no answer but {other:?}"),
+        }
+    }
+
+    async fn ask(&mut self, event: ToAgent) -> proto::AgentResponse {
+        self.send(event).await;
+        self.answer().await
+    }
+
+    /// Sends a ping. Its pong comes after all that the agent does before it reads the ping.
+    async fn ping(&mut self) {
+        self.send(ToAgent::Ping(proto::Ping { sequence: 7, timestamp_ms: 8 })).await;
+        match self.next().await.unwrap() {
+            Some(FromAgent::Pong(pong)) => assert_eq!((pong.sequence, pong.ping_timestamp_ms), (7, 8)),
+            other => panic!("no pong but {other:?}"),
+        }
+    }
+
+    /// How the stream ends.
+    async fn end(mut self) -> Result<(), Status> {
+        match self.next().await? {
+            None => Ok(()),
+            Some(message) => panic!("no end but {message:?}"),
+        }
+    }
+}
+
+fn get(id: &str, uri: &str) -> ToAgent {
+    let header = |name: &str, value: &str| proto::Header { name: name.into(), value: value.into() };
+    ToAgent::RequestHeaders(proto::RequestHeadersEvent {
+        metadata: Some(proto::RequestMetadata {
+            correlation_id: id.into(),
+            client_ip: "192.0.2.7:50123".into(),
+            protocol: "HTTP/1.1".into(),
+            route_id: Some("all".into()),
+            timestamp_ms: 1_767_323_045_678,
+            ..Default::default()
+        }),
+        method: "GET".into(),
+        uri: uri.into(),
+        http_version: "HTTP/1.1".into(),
+        headers: vec![header("accept", "a"), header("user-agent", "curl/8.0"), header("accept", "b")],
+    })
+}
+
+fn body(id: &str, data: impl Into<Bytes>) -> ToAgent {
+    let data = data.into();
+    ToAgent::RequestBodyChunk(proto::BodyChunkEvent {
+        correlation_id: id.into(),
+        total_size: Some(data.len() as u64),
+        bytes_transferred: data.len() as u64,
+        data,
+        is_last: true,
+        ..Default::default()
+    })
+}
+
+fn configure(json: &str) -> ToAgent {
+    ToAgent::Configure(proto::ConfigureEvent { config_json: json.into(), ..Default::default() })
+}
+
+/// What a module of [`module::revealing`] was given.
+#[track_caller]
+fn seen(answer: &proto::AgentResponse) -> Value {
+    match &answer.decision {
+        Some(Decision::Block(proto::BlockDecision { body: Some(body), .. })) => serde_json::from_str(body).unwrap(),
+        other => panic!("nothing is shown by {other:?}"),
+    }
+}
+
+/// The stable code of a module error, if the answer is one.
+fn module_error(answer: &proto::AgentResponse) -> Option<&str> {
+    let audit = answer.audit.as_ref()?;
+    audit.tags.contains(&"wasm-error".to_owned()).then(|| audit.reason_codes[0].as_str())
+}
+
+fn is_allow(answer: &proto::AgentResponse) -> bool {
+    matches!(answer.decision, Some(Decision::Allow(_)))
+}
+
+/// An agent that serves a module of `wat` over gRPC too, and the directory of the module.
+fn serve(wat: &str, options: &[&str]) -> (Agent, TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let module = module::write(directory.path(), "module.wasm", wat);
+    let agent = Agent::start_with(&module, |command| {
+        command.args(["--grpc-address", "127.0.0.1:0"]).args(options);
+    });
+    (agent, directory)
+}
+
+/// Where `--grpc-address 127.0.0.1:0` has ended up.
+fn address(agent: &Agent) -> SocketAddr {
+    let line = agent.log.wait_for_line("where gRPC is served", |line| line.contains("serving gRPC on "));
+    let (_, rest) = line.split_once("serving gRPC on ").unwrap();
+    let address: String = rest.chars().take_while(|c| c.is_ascii_digit() || ".:".contains(*c)).collect();
+    address.parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decision_arrives_with_everything_that_belongs_to_it() {
+    let answer = r#"{"decision":"block","status":451,"body":"no","add_response_headers":{"X-Why":"law"},"add_request_headers":{"A":["1","2"]},
+        "remove_request_headers":["B"],"tags":["t"],"rule_ids":["r"],"confidence":0.5,"reason_codes":["c"],"needs_more":true}"#;
+    let (agent, _directory) = serve(&module::answering(&["on_request_headers"], answer), &AMPLE);
+    let mut stream = Client::connect(&agent).await.process().await;
+    let answer = stream.ask(get("1", "/")).await;
+    assert_eq!(answer.correlation_id, "1");
+    let Some(Decision::Block(block)) = answer.decision else { panic!("{answer:?}") };
+    assert_eq!((block.status, block.body.as_deref()), (451, Some("no")));
+    assert_eq!((block.headers[0].name.as_str(), block.headers[0].value.as_str()), ("X-Why", "law"));
+    let ops: Vec<_> = answer.request_headers.into_iter().map(|op| format!("{:?}", op.operation.unwrap())).collect();
+    assert_eq!(ops, [r#"Remove("B")"#, r#"Set(Header { name: "A", value: "1" })"#, r#"Add(Header { name: "A", value: "2" })"#]);
+    let audit = answer.audit.unwrap();
+    assert_eq!((audit.tags, audit.rule_ids, audit.reason_codes), (vec!["t".into()], vec!["r".into()], vec!["c".into()]));
+    assert_eq!((audit.confidence, answer.needs_more), (Some(0.5), true));
+    agent.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redirects_and_challenges_arrive_and_old_proxies_get_a_block_for_a_challenge() {
+    let (agent, _directory) =
+        serve(&module::answering(&["on_request_headers"], r#"{"decision":"redirect","status":307,"body":"https://example.org/"}"#), &AMPLE);
+    let answer = Client::connect(&agent).await.process().await.ask(get("1", "/")).await;
+    let redirect = proto::RedirectDecision { url: "https://example.org/".into(), status: 307 };
+    assert_eq!(answer.decision, Some(Decision::Redirect(redirect)));
+    agent.end();
+
+    let challenge = r#"{"decision":"challenge","challenge_type":"captcha","challenge_params":{"body":"prove it"}}"#;
+    let (agent, _directory) = serve(&module::answering(&["on_request_headers"], challenge), &AMPLE);
+    let mut client = Client::connect(&agent).await;
+    let to_new = client.process().await.ask(get("1", "/")).await;
+    assert!(matches!(to_new.decision, Some(Decision::Challenge(challenge)) if challenge.params["body"] == "prove it"));
+    let to_old = client.process_as("0.6.45").await.ask(get("1", "/")).await;
+    assert!(matches!(to_old.decision, Some(Decision::Block(block)) if block.status == 403 && block.body.as_deref() == Some("prove it")));
+    agent.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_module_is_given_what_it_is_given_on_the_socket() {
+    let (agent, _directory) = serve(&module::revealing(&module::PAGE_HOOKS), &AMPLE);
+    let mut stream = Client::connect(&agent).await.process().await;
+    let request = seen(&stream.ask(get("1", "/a?b=c")).await);
+    assert_eq!(
+        request,
+        json!({
+            "method": "GET", "uri": "/a?b=c", "client_ip": "192.0.2.7", "client_port": 50123, "correlation_id": "1",
+            "headers": {"Accept": "a, b", "User-Agent": "curl/8.0"}, "header_values": {"Accept": ["a", "b"]},
+            "protocol": "HTTP/1.1", "route_id": "all", "timestamp": "2026-01-02T03:04:05.678Z",
+        })
+    );
+    let response = ToAgent::ResponseHeaders(proto::ResponseHeadersEvent {
+        correlation_id: "2".into(),
+        status_code: 404,
+        headers: vec![proto::Header { name: "etag".into(), value: "x".into() }],
+    });
+    assert_eq!(seen(&stream.ask(response).await), json!({"correlation_id": "2", "status": 404, "headers": {"ETag": "x"}}));
+    agent.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_are_bytes_and_may_be_large() {
+    let options = [&AMPLE[..], &["--max-body-bytes", "2000000"]].concat();
+    let (agent, _directory) = serve(&module::revealing(&["on_request_body"]), &options);
+    let mut stream = Client::connect(&agent).await.process().await;
+    let binary = seen(&stream.ask(body("1", &b"\xff\x00"[..])).await);
+    assert_eq!((&binary["body"], &binary["body_encoding"], &binary["bytes_received"]), (&json!("/wA="), &json!("base64"), &json!(2)));
+    let large = "x".repeat(2_000_000);
+    assert_eq!(seen(&stream.ask(body("2", large.clone())).await)["body"], large);
+    let too_large = stream.ask(body("3", "x".repeat(2_000_001))).await;
+    assert_eq!(module_error(&too_large), Some("WASM_BODY_LIMIT"));
+    assert!(!is_allow(&too_large));
+    stream.ping().await;
+    agent.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_the_proxy_would_not_take_is_a_module_error_and_not_the_end_of_the_stream() {
+    let options = [&AMPLE[..], &["--max-body-bytes", "5000000"]].concat();
+    let (agent, _directory) = serve(&module::revealing(&["on_request_body"]), &options);
+    let mut stream = Client::connect(&agent).await.process().await;
+    let answer = stream.ask(body("1", "x".repeat(4_500_000))).await;
+    assert_eq!(module_error(&answer), Some("WASM_OUTPUT_LIMIT"));
+    assert_eq!(seen(&stream.ask(body("2", "y")).await)["body"], "y");
+    agent.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_calls_run_side_by_side_and_hold_nothing_up() {
+    let options = ["--timeout-ms", "3000", "--pool-size", "4"];
+    let (agent, _directory) = serve(&module::choosing(), &options);
+    let mut stream = Client::connect(&agent).await.process().await;
+    for id in ["slow-1", "slow-2", "slow-3"] {
+        stream.send(get(id, "/loop")).await;
+    }
+    assert_eq!(stream.ask(get("quick", "/")).await.correlation_id, "quick");
+    stream.ping().await;
+    let mut slow = BTreeSet::new();
+    for _ in 0..3 {
+        let answer = stream.answer().await;
+        assert_eq!(module_error(&answer), Some("WASM_TIMEOUT"), "{answer:?}");
+        slow.insert(answer.correlation_id);
+    }
+    assert_eq!(slow, BTreeSet::from(["slow-1", "slow-2", "slow-3"].map(String::from)));
+    agent.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_events_at_once_are_each_answered_once() {
+    const EVENTS: usize = 500;
+
+    let (agent, _directory) = serve(&module::tagging("t"), &AMPLE);
+    let mut stream = Client::connect(&agent).await.process().await;
+    for at in 0..EVENTS {
+        stream.send(get(&at.to_string(), "/")).await;
+    }
+    let mut answered = BTreeSet::new();
+    for _ in 0..EVENTS {
+        let answer = stream.answer().await;
+        assert_eq!(module_error(&answer), None, "{answer:?}");
+        assert!(answered.insert(answer.correlation_id));
+    }
+    stream.ping().await;
+    agent.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_was_superseded_is_not_answered() {
+    let options = ["--timeout-ms", "1000", "--pool-size", "2", "--admin-address", "127.0.0.1:0"];
+    let (agent, _directory) = serve(&module::choosing(), &options);
+    let mut stream = Client::connect(&agent).await.process().await;
+    stream.send(get("same", "/loop")).await;
+    // Otherwise both might arrive at once, and the first would not even be run.
+    stream.ping().await;
+    let answer = stream.ask(get("same", "/")).await;
+    assert!(is_allow(&answer), "{answer:?}");
+    agent.admin().wait_for_metric(r#"wasm_agent_errors_total{kind="timeout"}"#, 1.0);
+    assert_eq!(stream.ask(get("end", "/")).await.correlation_id, "end");
+    stream.ping().await;
+    agent.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_event_is_not_answered_and_gives_its_instance_back() {
+    let options = ["--timeout-ms", "50000", "--pool-size", "1"];
+    let (agent, _directory) = serve(&module::choosing(), &options);
+    let mut stream = Client::connect(&agent).await.process().await;
+    stream.send(get("a", "/loop")).await;
+    stream.ping().await;
+    stream.send(ToAgent::Cancel(proto::CancelRequest { correlation_id: "a".into(), reason: 1, ..Default::default() })).await;
+    // There is one instance, and the loop would hold it for longer than this test waits.
+    assert_eq!(stream.ask(get("b", "/")).await.correlation_id, "b");
+    agent.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_goes_away_takes_its_calls_with_it() {
+    let options = ["--timeout-ms", "50000", "--pool-size", "1"];
+    let (agent, _directory) = serve(&module::choosing(), &options);
+    let mut client = Client::connect(&agent).await;
+    let mut stream = client.process().await;
+    stream.send(get("a", "/loop")).await;
+    stream.ping().await;
+    drop(stream);
+    assert!(is_allow(&client.process().await.ask(get("b", "/")).await));
+    agent.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_reads_nothing_delays_nobody_else() {
+    let options = ["--timeout-ms", "2000", "--pool-size", "2", "--max-body-bytes", "1000000", "--admin-address", "127.0.0.1:0"];
+    let (agent, _directory) = serve(&module::revealing(&["on_request_headers", "on_request_body"]), &options);
+    let stuck = Client::connect(&agent).await.process().await;
+    // More than the windows of a client take, so that answers stay with the agent.
+    for at in 0..20 {
+        stuck.send(body(&format!("stuck-{at}"), "x".repeat(900_000))).await;
+    }
+    let mut other = Client::connect(&agent).await.process().await;
+    for at in 0..20 {
+        let answer = other.ask(get(&at.to_string(), "/")).await;
+        assert_eq!(module_error(&answer), None, "{answer:?}");
+    }
+    drop(stuck);
+    agent.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_is_applied_before_the_ping_after_it_is_answered() {
+    let (agent, _directory) = serve(&module::choosing(), &AMPLE);
+    let mut stream = Client::connect(&agent).await.process().await;
+    assert!(!is_allow(&stream.ask(get("1", "/trap")).await));
+    stream.send(configure(r#"{"fail-open":true,"pool-size":3}"#)).await;
+    stream.ping().await;
+    let answer = stream.ask(get("2", "/trap")).await;
+    assert!(is_allow(&answer));
+    assert_eq!(answer.audit.unwrap().tags, ["wasm-error", "fail-open"]);
+    agent.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_that_is_rejected_ends_the_stream_with_the_reason() {
+    let (agent, _directory) = serve(&module::choosing(), &AMPLE);
+    let mut client = Client::connect(&agent).await;
+    for (config, reason) in [(r#"{"fail-open":true,"colour":1}"#, "`colour` is not known"), ("{", "the configuration is not JSON")] {
+        let stream = client.process().await;
+        stream.send(configure(config)).await;
+        stream.send(ToAgent::Ping(proto::Ping::default())).await;
+        let status = stream.end().await.unwrap_err();
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert!(status.message().contains(reason), "{status:?}");
+    }
+    // What was right beside it is not applied either.
+    assert!(!is_allow(&client.process().await.ask(get("1", "/trap")).await));
+    agent.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_is_refused_and_not_allowed() {
+    let (agent, _directory) = serve(&module::choosing(), &AMPLE);
+    let mut stream = Client::connect(&agent).await.process().await;
+    // An event (20) that nobody knows; a body (3) whose index is text; request headers (2) without metadata.
+    for (bytes, id) in [(&[0xa2, 0x01, 3, 0x0a, 1, b'a'][..], "a"), (&[0x1a, 6, 0x0a, 1, b'b', 0x12, 1, b'x'], "b"), (&[0x12, 0], "")] {
+        stream.send_raw(bytes.to_vec()).await;
+        let answer = stream.answer().await;
+        assert_eq!((module_error(&answer), answer.correlation_id.as_str()), (Some("WASM_INVALID_EVENT"), id));
+        assert!(!is_allow(&answer));
+    }
+    stream.send_raw(b"\xff\xff\xff".to_vec()).await;
+    stream.ping().await;
+    agent.log.wait_for_line("that it cannot be answered", |line| line.contains("no readable correlation id"));
+    agent.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_begins_with_a_handshake_that_can_be_agreed_to() {
+    let (agent, _directory) = serve(&module::answering(&["on_request_headers", "on_response_body"], "{}"), &AMPLE);
+    let mut client = Client::connect(&agent).await;
+
+    let (to, from) = client.many(PROCESS_STREAM).await;
+    let stream = Stream { to, from, reports: Vec::new() };
+    stream.send(get("1", "/")).await;
+    assert_eq!(stream.end().await.unwrap_err().code(), Code::FailedPrecondition);
+
+    let (to, from) = client.many(PROCESS_STREAM).await;
+    let mut stream = Stream { to, from, reports: Vec::new() };
+    stream.send(handshake(&[1], "0.6.54")).await;
+    let Some(FromAgent::Handshake(refusal)) = stream.next().await.unwrap() else { panic!() };
+    assert!(!refusal.success && refusal.error.unwrap().contains("[1]"));
+    assert_eq!(stream.end().await.unwrap_err().code(), Code::FailedPrecondition);
+
+    let answer: proto::AgentToProxy =
+        client.one(PROCESS_EVENT, proto::ProxyToAgent { message: Some(handshake(&[2], "0.6.54")) }.encode_to_vec()).await.unwrap();
+    let Some(FromAgent::Handshake(handshake)) = answer.message else { panic!() };
+    let capabilities = handshake.capabilities.unwrap();
+    assert_eq!((capabilities.agent_id.as_str(), capabilities.protocol_version), ("zentinel-wasm-agent", 2));
+    assert_eq!(capabilities.supported_events, [1, 4]);
+    assert_eq!(capabilities.limits.unwrap().max_body_size, 1 << 20);
+    agent.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_may_come_alone() {
+    let (agent, _directory) = serve(&module::tagging("alone"), &AMPLE);
+    let mut client = Client::connect(&agent).await;
+    let message = |message| proto::ProxyToAgent { message: Some(message) }.encode_to_vec();
+    let answer: proto::AgentToProxy = client.one(PROCESS_EVENT, message(get("1", "/"))).await.unwrap();
+    let Some(FromAgent::Response(answer)) = answer.message else { panic!() };
+    assert_eq!((answer.correlation_id.as_str(), answer.audit.unwrap().tags), ("1", vec!["alone".to_owned()]));
+    let status = client.one::<proto::AgentToProxy>(PROCESS_EVENT, message(configure("{}"))).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unimplemented);
+    let status = client.one::<proto::AgentToProxy>("/zentinel.agent.v2.AgentServiceV2/Nonsense", Vec::new()).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unimplemented);
+    agent.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_is_too_large_ends_its_stream_alone() {
+    let (agent, _directory) = serve(&module::choosing(), &AMPLE);
+    let mut client = Client::connect(&agent).await;
+    let mut other = client.process().await;
+    let stream = client.process().await;
+    stream.send(body("1", vec![0; 18 << 20])).await;
+    assert_eq!(stream.end().await.unwrap_err().code(), Code::OutOfRange);
+    assert!(is_allow(&other.ask(get("2", "/")).await));
+    agent.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn noise_on_the_port_disturbs_nobody() {
+    let (agent, _directory) = serve(&module::choosing(), &AMPLE);
+    let mut stream = Client::connect(&agent).await.process().await;
+    for noise in [
+        &b"GET / HTTP/1.1\r\nHost: agent\r\n\r\n"[..],
+        &[0xff; 4096],
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+    ] {
+        let mut socket = TcpStream::connect(address(&agent)).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.write_all(noise).unwrap();
+        // Whether it says goodbye or just hangs up, it does not keep the connection.
+        let _ = socket.read_to_end(&mut Vec::new());
+    }
+    assert!(is_allow(&stream.ask(get("1", "/")).await));
+    agent.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_grpc_cannot_carry_is_said_once() {
+    let answer = r#"{"request_body_mutation":{"action":"replace","data":"x"},"routing_metadata":{"a":"b"},"tags":["kept"]}"#;
+    let (agent, _directory) = serve(&module::answering(&["on_request_body"], answer), &AMPLE);
+    let mut stream = Client::connect(&agent).await.process().await;
+    for id in ["1", "2", "3"] {
+        let answer = stream.ask(body(id, "y")).await;
+        assert!(is_allow(&answer));
+        assert_eq!(answer.audit.unwrap().tags, ["kept"]);
+    }
+    let is_said = |line: &str| line.contains("`request_body_mutation` is lost");
+    agent.log.wait_for_line("what is lost", is_said);
+    let log = agent.log.clone();
+    agent.end();
+    assert_eq!(log.whole().lines().filter(|line| is_said(line)).count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_and_metrics_are_reported_without_being_asked() {
+    let (agent, _directory) = serve(&module::choosing(), &AMPLE);
+    let mut stream = Client::connect(&agent).await.process().await;
+    let Some(FromAgent::Health(health)) = stream.receive().await.unwrap() else { panic!() };
+    assert_eq!((health.agent_id.as_str(), health.state), ("zentinel-wasm-agent", 1));
+    assert!(health.valid_until_ms.unwrap() > health.timestamp_ms);
+    let Some(FromAgent::Metrics(metrics)) = stream.receive().await.unwrap() else { panic!() };
+    assert!(metrics.counters.iter().any(|counter| counter.name == "wasm_agent_requests_total"));
+    assert!(metrics.histograms.iter().all(|histogram| histogram.buckets.last().unwrap().le.is_infinite()));
+    agent.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_standard_health_service_tells_whether_the_module_decides() {
+    let (agent, _directory) = serve(&module::choosing(), &AMPLE);
+    let mut client = Client::connect(&agent).await;
+    for service in ["", "zentinel.agent.v2.AgentServiceV2"] {
+        assert_eq!(client.health(service).await.unwrap(), ServingStatus::Serving);
+    }
+    assert_eq!(client.health("nonsense").await.unwrap_err().code(), Code::NotFound);
+
+    let mut watch = client.watch().await;
+    assert_eq!(patiently(watch.message()).await.unwrap().unwrap().status(), ServingStatus::Serving);
+    let (control, _answers) = client.many::<proto::ProxyControl>(CONTROL_STREAM).await;
+    control.send(drain()).await.unwrap();
+    assert_eq!(patiently(watch.message()).await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    assert_eq!(client.health("").await.unwrap(), ServingStatus::NotServing);
+    agent.end();
+}
+
+fn drain() -> Vec<u8> {
+    let drain = proto::DrainRequest { duration_ms: 1000, reason: 2, timestamp_ms: 1 };
+    proto::ProxyControl { message: Some(proto::proxy_control::Message::Drain(drain)) }.encode_to_vec()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_to_drain_shows_in_health_and_work_goes_on() {
+    let (agent, _directory) = serve(&module::choosing(), &AMPLE);
+    let mut client = Client::connect(&agent).await;
+    let mut stream = client.process().await;
+    stream.ping().await;
+    let (control, mut answers) = client.many::<proto::ProxyControl>(CONTROL_STREAM).await;
+    // What an agent would say on it asks for nothing.
+    let health = proto::HealthStatus { agent_id: "waf".into(), state: 1, ..Default::default() };
+    control.send(proto::AgentControl { message: Some(proto::agent_control::Message::Health(health)) }.encode_to_vec()).await.unwrap();
+    control.send(drain()).await.unwrap();
+    loop {
+        match stream.receive().await.unwrap() {
+            Some(FromAgent::Health(health)) if health.state == 3 => break,
+            Some(_) => {}
+            None => panic!("the stream has ended"),
+        }
+    }
+    assert!(is_allow(&stream.ask(get("1", "/")).await));
+    assert!(is_allow(&client.process().await.ask(get("2", "/")).await));
+
+    let configure =
+        proto::ConfigureEvent { config_json: r#"{"colour":1}"#.into(), config_version: Some("v1".into()), ..Default::default() };
+    let configure = proto::ProxyControl { message: Some(proto::proxy_control::Message::Configure(configure)) };
+    control.send(configure.encode_to_vec()).await.unwrap();
+    let Some(proto::proxy_control::Message::ConfigResponse(response)) = patiently(answers.message()).await.unwrap().unwrap().message else {
+        panic!()
+    };
+    assert_eq!((response.request_id.as_str(), response.accepted), ("v1", false));
+    assert!(response.error.unwrap().contains("`colour` is not known"));
+    agent.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ending_agent_answers_what_is_in_flight_and_ends_its_streams_in_order() {
+    const EVENTS: usize = 8;
+
+    let (mut agent, _directory) = serve(&module::busy(300, "t"), &[&AMPLE[..], &["--pool-size", "2"]].concat());
+    let mut stream = Client::connect(&agent).await.process().await;
+    for at in 0..EVENTS {
+        stream.send(get(&at.to_string(), "/")).await;
+    }
+    stream.ping().await;
+    agent.signal(Signal::TERM);
+    agent.log.wait_for_line("that it ends", |line| line.contains("ending: finishing what is in flight"));
+    // On its way when the agent was told to end.
+    stream.send(get("late", "/")).await;
+    let mut answered = BTreeSet::new();
+    for _ in 0..=EVENTS {
+        let answer = stream.answer().await;
+        assert_eq!(module_error(&answer), None, "{answer:?}");
+        answered.insert(answer.correlation_id);
+    }
+    assert_eq!(answered.len(), EVENTS + 1);
+    stream.end().await.unwrap();
+    assert_eq!(agent.wait().code(), Some(0));
+    assert!(TcpStream::connect(address(&agent)).is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn open_control_streams_and_watches_do_not_hold_an_ending_agent_up() {
+    let (mut agent, _directory) = serve(&module::choosing(), &[&AMPLE[..], &["--shutdown-grace-ms", "3600000"]].concat());
+    let mut client = Client::connect(&agent).await;
+    let (_control, mut answers) = client.many::<proto::ProxyControl>(CONTROL_STREAM).await;
+    let mut health = client.watch().await;
+    assert_eq!(patiently(health.message()).await.unwrap().unwrap().status(), ServingStatus::Serving);
+    let silent = TcpStream::connect(address(&agent)).unwrap();
+    agent.signal(Signal::TERM);
+    assert!(patiently(answers.message()).await.unwrap().is_none());
+    assert_eq!(patiently(health.message()).await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    assert!(patiently(health.message()).await.unwrap().is_none());
+    assert_eq!(agent.wait().code(), Some(0));
+    drop(silent);
+}
+
+/// A root with a certificate that it has signed, as files.
+struct Authority {
+    directory: TempDir,
+    root: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let root = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let authority = Self { directory: tempfile::tempdir().unwrap(), root };
+        std::fs::write(authority.file("root.pem"), authority.root.pem()).unwrap();
+        authority
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Certificate and key for `name`, PEM.
+    fn issue(&self, name: &str) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.root).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    /// The options of an agent with a certificate of this root.
+    fn options(&self) -> Vec<String> {
+        let (certificate, key) = self.issue("localhost");
+        std::fs::write(self.file("cert.pem"), certificate).unwrap();
+        std::fs::write(self.file("key.pem"), key).unwrap();
+        let path = |name: &str| self.file(name).display().to_string();
+        vec!["--grpc-tls-cert".into(), path("cert.pem"), "--grpc-tls-key".into(), path("key.pem")]
+    }
+
+    /// Tries to ask the agent over TLS, with a certificate of `client` if there is one.
+    async fn ask(&self, agent: &Agent, client: Option<&Self>) -> Result<ServingStatus, String> {
+        let mut tls = ClientTlsConfig::new().domain_name("localhost").ca_certificate(Certificate::from_pem(self.root.pem()));
+        if let Some(client) = client {
+            let (certificate, key) = client.issue("proxy");
+            tls = tls.identity(Identity::from_pem(certificate, key));
+        }
+        let endpoint = Endpoint::from_shared(format!("https://{}", address(agent))).unwrap().tls_config(tls).unwrap();
+        let channel = patiently(endpoint.connect()).await.map_err(|error| error.to_string())?;
+        let mut client = tonic::client::Grpc::new(channel);
+        patiently(client.ready()).await.map_err(|error| error.to_string())?;
+        let request = Request::new(HealthCheckRequest::default().encode_to_vec());
+        let codec = Raw::<HealthCheckResponse>(std::marker::PhantomData);
+        let response = patiently(client.unary(request, path(HEALTH_CHECK), codec)).await.map_err(|status| status.to_string())?;
+        Ok(response.into_inner().status())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_tls_nothing_is_served_without_it() {
+    let authority = Authority::new();
+    let options = authority.options();
+    let (agent, _directory) = serve(&module::choosing(), &options.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(authority.ask(&agent, None).await, Ok(ServingStatus::Serving));
+    Authority::new().ask(&agent, None).await.unwrap_err();
+    let plain = Endpoint::from_shared(format!("http://{}", address(&agent))).unwrap().connect_timeout(Duration::from_secs(5));
+    if let Ok(channel) = patiently(plain.connect()).await {
+        Client::new(channel).health_or_nothing().await.unwrap_err();
+    }
+    agent.end();
+}
+
+impl Client {
+    /// The health, or whatever keeps it from being told.
+    async fn health_or_nothing(&mut self) -> Result<(), String> {
+        patiently(self.0.ready()).await.map_err(|error| error.to_string())?;
+        let request = Request::new(HealthCheckRequest::default().encode_to_vec());
+        let codec = Raw::<HealthCheckResponse>(std::marker::PhantomData);
+        patiently(self.0.unary(request, path(HEALTH_CHECK), codec)).await.map(drop).map_err(|status| status.to_string())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_client_ca_only_its_clients_are_served() {
+    let (authority, clients) = (Authority::new(), Authority::new());
+    let mut options = authority.options();
+    options.extend(["--grpc-client-ca".into(), clients.file("root.pem").display().to_string()]);
+    let (agent, _directory) = serve(&module::choosing(), &options.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(authority.ask(&agent, Some(&clients)).await, Ok(ServingStatus::Serving));
+    authority.ask(&agent, None).await.unwrap_err();
+    authority.ask(&agent, Some(&authority)).await.unwrap_err();
+    agent.end();
+}
+
+/// Starts an agent that cannot serve, and gives its exit status and what it said.
+fn refused(options: &[&str]) -> (Option<i32>, String) {
+    let directory = tempfile::tempdir().unwrap();
+    let module = module::write(directory.path(), "module.wasm", &module::choosing());
+    let mut agent = Agent::launch(&module, |command| {
+        command.args(options);
+    });
+    let code = agent.wait().code();
+    (code, agent.log.whole())
+}
+
+#[test]
+fn a_tls_configuration_that_cannot_be_used_is_refused_with_the_option_at_fault() {
+    let authority = Authority::new();
+    let options = authority.options();
+    let (cert, key) = (options[1].as_str(), options[3].as_str());
+    let address = ["--grpc-address", "127.0.0.1:0"];
+    let (code, said) = refused(&[&address[..], &["--grpc-tls-cert", cert]].concat());
+    assert_eq!((code, said.as_str()), (Some(2), "error: `--grpc-tls-cert` also needs `--grpc-tls-key`"));
+    for (cert, key, expected) in [
+        ("/nowhere.pem", key, "cannot read certificates from `--grpc-tls-cert /nowhere.pem`"),
+        (key, key, "there are none in it"),
+        (cert, cert, "cannot read a private key from `--grpc-tls-key"),
+    ] {
+        let (code, said) = refused(&[&address[..], &["--grpc-tls-cert", cert, "--grpc-tls-key", key]].concat());
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains(expected), "{expected} in {said}");
+    }
+}
+
+#[test]
+fn an_address_that_is_taken_is_refused() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let (code, said) = refused(&["--grpc-address", &address]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains(&format!("cannot serve `--grpc-address {address}`")), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_address_may_come_from_either_variable() {
+    let directory = tempfile::tempdir().unwrap();
+    let module = module::write(Path::new(directory.path()), "module.wasm", &module::choosing());
+    for variable in ["AGENT_GRPC_ADDRESS", "WASM_GRPC_ADDRESS"] {
+        let agent = Agent::start_with(&module, |command| {
+            command.env(variable, "127.0.0.1:0");
+        });
+        assert_eq!(Client::connect(&agent).await.health("").await.unwrap(), ServingStatus::Serving);
+        agent.end();
+    }
+}
