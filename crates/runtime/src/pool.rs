@@ -107,6 +107,9 @@ pub struct PoolStats {
     pub largest_memory: usize,
 }
 
+/// Instances that wait for a call. Boxed, for they are moved into the future of each call and out again.
+type Idle = Vec<Box<Instance>>;
+
 /// The instances of one module. Clones share them.
 #[derive(Clone)]
 pub struct Pool(Arc<Shared>);
@@ -116,7 +119,7 @@ struct Shared {
     compiled: Compiled,
     settings: Settings,
     log: Arc<GuestLog>,
-    idle: Mutex<Vec<Box<Instance>>>,
+    idle: Mutex<Idle>,
     /// A permit is the right to take an idle instance or, with [`Isolation::Request`], to make one.
     permits: Semaphore,
     waiting: AtomicUsize,
@@ -226,7 +229,7 @@ impl Pool {
 }
 
 impl Shared {
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Box<Instance>>> {
+    fn idle(&self) -> std::sync::MutexGuard<'_, Idle> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
