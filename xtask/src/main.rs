@@ -5,10 +5,12 @@ mod cargo;
 mod demo;
 mod dist;
 mod e2e;
+mod fuzz;
 mod guests;
 mod lint;
 mod peers;
 mod proxy;
+mod soak;
 mod table;
 mod test;
 mod tools;
@@ -41,6 +43,10 @@ enum Chore {
     Guests(guests::Args),
     /// Build the release archive and its checksum into target/dist
     Dist,
+    /// Give the agent's readers and its core whatever a fuzzer can think of
+    Fuzz(fuzz::Args),
+    /// A million requests to leaking, looping, panicking and good modules, with reloads in between
+    Soak(soak::Args),
     /// Check formatting, clippy, documentation, dependencies; do what .ci/run will do
     Lint,
     /// Do what continuous integration does: every test, then lint
@@ -56,6 +62,8 @@ fn main() -> ExitCode {
         Chore::Bench(args) => bench::run(&args),
         Chore::Guests(args) => guests::run(&args),
         Chore::Dist => dist::run_dist(),
+        Chore::Fuzz(args) => fuzz::fuzz(&args),
+        Chore::Soak(args) => soak::run(&args),
         Chore::Lint => lint::run_all(),
         Chore::Ci => test::run(&test::Args::default()).and_then(|()| lint::run_all()),
     };

@@ -38,3 +38,13 @@ pub const MAX_ANSWER: usize = (4 << 20) - (64 << 10);
 
 /// The agent's service.
 pub const SERVICE: &str = "zentinel.agent.v2.AgentServiceV2";
+
+/// Reads a message as the streams do, and shows the event in it. For fuzzing, which needs a way in that does not lead through HTTP/2.
+#[doc(hidden)]
+pub fn read_event(message: bytes::Bytes, show: impl FnOnce(&zentinel_wasm_contract::Event<'_>)) {
+    if let Ok(message) = event::read(message)
+        && let Some(Ok(event)) = event::event(&message)
+    {
+        show(&event);
+    }
+}

@@ -1,0 +1,90 @@
+//! The agent's core, from a module's bytes to its answers.
+
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+
+use zentinel_wasm_contract::Hook;
+use zentinel_wasm_runtime::{Isolation, Module, Pool, Request, Runtime, Settings};
+
+use crate::readers::answers;
+
+static RUNTIME: LazyLock<(tokio::runtime::Runtime, Runtime)> = LazyLock::new(|| {
+    let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("threads");
+    (tokio, Runtime::start().expect("threads"))
+});
+
+/// What a module that is served must export, and what it may import.
+const INTERFACE: &str = r#"(module
+    (import "zentinel" "log" (func (param i32 i32 i32)))
+    (import "env" "abort" (func (param i32 i32 i32 i32)))
+    (import "wasi_snapshot_preview1" "fd_write" (func (param i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_read" (func (param i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "random_get" (func (param i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "poll_oneoff" (func (param i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "clock_time_get" (func (param i32 i64 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "environ_sizes_get" (func (param i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "environ_get" (func (param i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_fdstat_get" (func (param i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "path_open" (func (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "sched_yield" (func (result i32)))
+    (import "wasi_snapshot_preview1" "proc_exit" (func (param i32)))
+    (memory (export "memory") 1 64)
+    (func (export "alloc") (param i32) (result i32) unreachable)
+    (func (export "dealloc") (param i32 i32))
+    (func (export "on_request_headers") (param i32 i32) (result i64) unreachable)
+    (func (export "on_configure") (param i32 i32) (result i64) unreachable)
+    (func (export "_initialize")))"#;
+
+/// Time of a call. It has ended well before the fuzzer's own limit, or the agent is stuck.
+const TIMEOUT: Duration = Duration::from_millis(30);
+
+/// A module, generated from the bytes. It is refused, or its calls end in time with an answer or a failure.
+pub fn modules(data: &[u8]) {
+    static INTERFACE_BYTES: LazyLock<Vec<u8>> = LazyLock::new(|| wat::parse_str(INTERFACE).expect("the interface is valid"));
+
+    let Some((&choice, rest)) = data.split_first() else { return };
+    let is = |bit: u8| choice & 1 << bit != 0;
+    let config = wasm_smith::Config {
+        exports: Some(INTERFACE_BYTES.clone()),
+        available_imports: Some(INTERFACE_BYTES.clone()),
+        max_memories: 1 + usize::from(is(0)),
+        memory64_enabled: is(0),
+        gc_enabled: is(1),
+        exceptions_enabled: is(1),
+        threads_enabled: is(2),
+        allow_start_export: is(3),
+        disallow_traps: is(4),
+        max_instructions: if is(5) { 1000 } else { 50 },
+        max_memory32_bytes: 4 << 20,
+        ..wasm_smith::Config::default()
+    };
+    let mut unstructured = arbitrary::Unstructured::new(rest);
+    let Ok(generated) = wasm_smith::Module::new(config, &mut unstructured) else { return };
+    module(generated.to_bytes(), if is(6) { Isolation::Request } else { Isolation::Pooled }, is(7));
+}
+
+/// Loads a module and calls it twice.
+fn module(bytes: Vec<u8>, isolation: Isolation, configured: bool) {
+    let (tokio, runtime) = &*RUNTIME;
+    let Ok(module) = Module::from_bytes("generated", bytes, None) else { return };
+    let settings =
+        Settings { size: 1, max_memory: 4 << 20, max_output: 64 << 10, isolation, config: configured.then(|| Arc::from(&b"{}"[..])) };
+    tokio.block_on(async {
+        let Ok(pool) = Pool::start(runtime, &Arc::new(module), settings, None).await else { return };
+        for at in 0..2 {
+            let request = Request {
+                hook: Hook::RequestHeaders,
+                input: br#"{"method":"GET","uri":"/","headers":{}}"#.to_vec(),
+                deadline: Instant::now() + TIMEOUT,
+                correlation_id: Arc::from("id"),
+            };
+            if let Ok(lease) = pool.clone().call(request).await {
+                assert!(lease.output().len() <= 64 << 10);
+                answers(lease.output());
+                if at == 0 {
+                    lease.accept();
+                }
+            }
+        }
+    });
+}

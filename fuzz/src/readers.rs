@@ -1,0 +1,152 @@
+//! What reads bytes of strangers. Each function takes any bytes and panics when the agent does something with them that it must not.
+//!
+//! `tests/fuzz_seeds.rs` runs the same functions over the seeds, without a sanitizer.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+use zentinel_wasm_contract::answer::parse_configured;
+use zentinel_wasm_contract::{Answer, BodyAction, Decision, Event, HeaderCase, HeaderOp, Hook, header, input};
+use zentinel_wasm_protocol::frame::{self, kind};
+use zentinel_wasm_protocol::{Encode, Encoding, Phase, Proxy, Wire, decode, grpc};
+
+/// A stream of frames as a client may send it. The first byte chooses the encoding.
+pub fn frames(data: &[u8]) {
+    let Some((choice, mut rest)) = data.split_first() else { return };
+    let encoding = if choice & 1 == 0 { Encoding::Json } else { Encoding::MessagePack };
+    while let Ok(Some((frame, len))) = frame::next(rest) {
+        assert!(len <= rest.len() && len <= 4 + frame::MAX_FRAME);
+        let _ = decode::configure(encoding, frame.payload);
+        let id = decode::correlation_id(encoding, frame.payload);
+        if let Ok(event) = decode::event(encoding, frame.kind, frame.payload) {
+            // What can be read can be answered, and a cancel finds it.
+            assert_eq!(id.as_deref(), Some(event.correlation_id()));
+            inputs(&event);
+        }
+        rest = &rest[len..];
+    }
+}
+
+/// A message of a gRPC stream.
+pub fn messages(data: &[u8]) {
+    grpc::read_event(data.to_vec().into(), inputs);
+}
+
+/// What the module is handed for an event is a JSON object, whatever the event holds.
+fn inputs(event: &Event<'_>) {
+    const LIMIT: usize = 1 << 20;
+    for case in [HeaderCase::Canonical, HeaderCase::Lower] {
+        let mut out = Vec::new();
+        let written = match event {
+            Event::RequestHeaders(event) => {
+                input::request(&mut out, event, case);
+                object(&out);
+                let context = input::context(event, &out);
+                let body = zentinel_wasm_contract::event::BodyChunk {
+                    correlation_id: "c".into(),
+                    data: zentinel_wasm_contract::event::Data::Raw(b"\xff"),
+                    is_last: true,
+                    total_size: None,
+                    chunk_index: 0,
+                    bytes_received: None,
+                    bytes_sent: None,
+                };
+                out.clear();
+                input::request_body(&mut out, &body, Some(&context), LIMIT)
+            }
+            Event::RequestBody(chunk) => input::request_body(&mut out, chunk, None, LIMIT),
+            Event::ResponseHeaders(event) => {
+                input::response(&mut out, event, None, case);
+                Ok(())
+            }
+            Event::ResponseBody(chunk) => input::response_body(&mut out, chunk, None, LIMIT),
+            Event::WebsocketFrame(frame) => input::websocket_frame(&mut out, frame, LIMIT),
+            Event::GuardrailInspect(event) => input::guardrail_inspect(&mut out, event, LIMIT),
+            Event::RequestComplete(event) => {
+                input::request_complete(&mut out, event);
+                Ok(())
+            }
+        };
+        if written.is_ok() {
+            object(&out);
+        }
+    }
+}
+
+fn object(json: &[u8]) -> Value {
+    let value: Value = serde_json::from_slice(json).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(json)));
+    assert!(value.is_object());
+    value
+}
+
+/// An answer of a module. What is taken can be written, and injects nothing.
+pub fn answers(data: &[u8]) {
+    let _ = parse_configured(data);
+    let Ok(answer) = Answer::parse(data) else { return };
+    let headers = match &answer.decision {
+        Decision::Block { status, headers, .. } => {
+            assert!((100..=599).contains(status));
+            headers.as_slice()
+        }
+        Decision::Redirect { status, url } => {
+            assert!(matches!(status, 301 | 302 | 303 | 307 | 308));
+            assert!(header::is_value(url) && !url.trim().is_empty());
+            &[]
+        }
+        Decision::Challenge { challenge_type, .. } => {
+            assert!(!challenge_type.is_empty());
+            &[]
+        }
+        Decision::Allow => &[],
+    };
+    for (name, value) in headers {
+        assert!(header::is_token(name) && header::is_value(value));
+    }
+    for op in answer.request_headers.iter().chain(&answer.response_headers) {
+        match op {
+            HeaderOp::Set(name, value) | HeaderOp::Add(name, value) => assert!(header::is_token(name) && header::is_value(value)),
+            HeaderOp::Remove(name) => assert!(header::is_token(name)),
+        }
+    }
+    for text in answer.audit.tags.iter().chain(&answer.audit.rule_ids).chain(&answer.audit.reason_codes) {
+        assert!(header::is_value(text));
+    }
+    assert!(answer.audit.confidence.is_none_or(|confidence| (0.0..=1.0).contains(&confidence)));
+
+    for hook in Hook::ALL {
+        for encoding in [Encoding::Json, Encoding::MessagePack] {
+            for proxy in [Proxy::default(), Proxy::of_version("0.6.45")] {
+                let wire = Wire { encoding, proxy, phase: Phase { hook, chunk_index: 7 }, correlation_id: Arc::from("id\"\\\n") };
+                let Ok(bytes) = wire.encode(&answer) else {
+                    // The proxy takes only text for a request body; everything else can be carried.
+                    assert!(matches!(answer.request_body_mutation.as_ref().map(|mutation| &mutation.action), Some(BodyAction::Replace(_))));
+                    continue;
+                };
+                let (frame, len) = frame::next(&bytes).expect("a frame").expect("a whole one");
+                assert_eq!((frame.kind, len), (kind::AGENT_RESPONSE, bytes.len()));
+                if encoding == Encoding::Json {
+                    let written = object(frame.payload);
+                    assert_eq!(written["audit"]["custom"]["correlation_id"], "id\"\\\n");
+                    // A refusal that the module has spoken out is never lost on the way.
+                    assert_eq!(written["decision"] == "allow", answer.decision == Decision::Allow);
+                }
+            }
+        }
+    }
+}
+
+/// Names of headers, one a line.
+pub fn headers(data: &[u8]) {
+    for name in String::from_utf8_lossy(data).lines() {
+        for case in [HeaderCase::Canonical, HeaderCase::Lower] {
+            let mut quoted = b"\"".to_vec();
+            header::write_name(&mut quoted, name, case);
+            quoted.push(b'"');
+            let read: String = serde_json::from_slice(&quoted).unwrap_or_else(|error| panic!("{error}: {name:?}"));
+            assert!(read.eq_ignore_ascii_case(name), "{read:?} of {name:?}");
+            if case == HeaderCase::Lower || !header::is_token(name) {
+                assert_eq!(read, name);
+            }
+        }
+    }
+}
