@@ -129,6 +129,10 @@ where
             // Without a sender the agent is at its end too.
             _ = stage.wait_for(|stage| *stage > Stage::Serving), if !ending => {
                 ending = true;
+                // It has nothing in flight, and may never have meant to.
+                if !called.load(Relaxed) {
+                    return Ok(());
+                }
                 connection.as_mut().graceful_shutdown();
             }
             () = &mut first_call, if awaits_call => {
