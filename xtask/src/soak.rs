@@ -334,7 +334,8 @@ fn client(agent: &Agent, connection: u64, requests: u64, rate: u64, trouble: boo
                 let mut burst = Vec::new();
                 while sent < due.min(requests) {
                     // Not all connections at once.
-                    let bad = trouble && subject.one_in > 0 && (sent + connection * subject.one_in / CONNECTIONS).is_multiple_of(subject.one_in);
+                    let bad =
+                        trouble && subject.one_in > 0 && (sent + connection * subject.one_in / CONNECTIONS).is_multiple_of(subject.one_in);
                     append(&mut burst, bad, sent, started.elapsed());
                     sent += 1;
                 }
