@@ -788,8 +788,8 @@ mod tests {
             }
             let end = at + text[at..].chars().next().map_or(0, char::len_utf8);
             text.replace_range(at..end, &with);
-            let accepted = serde_json::from_str::<serde_json::Value>(&text).is_ok();
-            // Serde refuses half surrogates and numbers beyond f64 as well; neither can come of one damaged byte here.
+            // Read and thrown away: a number beyond f64, which an `e` among digits makes, is well-formed all the same.
+            let accepted = serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok();
             prop_assert_eq!(Value::parse(&text).is_ok(), accepted, "{}", text);
         }
 
