@@ -236,7 +236,7 @@ fn a_leak_is_given_back_when_it_reaches_the_limit() {
     in_every_mode(&write(folder.path(), "grow-memory-leaking"), LONG_TIMEOUT_MS, |agent, connection, fail_open| {
         assert_good(&connection.ask(kind::REQUEST_HEADERS, &good("first")));
         let before = resident(agent);
-        for round in 0..20 {
+        for round in 0..40 {
             let answer = connection.ask(kind::REQUEST_HEADERS, &bad("leak", "/"));
             match module_error(&answer) {
                 None => assert_good(&answer),
