@@ -134,6 +134,8 @@ impl Lifecycle {
             self.stage.send_replace(Stage::Closing);
             if tokio::time::timeout(LAST_WORDS, join_all(&mut self.servers)).await.is_err() {
                 warn!("connections that do not end are closed");
+                // Waited for, so that the socket's file goes with its server.
+                self.servers.shutdown().await;
             }
         }
         info!("ended");

@@ -116,6 +116,8 @@ pub struct Pool(Arc<Shared>);
 
 struct Shared {
     runtime: Runtime,
+    /// Where replacements are made: at the priority of ordinary work, for calls may be waiting for them.
+    home: tokio::runtime::Handle,
     compiled: Compiled,
     settings: Settings,
     log: Arc<GuestLog>,
@@ -143,6 +145,7 @@ impl Pool {
         }
         let shared = Arc::new(Shared {
             runtime: runtime.clone(),
+            home: tokio::runtime::Handle::current(),
             compiled,
             permits: Semaphore::new(0),
             idle: Mutex::new(Vec::with_capacity(settings.size as usize)),
@@ -198,9 +201,8 @@ impl Pool {
     pub async fn call(self, request: Request) -> Result<Lease, Failure> {
         let deadline = request.deadline;
         let slot = self.slot(deadline).await?;
-        let mut running: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(slot.run(request));
-        let first = std::future::poll_fn(|context| Poll::Ready(running.as_mut().poll(context))).await;
-        if let Poll::Ready(result) = first {
+        let mut running = Box::pin(slot.run(request));
+        if let Poll::Ready(result) = first_slice(running.as_mut()).await {
             return result;
         }
         let mut slow: AbortOnDrop<_> = self.0.runtime.spawn_slow(running);
@@ -275,12 +277,16 @@ impl Shared {
     /// Makes an instance off the request path.
     async fn make_ready(self: &Arc<Self>) -> Result<Box<Instance>, StartError> {
         let shared = Arc::clone(self);
-        let mut making = self.runtime.spawn_slow(async move {
+        let mut making = Box::pin(async move {
             let _running = shared.runtime.ticker().running();
             shared.make(&Arc::from(""), Instant::now() + READY_TIMEOUT).await
         });
+        let made = match first_slice(making.as_mut()).await {
+            Poll::Ready(made) => Ok(made),
+            Poll::Pending => (&mut self.runtime.spawn_slow(making).0).await,
+        };
         let path = || self.compiled.path.clone();
-        match (&mut making.0).await {
+        match made {
             Ok(Ok(Ok(instance))) => Ok(instance),
             Ok(Ok(Err(reason))) => Err(StartError::Rejected { path: path(), reason }),
             Ok(Err(failure)) => Err(StartError::Start { path: path(), failure }),
@@ -311,6 +317,11 @@ impl Shared {
         self.idle().push(instance);
         self.permits.add_permits(1);
     }
+}
+
+/// Polls `future` once: what is guest code in it runs for its first slice.
+async fn first_slice<F: Future>(mut future: Pin<&mut F>) -> Poll<F::Output> {
+    std::future::poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await
 }
 
 /// The right to one instance, which goes back to the pool one way or another.
@@ -351,8 +362,7 @@ impl Drop for Slot {
             Isolation::Pooled => {
                 self.shared.discarded.fetch_add(1, Relaxed);
                 debug!("throwing an instance away");
-                let handle = self.shared.runtime.slow_handle().clone();
-                handle.spawn(Arc::clone(&self.shared).replace(instance));
+                self.shared.home.spawn(Arc::clone(&self.shared).replace(instance));
             }
         }
     }
