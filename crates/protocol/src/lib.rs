@@ -1,6 +1,6 @@
 //! The agent's side of the Zentinel agent protocol, version 2.
 //!
-//! The way of an event: [`frame`] cuts it from the stream of a socket, [`decode`] makes an [`Event`](zentinel_wasm_contract::Event) of it that borrows
+//! The way of an event: [`frame`] cuts it from the stream of a socket, [`decode`] makes an [`Event`] of it that borrows
 //! from the frame, a [`Handler`] decides, and [`answer`] writes the decision as the proxy wants it. [`connection`] keeps all events of a socket
 //! going at once; [`grpc`] does the same over HTTP/2.
 
