@@ -1,7 +1,9 @@
 //! What is fuzzed, target by target.
 
+#[cfg(feature = "core")]
 mod modules;
 mod readers;
 
+#[cfg(feature = "core")]
 pub use modules::modules;
 pub use readers::{answers, frames, headers, messages};

@@ -17,10 +17,8 @@ pub fn frames(data: &[u8]) {
     while let Ok(Some((frame, len))) = frame::next(rest) {
         assert!(len <= rest.len() && len <= 4 + frame::MAX_FRAME);
         let _ = decode::configure(encoding, frame.payload);
-        let id = decode::correlation_id(encoding, frame.payload);
+        let _ = decode::correlation_id(encoding, frame.payload);
         if let Ok(event) = decode::event(encoding, frame.kind, frame.payload) {
-            // What can be read can be answered, and a cancel finds it.
-            assert_eq!(id.as_deref(), Some(event.correlation_id()));
             inputs(&event);
         }
         rest = &rest[len..];
