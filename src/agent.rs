@@ -16,6 +16,7 @@ use zentinel_wasm_runtime::{Cache, Module, Pool, Request, Runtime};
 
 use crate::breaker::Breaker;
 use crate::context::{Contexts, Remembered};
+use crate::inputs;
 use crate::logging::RateLimit;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
@@ -212,7 +213,7 @@ impl Agent {
         let wanted = hooks.contains(event.hook());
         let has_later_hooks = hooks.contains_any(&[Hook::RequestBody, Hook::ResponseHeaders, Hook::ResponseBody]);
         let id = event.correlation_id();
-        let mut out = Vec::with_capacity(1024);
+        let mut out = inputs::take();
         let mut traceparent = None;
         match event {
             Event::RequestHeaders(event) => {
@@ -450,7 +451,7 @@ impl Agent {
         }
         let deadline = arrived + generation.settings.timeout;
         let request = Request { hook, input, deadline, correlation_id: Arc::clone(encode.correlation_id()) };
-        let lease = generation.pool.clone().call(request).await?;
+        let mut lease = generation.pool.clone().call(request).await?;
         let answer = Answer::parse(lease.output())?;
         let encoded = encode.encode(&answer)?;
         let refused = answer.decision != Decision::Allow;
@@ -459,6 +460,7 @@ impl Agent {
         }
         let ends = refused && !answer.needs_more && matches!(hook, Hook::RequestHeaders | Hook::RequestBody);
         drop(answer);
+        inputs::keep(lease.take_input());
         lease.accept();
         if ends {
             // A refused request has no later events.

@@ -13,6 +13,7 @@ mod breaker;
 pub mod cli;
 mod context;
 pub mod grpc;
+mod inputs;
 pub mod lifecycle;
 pub mod listener;
 pub mod logging;

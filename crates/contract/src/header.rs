@@ -69,23 +69,71 @@ pub fn write_name(out: &mut Vec<u8>, name: &str, case: HeaderCase) {
 /// Appends the canonical spelling, or nothing and false when `name` is not a token.
 fn write_canonical(out: &mut Vec<u8>, name: &str) -> bool {
     let at = out.len();
-    let mut word_start = true;
-    let mut tokens = !name.is_empty();
-    out.extend(name.bytes().map(|byte| {
-        tokens &= TOKEN[usize::from(byte)];
-        let cased = if word_start { byte.to_ascii_uppercase() } else { byte.to_ascii_lowercase() };
-        word_start = byte == b'-';
-        cased
-    }));
-    if !tokens {
+    if !write_words(out, name) {
         out.truncate(at);
-        return false;
+        if name.is_empty() || !write_bytes(out, name) {
+            out.truncate(at);
+            return false;
+        }
     }
     let written = &mut out[at..];
     if may_be_special(written) {
         respell(written, name);
     }
     true
+}
+
+/// Capitalises eight bytes at a time. False where the name holds something else than lower-case letters, digits and hyphens, or is empty.
+fn write_words(out: &mut Vec<u8>, name: &str) -> bool {
+    let mut start = true;
+    let (words, rest) = name.as_bytes().as_chunks::<8>();
+    for word in words {
+        let Some(written) = capitalized(u64::from_le_bytes(*word), start) else { return false };
+        out.extend_from_slice(&written.to_le_bytes());
+        start = word[7] == b'-';
+    }
+    if !rest.is_empty() {
+        let mut word = [b'-'; 8];
+        word[..rest.len()].copy_from_slice(rest);
+        let Some(written) = capitalized(u64::from_le_bytes(word), start) else { return false };
+        out.extend_from_slice(&written.to_le_bytes()[..rest.len()]);
+    }
+    !name.is_empty()
+}
+
+/// Capitalises eight bytes of a name, of which the first begins a word or does not. None where one of them is no lower-case letter, digit or hyphen.
+#[inline]
+fn capitalized(word: u64, start: bool) -> Option<u64> {
+    const ONES: u64 = u64::from_le_bytes([0x01; 8]);
+    const HIGHS: u64 = u64::from_le_bytes([0x80; 8]);
+
+    if word & HIGHS != 0 {
+        return None;
+    }
+    // Marks the high bit of each byte that is `byte` or above.
+    let from = |byte: u8| (word + ONES * u64::from(0x80 - byte)) & HIGHS;
+    let letters = from(b'a') & !from(b'z' + 1);
+    let digits = from(b'0') & !from(b'9' + 1);
+    let hyphens = from(b'-') & !from(b'-' + 1);
+    if letters | digits | hyphens != HIGHS {
+        return None;
+    }
+    let starts = (hyphens << 8) | if start { 0x80 } else { 0 };
+    // A letter differs from its capital by 0x20.
+    Some(word ^ ((letters & starts) >> 2))
+}
+
+/// Capitalises byte by byte. False where the name is not a token.
+fn write_bytes(out: &mut Vec<u8>, name: &str) -> bool {
+    let mut start = true;
+    let mut token = true;
+    out.extend(name.bytes().map(|byte| {
+        token &= TOKEN[usize::from(byte)];
+        let cased = if start { byte.to_ascii_uppercase() } else { byte.to_ascii_lowercase() };
+        start = byte == b'-';
+        cased
+    }));
+    token
 }
 
 /// Whether a name may be spelled unusually: its first letter and length are those of an exception. Spares most names the search.
@@ -207,6 +255,18 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn words_are_capitalised_as_bytes_are(name in "[a-z0-9-]{1,40}") {
+            let (mut words, mut bytes) = (Vec::new(), Vec::new());
+            prop_assert!(write_words(&mut words, &name) && write_bytes(&mut bytes, &name));
+            prop_assert_eq!(words, bytes);
+        }
+
+        #[test]
+        fn what_is_unusual_is_left_to_the_bytes(name in "[a-z-]{0,9}[^a-z0-9-][a-z-]{0,9}") {
+            prop_assert!(!write_words(&mut Vec::new(), &name));
+        }
+
         #[test]
         fn case_is_all_that_changes(name in "[!#-'*+.^-z|~-]{1,40}") {
             prop_assert!(canonical(&name).eq_ignore_ascii_case(&name));

@@ -243,10 +243,13 @@ fn headers(out: &mut Vec<u8>, headers: &Headers<'_>, case: HeaderCase) {
     out.push(b'{');
     for (name, values) in real() {
         name_of(out, name);
+        if let [value] = values.as_slice() {
+            string(out, value);
+            continue;
+        }
+        several |= values.as_slice().len() > 1;
         out.push(b'"');
-        let values = values.as_slice();
-        several |= values.len() > 1;
-        for (at, value) in values.iter().enumerate() {
+        for (at, value) in values.as_slice().iter().enumerate() {
             if at > 0 {
                 out.extend_from_slice(header::separator(name).as_bytes());
             }
@@ -299,7 +302,7 @@ fn data(out: &mut Vec<u8>, [name, encoding]: [&str; 2], data: &Data<'_>, limit: 
         }
     };
     within(bytes.len(), limit)?;
-    match std::str::from_utf8(&bytes) {
+    match simdutf8::basic::from_utf8(&bytes) {
         Ok(text) => {
             field(out, name, text);
             field(out, encoding, "utf-8");

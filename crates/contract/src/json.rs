@@ -1,47 +1,39 @@
 //! Writing JSON by hand, for the objects that are written once per request.
 
+/// Text that is escaped at once, in bytes. The library makes room for the worst, which is six times as much.
+const PIECE: usize = 4096;
+
+/// Text with more than one in so many bytes to be escaped is escaped block by block: the library is made for text with few.
+const DENSE: usize = 16;
+
+/// Whether a JSON string must escape this byte.
+const fn is_special(byte: u8) -> bool {
+    byte < 0x20 || byte == b'"' || byte == b'\\'
+}
+
 /// Appends `value` as a JSON string (RFC 8259), quotes included.
 pub fn string(out: &mut Vec<u8>, value: &str) {
-    out.reserve(value.len() + 2);
+    if value.len() <= PIECE {
+        json_escape_simd::escape_into(value, out);
+        return;
+    }
     out.push(b'"');
-    escaped(out, value);
+    let mut rest = value;
+    while !rest.is_empty() {
+        let (piece, after) = rest.split_at(rest.floor_char_boundary(PIECE));
+        let specials = piece.bytes().filter(|&byte| is_special(byte)).count();
+        if specials > piece.len() / DENSE { dense::escape(out, piece.as_bytes()) } else { escaped(out, piece) }
+        rest = after;
+    }
     out.push(b'"');
 }
 
 /// Appends `value` as the inside of a JSON string.
 pub fn escaped(out: &mut Vec<u8>, value: &str) {
-    let bytes = value.as_bytes();
-    // Text of a body is often JSON, with a quote every few bytes.
-    out.reserve(bytes.len() + bytes.len() / 4);
-    let (mut start, mut at) = (0, 0);
-    while at < bytes.len() {
-        match first_special(&bytes[at..]) {
-            Special::None(len) => at += len,
-            Special::At(offset) => {
-                at += offset;
-                out.extend_from_slice(&bytes[start..at]);
-                escape(out, bytes[at]);
-                at += 1;
-                start = at;
-            }
-        }
-    }
-    out.extend_from_slice(&bytes[start..]);
-}
-
-fn escape(out: &mut Vec<u8>, byte: u8) {
-    match byte {
-        b'"' => out.extend_from_slice(b"\\\""),
-        b'\\' => out.extend_from_slice(b"\\\\"),
-        b'\n' => out.extend_from_slice(b"\\n"),
-        b'\r' => out.extend_from_slice(b"\\r"),
-        b'\t' => out.extend_from_slice(b"\\t"),
-        control => {
-            const HEX: &[u8; 16] = b"0123456789abcdef";
-            let (high, low) = (HEX[usize::from(control >> 4)], HEX[usize::from(control & 15)]);
-            out.extend_from_slice(&[b'\\', b'u', b'0', b'0', high, low]);
-        }
-    }
+    let start = out.len();
+    string(out, value);
+    out.pop();
+    out.remove(start);
 }
 
 /// Appends `"name":`, with a comma before it unless it is the first field of its object.
@@ -77,30 +69,98 @@ pub fn plain_field(out: &mut Vec<u8>, name: &str, value: impl std::fmt::Display)
     let _ = write!(out, "{value}");
 }
 
-/// What the beginning of a string holds of bytes that JSON strings must escape: `"`, `\\` and control characters.
-enum Special {
-    /// None within so many bytes.
-    None(usize),
-    /// The first one stands there.
-    At(usize),
-}
+/// Escapes text that is JSON itself, as bodies often are, with a quote every few bytes.
+mod dense {
+    use super::is_special;
 
-/// Looks at the first eight bytes at once, or at what is left one by one.
-#[inline]
-fn first_special(bytes: &[u8]) -> Special {
-    const ONES: u64 = u64::from_le_bytes([0x01; 8]);
-    const HIGHS: u64 = u64::from_le_bytes([0x80; 8]);
+    const BLOCK: usize = 64;
+    const WORD: usize = 8;
+    /// An escape has two bytes, or six.
+    const ROOM: usize = 6 * BLOCK + WORD;
 
-    let Some(chunk) = bytes.first_chunk::<8>() else {
-        let special = |byte: &u8| *byte < 0x20 || *byte == b'"' || *byte == b'\\';
-        return bytes.iter().position(special).map_or(Special::None(bytes.len()), Special::At);
+    /// For each special byte, what follows the backslash; `u` for those without a short form.
+    const ESCAPES: [u8; 256] = {
+        let mut escapes = [0; 256];
+        let mut byte = 0;
+        while byte < 256 {
+            if is_special(byte as u8) {
+                escapes[byte] = match byte as u8 {
+                    b'\n' => b'n',
+                    b'\r' => b'r',
+                    b'\t' => b't',
+                    quoted @ (b'"' | b'\\') => quoted,
+                    _ => b'u',
+                };
+            }
+            byte += 1;
+        }
+        escapes
     };
-    // Each term marks the high bit of bytes that are special. A borrow may mark bytes above the first marked one wrongly, never below it.
-    let word = u64::from_le_bytes(*chunk);
-    let is_zero = |word: u64| word.wrapping_sub(ONES) & !word & HIGHS;
-    let control = word.wrapping_sub(ONES * 0x20) & !word & HIGHS;
-    let marks = control | is_zero(word ^ (ONES * 0x22)) | is_zero(word ^ (ONES * 0x5c));
-    if marks == 0 { Special::None(8) } else { Special::At((marks.trailing_zeros() / 8) as usize) }
+
+    /// Appends `text` as the inside of a JSON string.
+    pub(super) fn escape(out: &mut Vec<u8>, text: &[u8]) {
+        let mut room = [0; ROOM];
+        let mut rest = text;
+        // Bytes are copied by the word: one more than the block must be there to be read.
+        while let Some(block) = rest.first_chunk::<{ BLOCK + WORD }>() {
+            let len = escape_block(&mut room, block);
+            out.extend_from_slice(&room[..len]);
+            rest = &rest[BLOCK..];
+        }
+        for part in rest.chunks(BLOCK) {
+            let mut block = [b' '; BLOCK + WORD];
+            block[..part.len()].copy_from_slice(part);
+            let len = escape_block(&mut room, &block) - (BLOCK - part.len());
+            out.extend_from_slice(&room[..len]);
+        }
+    }
+
+    /// Escapes a block, and tells how many bytes that has made.
+    fn escape_block(room: &mut [u8; ROOM], block: &[u8; BLOCK + WORD]) -> usize {
+        let mut specials = specials(block);
+        let (mut from, mut len) = (0, 0);
+        loop {
+            let to = if specials == 0 { BLOCK } else { specials.trailing_zeros() as usize };
+            for at in (from..to).step_by(WORD) {
+                let target = len + at - from;
+                room[target..target + WORD].copy_from_slice(&block[at..at + WORD]);
+            }
+            len += to - from;
+            if specials == 0 {
+                return len;
+            }
+            specials &= specials - 1;
+            let escape = ESCAPES[usize::from(block[to])];
+            if escape == b'u' {
+                const HEX: &[u8; 16] = b"0123456789abcdef";
+                let (high, low) = (HEX[usize::from(block[to] >> 4)], HEX[usize::from(block[to] & 15)]);
+                room[len..len + 6].copy_from_slice(&[b'\\', b'u', b'0', b'0', high, low]);
+                len += 6;
+            } else {
+                room[len..len + 2].copy_from_slice(&[b'\\', escape]);
+                len += 2;
+            }
+            from = to + 1;
+        }
+    }
+
+    /// A bit for each byte of the block that must be escaped.
+    fn specials(block: &[u8; BLOCK + WORD]) -> u64 {
+        const LOWS: u64 = u64::from_le_bytes([0x7f; WORD]);
+        const ONES: u64 = u64::from_le_bytes([0x01; WORD]);
+
+        let mut bits = 0;
+        for (at, word) in block[..BLOCK].as_chunks::<WORD>().0.iter().enumerate() {
+            let word = u64::from_le_bytes(*word);
+            // The high bit of each byte that is not zero.
+            let nonzero = |word: u64| ((word & LOWS) + LOWS) | word;
+            let plain = nonzero(word ^ (ONES * 0x22)) & nonzero(word ^ (ONES * 0x5c)) & nonzero(word & (ONES * 0xe0));
+            let marks = (!plain & !LOWS) >> 7;
+            // Gathers the lowest bits of the eight bytes in the highest byte.
+            bits |= (marks.wrapping_mul(0x0102_0408_1020_4080) >> 56) << (WORD * at);
+        }
+        bits
+    }
 }
 
 #[cfg(test)]
@@ -120,10 +180,23 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_reads_back(value in any::<String>()) {
+        fn dense_text_is_escaped_alike(value in "[\\x00-\\x22\\x5c é]{0,200}") {
+            let mut out = b"\"".to_vec();
+            super::dense::escape(&mut out, value.as_bytes());
+            out.push(b'"');
+            prop_assert_eq!(serde_json::from_slice::<String>(&out).unwrap(), value);
+        }
+
+        #[test]
+        fn what_is_written_reads_back(value in any::<String>(), times in prop::sample::select(vec![1, 1000])) {
+            let value = value.repeat(times);
             let mut out = Vec::new();
             super::string(&mut out, &value);
-            prop_assert_eq!(serde_json::from_slice::<String>(&out).unwrap(), value);
+            prop_assert_eq!(&serde_json::from_slice::<String>(&out).unwrap(), &value);
+            let mut inside = b"\"".to_vec();
+            super::escaped(&mut inside, &value);
+            inside.push(b'"');
+            prop_assert_eq!(inside, out);
         }
     }
 }

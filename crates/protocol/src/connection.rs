@@ -34,8 +34,11 @@ pub const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a connection of a draining agent must be quiet before it is closed: events that were on their way have arrived then.
 pub(crate) const QUIET: Duration = Duration::from_millis(100);
 
-/// Room that is made in the buffer before a read, and what is kept of it between frames, in bytes. A busy connection's events are read by the dozen.
+/// Room that is made in the buffer before a read, in bytes. A busy connection's events are read by the dozen.
 const READ_ROOM: usize = 64 << 10;
+
+/// What a connection keeps of its buffer between frames, in bytes: bodies that come in pieces of usual sizes need no new memory for each.
+const MAX_KEPT: usize = 256 << 10;
 
 /// Events that are run before their answers are written. More save system calls, fewer let the first answers out sooner.
 pub(crate) const BATCH: usize = 32;
@@ -525,8 +528,7 @@ impl Input {
         self.since = None;
         if self.taken == self.buffer.len() {
             self.taken = 0;
-            // A large frame's memory is given back.
-            if self.buffer.capacity() > 2 * READ_ROOM {
+            if self.buffer.capacity() > MAX_KEPT {
                 self.buffer = Vec::new();
             } else {
                 self.buffer.clear();

@@ -2,11 +2,12 @@
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use zentinel_wasm_contract::event::{BodyChunk, GuardrailInspect, RequestComplete, RequestHeaders, ResponseHeaders, WebsocketFrame};
+use zentinel_wasm_contract::event::{GuardrailInspect, RequestComplete, WebsocketFrame};
 use zentinel_wasm_contract::{Event, Text};
 
 use crate::answer::Encoding;
 use crate::frame::kind;
+use crate::json;
 
 /// Deepest nesting of a MessagePack payload. Events are four levels deep; reading is recursive, and a client must not choose how far.
 const MAX_DEPTH: usize = 64;
@@ -19,9 +20,7 @@ pub struct DecodeError(String);
 fn read<'a, T: Deserialize<'a>>(encoding: Encoding, payload: &'a [u8]) -> Result<T, DecodeError> {
     match encoding {
         Encoding::Json => {
-            // Checked as a whole once, so that no string is checked again.
-            let text = std::str::from_utf8(payload).map_err(|error| DecodeError(error.to_string()))?;
-            serde_json::from_str(text).map_err(|error| DecodeError(error.to_string()))
+            serde_json::from_str(text(payload)?).map_err(|error| DecodeError(error.to_string()))
         }
         Encoding::MessagePack => {
             let mut deserializer = rmp_serde::Deserializer::from_read_ref(payload);
@@ -31,6 +30,21 @@ fn read<'a, T: Deserialize<'a>>(encoding: Encoding, payload: &'a [u8]) -> Result
     }
 }
 
+/// Checks JSON's encoding as a whole, so that no string is checked again.
+fn text(payload: &[u8]) -> Result<&str, DecodeError> {
+    simdutf8::basic::from_utf8(payload).map_err(|_| DecodeError("it is not valid UTF-8".into()))
+}
+
+/// Reads an event by the fast way where there is one.
+fn read_fast<'a, T: Deserialize<'a>>(encoding: Encoding, payload: &'a [u8], fast: fn(&'a str) -> Option<T>) -> Result<T, DecodeError> {
+    if encoding == Encoding::Json
+        && let Some(event) = fast(text(payload)?)
+    {
+        return Ok(event);
+    }
+    read(encoding, payload)
+}
+
 /// Reads the event of a frame of the type `kind`.
 ///
 /// # Errors
@@ -38,10 +52,10 @@ fn read<'a, T: Deserialize<'a>>(encoding: Encoding, payload: &'a [u8]) -> Result
 /// The payload is not such an event, or the type is not one of an event.
 pub fn event(encoding: Encoding, kind: u8, payload: &[u8]) -> Result<Event<'_>, DecodeError> {
     Ok(match kind {
-        kind::REQUEST_HEADERS => Event::RequestHeaders(read::<RequestHeaders<'_>>(encoding, payload)?),
-        kind::REQUEST_BODY => Event::RequestBody(read::<BodyChunk<'_>>(encoding, payload)?),
-        kind::RESPONSE_HEADERS => Event::ResponseHeaders(read::<ResponseHeaders<'_>>(encoding, payload)?),
-        kind::RESPONSE_BODY => Event::ResponseBody(read::<BodyChunk<'_>>(encoding, payload)?),
+        kind::REQUEST_HEADERS => Event::RequestHeaders(read_fast(encoding, payload, json::request_headers)?),
+        kind::REQUEST_BODY => Event::RequestBody(read_fast(encoding, payload, json::body_chunk)?),
+        kind::RESPONSE_HEADERS => Event::ResponseHeaders(read_fast(encoding, payload, json::response_headers)?),
+        kind::RESPONSE_BODY => Event::ResponseBody(read_fast(encoding, payload, json::body_chunk)?),
         kind::REQUEST_COMPLETE => Event::RequestComplete(read::<RequestComplete<'_>>(encoding, payload)?),
         kind::WEBSOCKET_FRAME => Event::WebsocketFrame(read::<WebsocketFrame<'_>>(encoding, payload)?),
         kind::GUARDRAIL_INSPECT => Event::GuardrailInspect(read::<GuardrailInspect<'_>>(encoding, payload)?),

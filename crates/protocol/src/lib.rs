@@ -13,6 +13,7 @@ pub mod decode;
 pub mod frame;
 pub mod grpc;
 pub mod handshake;
+mod json;
 pub mod report;
 mod session;
 

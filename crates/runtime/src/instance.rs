@@ -237,7 +237,7 @@ impl Instance {
 
     /// Calls a hook with `input`. Afterwards [`output`](Self::output) is its answer, if there was no failure.
     pub(crate) async fn call(&mut self, hook: Hook, input: Vec<u8>, correlation_id: Arc<str>, deadline: Instant) -> Result<(), Failure> {
-        let Some(function) = self.hooks[hook as usize].clone() else {
+        let Some(function) = &self.hooks[hook as usize] else {
             return Err(Failure::new(FailureKind::Trap, format!("the module does not export `{hook}`")));
         };
         let Ok(len) = i32::try_from(input.len()) else {

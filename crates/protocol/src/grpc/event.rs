@@ -1,5 +1,7 @@
 //! From a message of the proxy to an event that borrows from it.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use hashbrown::HashMap;
 use prost::Message as _;
@@ -116,7 +118,7 @@ fn unreadable<'a>(hook: Hook, correlation_id: &str, reason: &str) -> Option<Resu
 }
 
 /// Text that may be missing: fields that are not optional are empty then.
-fn present(text: &str) -> Option<Text<'_>> {
+pub(super) fn present(text: &str) -> Option<Text<'_>> {
     if text.is_empty() { None } else { Some(Text::from(text)) }
 }
 
@@ -186,29 +188,59 @@ const fn opcode(frame_type: i32) -> Option<&'static str> {
 
 /// Headers with the values of one name together.
 fn headers(list: &[proto::Header]) -> Headers<'_> {
-    let mut headers: Vec<(Text<'_>, HeaderValues<'_>)> = Vec::with_capacity(list.len().min(FEW_HEADERS));
-    // Used when there are many: a client must not have the agent compare each with each.
-    let mut places: HashMap<&str, usize> = HashMap::new();
-    let many = list.len() > FEW_HEADERS;
+    let mut headers = Grouped::default();
     for header in list {
-        let name = header.name.as_str();
-        let known = if many {
-            let place = *places.entry(name).or_insert(headers.len());
-            (place < headers.len()).then_some(place)
+        headers.push(&header.name, &header.value);
+    }
+    headers.finish()
+}
+
+/// Puts the values of one name together.
+#[derive(Default)]
+pub(super) struct Grouped<'a> {
+    headers: Vec<(Text<'a>, HeaderValues<'a>)>,
+    /// Used when there are many: a client must not have the agent compare each with each.
+    places: HashMap<&'a str, usize>,
+}
+
+impl<'a> Grouped<'a> {
+    pub(super) fn push(&mut self, name: &'a str, value: &'a str) {
+        let known = if self.headers.len() < FEW_HEADERS {
+            self.headers.iter().position(|(known, _)| known.as_str() == name)
         } else {
-            headers.iter().position(|(known, _)| &**known == name)
+            self.place(name)
         };
-        let value = Text::from(header.value.as_str());
         match known {
-            Some(place) => headers[place].1.push(value),
-            None => headers.push((Text::from(name), HeaderValues::One(value))),
+            Some(place) => self.headers[place].1.push(value.into()),
+            None => {
+                if self.headers.is_empty() {
+                    self.headers.reserve(FEW_HEADERS / 2);
+                }
+                self.headers.push((name.into(), HeaderValues::One(value.into())));
+            }
         }
     }
-    Headers(headers)
+
+    /// Looks a name up in the map, and puts it there with the place that it will have.
+    fn place(&mut self, name: &'a str) -> Option<usize> {
+        if self.places.is_empty() {
+            for (place, (known, _)) in self.headers.iter().enumerate() {
+                if let Text(Cow::Borrowed(known)) = known {
+                    self.places.insert(known, place);
+                }
+            }
+        }
+        let place = *self.places.entry(name).or_insert(self.headers.len());
+        (place < self.headers.len()).then_some(place)
+    }
+
+    pub(super) fn finish(self) -> Headers<'a> {
+        Headers(self.headers)
+    }
 }
 
 /// Milliseconds since 1970 as RFC 3339 has them; None for none, and beyond the year 9999.
-fn rfc3339(timestamp_ms: u64) -> Option<String> {
+pub(super) fn rfc3339(timestamp_ms: u64) -> Option<String> {
     /// The first millisecond of the year 10000.
     const END: u64 = 253_402_300_800_000;
 

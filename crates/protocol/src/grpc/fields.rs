@@ -1,4 +1,4 @@
-//! The fields of a message whose type is not known, or that is not what its type says.
+//! The fields of a message, as they stand in its bytes.
 
 use std::str;
 
@@ -16,8 +16,21 @@ pub(super) enum Value<'a> {
 impl<'a> Value<'a> {
     /// The value as text.
     pub(super) fn text(self) -> Option<&'a str> {
+        self.bytes().and_then(|bytes| str::from_utf8(bytes).ok())
+    }
+
+    /// The value as bytes, or as a message.
+    pub(super) fn bytes(self) -> Option<&'a [u8]> {
         match self {
-            Self::Bytes(bytes) => str::from_utf8(bytes).ok(),
+            Self::Bytes(bytes) => Some(bytes),
+            _ => None,
+        }
+    }
+
+    /// The value as a number.
+    pub(super) fn number(self) -> Option<u64> {
+        match self {
+            Self::Number(number) => Some(number),
             _ => None,
         }
     }
@@ -34,10 +47,18 @@ impl<'a> Fields<'a> {
     }
 
     fn number(&mut self) -> Option<u64> {
+        // Most are lengths below 128.
+        if let Some((&byte @ ..0x80, rest)) = self.0.split_first() {
+            self.0 = rest;
+            return Some(byte.into());
+        }
         let mut number = 0;
         for shift in (0..64).step_by(7) {
             let (&byte, rest) = self.0.split_first()?;
             self.0 = rest;
+            if shift == 63 && byte > 1 {
+                return None;
+            }
             number |= u64::from(byte & 0x7f) << shift;
             if byte & 0x80 == 0 {
                 return Some(number);
@@ -57,7 +78,7 @@ impl<'a> Iterator for Fields<'a> {
     type Item = (u32, Value<'a>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let key = self.number()?;
+        let key = u32::try_from(self.number()?).ok().filter(|key| key >> 3 != 0)?;
         let value = match key & 7 {
             0 => Value::Number(self.number()?),
             1 => self.bytes(8).map(|_| Value::Fixed)?,
@@ -68,7 +89,7 @@ impl<'a> Iterator for Fields<'a> {
             5 => self.bytes(4).map(|_| Value::Fixed)?,
             _ => return None,
         };
-        Some((u32::try_from(key >> 3).ok()?, value))
+        Some((key >> 3, value))
     }
 }
 

@@ -1,10 +1,11 @@
 //! The gRPC transport.
 //!
 //! `server` keeps a whole HTTP/2 connection on one task: hyper's state machine and the streams within it. The streams are those of `process` (a
-//! proxy's events), `control` (requests to drain, configurations) and `health` (the standard health service). Messages are read by `event` and
-//! written by `answer` and `message`; `fields` finds its way in messages that cannot be read otherwise.
+//! proxy's events), `control` (requests to drain, configurations) and `health` (the standard health service). Messages are read by `event`, headers
+//! mostly by `borrowed`, and written by `answer` and `message`; `fields` finds its way in the bytes of a message.
 
 mod answer;
+mod borrowed;
 mod codec;
 mod control;
 mod event;
@@ -41,7 +42,10 @@ pub const SERVICE: &str = "zentinel.agent.v2.AgentServiceV2";
 
 /// Reads a message as the streams do, and shows the event in it. For fuzzing, which needs a way in that does not lead through HTTP/2.
 #[doc(hidden)]
-pub fn read_event(message: bytes::Bytes, show: impl FnOnce(&zentinel_wasm_contract::Event<'_>)) {
+pub fn read_event(message: bytes::Bytes, show: impl Fn(&zentinel_wasm_contract::Event<'_>)) {
+    if let Some(event) = borrowed::headers(&message) {
+        show(&event);
+    }
     if let Ok(message) = event::read(message)
         && let Some(Ok(event)) = event::event(&message)
     {

@@ -17,14 +17,14 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::{Code, Status, Streaming};
 use tracing::{debug, warn};
-use zentinel_wasm_contract::{Failure, FailureKind, Hook};
+use zentinel_wasm_contract::{Event, Failure, FailureKind, Hook};
 
 use super::answer::{Peer, Wire};
 use super::event::{Unreadable, event, read};
 use super::proto::agent_to_proxy::Message as Outgoing;
 use super::proto::proxy_to_agent::Message;
 use super::server::ConnectionError;
-use super::{message, proto};
+use super::{borrowed, message, proto};
 use crate::answer::{Phase, Proxy};
 use crate::connection::{BATCH, HANDSHAKE_TIMEOUT, MAX_UNSENT, QUIET, STALL_TIMEOUT, Stage};
 use crate::handshake::{MAX_IN_FLIGHT, check_versions};
@@ -357,20 +357,25 @@ impl<H: Handler> Driver<H> {
     }
 
     fn take(&mut self, bytes: Bytes, exchange: &mut Exchange) {
+        if let Some(event) = borrowed::headers(&bytes) {
+            return self.event(&event, exchange);
+        }
         let message = match read(bytes) {
             Ok(message) => message,
             Err(unreadable) => return self.reject(unreadable, exchange),
         };
         match event(&message) {
-            Some(Ok(event)) => {
-                let id = event.correlation_id();
-                let ticket = exchange.session.arrived(id);
-                let wire = Wire { peer: Arc::clone(&self.peer), phase: Phase::of(&event), correlation_id: Arc::from(id) };
-                self.batch.push((ticket, Box::pin(self.handler.handle(&event, wire))));
-            }
+            Some(Ok(event)) => self.event(&event, exchange),
             Some(Err(unreadable)) => self.reject(unreadable, exchange),
             None => self.control(message, exchange),
         }
+    }
+
+    fn event(&mut self, event: &Event<'_>, exchange: &mut Exchange) {
+        let id = event.correlation_id();
+        let ticket = exchange.session.arrived(id);
+        let wire = Wire { peer: Arc::clone(&self.peer), phase: Phase::of(event), correlation_id: Arc::from(id) };
+        self.batch.push((ticket, Box::pin(self.handler.handle(event, wire))));
     }
 
     fn control(&mut self, message: Message, exchange: &mut Exchange) {
