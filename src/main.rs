@@ -4,6 +4,7 @@
 
 use std::process::ExitCode;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use zentinel_agent_wasm::admin;
 use zentinel_agent_wasm::agent::{Agent, Source};
 use zentinel_agent_wasm::cli::Cli;
@@ -13,9 +14,13 @@ use zentinel_agent_wasm::listener::Listener;
 use zentinel_agent_wasm::logging;
 use zentinel_wasm_runtime::Runtime;
 
+/// Files that the agent may have open: those of all connections at their bounds, and room for the rest.
+const FILES: u64 = 4096;
+
 fn main() -> ExitCode {
     let cli = Cli::parse_or_exit();
     logging::init(cli.log_format, cli.verbose);
+    raise_file_limit();
     let served =
         tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("agent").build().map_err(anyhow::Error::from).and_then(
             |runtime| {
@@ -32,6 +37,16 @@ fn main() -> ExitCode {
             eprintln!("zentinel-wasm-agent: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Shells and service managers start processes with a limit of 1024 files, and let them raise it.
+fn raise_file_limit() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let wanted = maximum.map_or(FILES, |maximum| maximum.min(FILES));
+    if current.is_some_and(|current| current < wanted) {
+        // Where that is refused, connections beyond the limit are turned away later than they would be otherwise: the listener waits and tries again.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum });
     }
 }
 

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread;
 
@@ -585,4 +585,25 @@ fn the_handshake_tells_which_events_the_module_takes() {
     assert_eq!((&capabilities["agent_id"], &capabilities["version"]), (&json!("zentinel-wasm-agent"), &json!("0.4.0")));
     assert_eq!(capabilities["supported_events"], json!([1, 4]));
     assert_eq!(capabilities["limits"]["max_body_size"], 1000);
+}
+
+#[test]
+fn a_low_soft_limit_of_files_is_raised() {
+    let modules = tempfile::tempdir().unwrap();
+    let module = module::write(modules.path(), "m.wasm", &module::tagging("x"));
+    let agent = Agent::start_with(&module, |command| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "ulimit -Sn 256 && exec \"$0\" \"$@\""]).arg(command.get_program()).args(command.get_args());
+        shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        *command = shell;
+    });
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", agent.pid().as_raw_nonzero())).unwrap();
+    let files: Vec<u64> = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))
+        .unwrap()
+        .split_whitespace()
+        .filter_map(|limit| limit.parse().ok())
+        .collect();
+    assert_eq!(files[0], files.get(1).map_or(4096, |hard| 4096.min(*hard)), "{limits}");
 }

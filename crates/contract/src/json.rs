@@ -22,7 +22,11 @@ pub fn string(out: &mut Vec<u8>, value: &str) {
     while !rest.is_empty() {
         let (piece, after) = rest.split_at(rest.floor_char_boundary(PIECE));
         let specials = piece.bytes().filter(|&byte| is_special(byte)).count();
-        if specials > piece.len() / DENSE { dense::escape(out, piece.as_bytes()) } else { escaped(out, piece) }
+        if specials > piece.len() / DENSE {
+            dense::escape(out, piece.as_bytes())
+        } else {
+            escaped(out, piece)
+        }
         rest = after;
     }
     out.push(b'"');

@@ -19,9 +19,7 @@ pub struct DecodeError(String);
 
 fn read<'a, T: Deserialize<'a>>(encoding: Encoding, payload: &'a [u8]) -> Result<T, DecodeError> {
     match encoding {
-        Encoding::Json => {
-            serde_json::from_str(text(payload)?).map_err(|error| DecodeError(error.to_string()))
-        }
+        Encoding::Json => serde_json::from_str(text(payload)?).map_err(|error| DecodeError(error.to_string())),
         Encoding::MessagePack => {
             let mut deserializer = rmp_serde::Deserializer::from_read_ref(payload);
             deserializer.set_max_depth(MAX_DEPTH);

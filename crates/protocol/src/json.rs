@@ -286,7 +286,10 @@ mod tests {
     }
 
     /// What serde_json reads, and what this reader reads, for comparison.
-    fn both<'a, T: serde::Deserialize<'a> + std::fmt::Debug>(text: &'a str, read: fn(&'a str) -> Option<T>) -> (Option<String>, Option<String>) {
+    fn both<'a, T: serde::Deserialize<'a> + std::fmt::Debug>(
+        text: &'a str,
+        read: fn(&'a str) -> Option<T>,
+    ) -> (Option<String>, Option<String>) {
         let print = |event: T| format!("{event:?}");
         (serde_json::from_str(text).ok().map(print), read(text).map(print))
     }

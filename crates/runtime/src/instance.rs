@@ -14,7 +14,7 @@ use crate::module::Compiled;
 
 /// CPU time that a call may use on the task that asked for it before it moves to the slow lane. Ordinary calls take microseconds; this is what a
 /// looping module can hold up at most, beside the tick at which it is found.
-const FIRST_SLICE: Duration = Duration::from_micros(500);
+const FIRST_SLICE: Duration = Duration::from_micros(250);
 
 /// Frames of a backtrace that are told.
 const FRAMES: usize = 6;

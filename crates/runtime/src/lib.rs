@@ -28,6 +28,7 @@ pub use cache::Cache;
 pub use module::{LoadError, Module};
 pub use pool::{Isolation, Lease, Pool, PoolStats, Request, Settings, StartError};
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use ticker::Ticker;
@@ -71,11 +72,19 @@ impl Runtime {
     }
 
     /// Runs `future` on the slow lane. Dropping the handle's guard ends it.
-    fn spawn_slow<F>(&self, future: F) -> AbortOnDrop<F::Output>
+    fn spawn_slow<F>(&self, future: Pin<Box<F>>) -> AbortOnDrop<F::Output>
     where
         F: Future<Output: Send> + Send + 'static,
     {
-        AbortOnDrop(self.slow_handle().spawn(future))
+        let mut future = future;
+        AbortOnDrop(self.slow_handle().spawn(std::future::poll_fn(move |context| {
+            let polled = future.as_mut().poll(context);
+            if polled.is_pending() {
+                // Ordinary work that has been woken on this core gets it now, and not when the kernel's time slice ends.
+                std::thread::yield_now();
+            }
+            polled
+        })))
     }
 
     fn slow_handle(&self) -> &tokio::runtime::Handle {

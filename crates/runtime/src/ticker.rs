@@ -9,11 +9,11 @@ use wasmtime::{Engine, EngineWeak};
 
 /// Time between two ticks: the granularity of slices and deadlines. A call is looked at only when it outlives a tick, so that shorter ticks would
 /// cost without gain; longer ones would let a looping module hold its worker visibly.
-pub(crate) const TICK: Duration = Duration::from_millis(1);
+pub(crate) const TICK: Duration = Duration::from_micros(500);
 
-/// Ticks without a call after which the thread sleeps until the next one. Waking it costs a call some microseconds, so that it pays to stay awake
-/// over short pauses.
-const IDLE_TICKS: u32 = 100;
+/// Ticks without a call after which the thread sleeps until the next one. Waking it costs a call some microseconds, and each tick as much: it stays
+/// awake over the pauses of a busy agent, and lets one that gets a hundred calls a second be quiet between them.
+const IDLE_TICKS: u32 = 4;
 
 pub(crate) struct Ticker {
     state: Arc<State>,

@@ -125,8 +125,8 @@ fn each<'a>(message: &'a [u8], mut field: impl FnMut(u32, Value<'a>) -> Option<(
 mod tests {
     use super::super::{event, proto};
     use super::*;
-    use prost::Message as _;
     use proptest::prelude::*;
+    use prost::Message as _;
     use proto::proxy_to_agent::Message;
 
     fn encode(message: Message) -> Vec<u8> {
