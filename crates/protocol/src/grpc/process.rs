@@ -66,7 +66,7 @@ struct Exchange {
     gone: bool,
     body: Option<Waker>,
     driver: Option<Waker>,
-    /// The driver wants to be woken when the output is empty.
+    /// Something waits, and the driver wants to go on when nothing does any more.
     awaits_empty: bool,
 }
 
@@ -263,7 +263,8 @@ impl<H: Handler> Driver<H> {
                 if exchange.gone {
                     return Ok(());
                 }
-                exchange.awaits_empty = draining || self.ending.is_some() || exchange.unsent >= MAX_UNSENT;
+                let awaits_empty = draining || self.ending.is_some() || exchange.unsent >= MAX_UNSENT;
+                exchange.awaits_empty = awaits_empty && !exchange.output.is_empty();
                 let idle = exchange.session.pending() == 0 && exchange.output.is_empty() && self.applying.is_none();
                 (idle, exchange.blocked_since)
             };
@@ -312,7 +313,7 @@ impl<H: Handler> Driver<H> {
     }
 
     /// Takes what has arrived, then what has ended: an answer that ended before is not sent when its event was superseded meanwhile. Ready as soon as
-    /// there was anything.
+    /// there was anything, or the output is empty as awaited.
     fn poll_next(&mut self, context: &mut Context<'_>, reads: bool) -> Poll<()> {
         let mut ready = false;
         if let Some(applying) = &mut self.applying
@@ -353,7 +354,8 @@ impl<H: Handler> Driver<H> {
                 exchange.push(Some(ticket), answer);
             }
         }
-        if ready || exchange.gone { Poll::Ready(()) } else { Poll::Pending }
+        let emptied = exchange.awaits_empty && exchange.output.is_empty();
+        if ready || emptied || exchange.gone { Poll::Ready(()) } else { Poll::Pending }
     }
 
     fn take(&mut self, bytes: Bytes, exchange: &mut Exchange) {
