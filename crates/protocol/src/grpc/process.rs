@@ -56,7 +56,7 @@ struct Exchange {
     session: Session<proto::AgentToProxy>,
     /// Messages that wait to be taken.
     output: VecDeque<Waiting>,
-    /// Bytes that wait.
+    /// Memory in bytes that they take, roughly.
     unsent: usize,
     /// Since when nothing was taken although something waited.
     blocked_since: Option<Instant>,
@@ -102,7 +102,8 @@ impl Shared {
 
 impl Exchange {
     fn push(&mut self, ticket: Option<Ticket>, message: proto::AgentToProxy) {
-        let size = message.encoded_len();
+        // A short answer takes far more as a message than it has bytes.
+        let size = message.encoded_len() + size_of::<Waiting>();
         self.unsent += size;
         self.output.push_back(Waiting { ticket, message, size });
         self.blocked_since.get_or_insert_with(Instant::now);
