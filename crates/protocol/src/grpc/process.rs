@@ -254,6 +254,7 @@ impl<H: Handler> Driver<H> {
         let mut quiet_since = Instant::now();
         let mut stage_known = true;
         let mut draining = false;
+        let mut full = false;
         loop {
             let now_stage = *stage.borrow_and_update();
             if now_stage > Stage::Serving && !std::mem::replace(&mut draining, true) {
@@ -301,14 +302,15 @@ impl<H: Handler> Driver<H> {
                     }
                 }
             }
+            if std::mem::take(&mut full) {
+                // The first answers are not to wait for the last event that has arrived; but what has arrived after theirs is known first, for it may
+                // have superseded them.
+                yield_now().await;
+            }
             if !self.batch.is_empty() {
                 quiet_since = Instant::now();
-                let more = self.batch.len() == BATCH;
+                full = self.batch.len() == BATCH;
                 self.run_batch().await;
-                if more {
-                    // The first answers are not to wait for the last event that has arrived.
-                    yield_now().await;
-                }
             }
         }
     }
