@@ -244,7 +244,7 @@ async fn a_message_that_comes_byte_by_byte_is_understood() {
     agent.end_unharmed();
 }
 
-/// A call of `method` to which messages are sent as they are, and how it ends. What is said on it before is not looked at.
+/// How a call ends. What is said on it before is not looked at.
 async fn ended<M: prost::Message + Default + 'static>((to, mut from): (mpsc::Sender<Vec<u8>>, Streaming<M>)) -> Result<(), Status> {
     let _open = to;
     while patiently(from.message()).await?.is_some() {}
@@ -437,10 +437,8 @@ async fn an_event_that_cannot_be_read_is_never_waved_through() {
         }
     }
     // Headers without metadata belong to the request whose id is empty.
-    let answer = {
-        stream.send_raw(field(2, b"")).await;
-        stream.answer().await
-    };
+    stream.send_raw(field(2, b"")).await;
+    let answer = stream.answer().await;
     assert_eq!((module_error(&answer), answer.correlation_id.as_str()), (Some("WASM_INVALID_EVENT"), ""));
     assert_serves(&mut stream).await;
     agent.end_unharmed();
@@ -518,7 +516,7 @@ async fn calls_of_what_is_not_there_are_refused() {
     let stream = wire.open_with(PROCESS_EVENT, &[("grpc-encoding", "gzip")]);
     wire.data(stream, &[&[1], &event[1..]].concat(), true);
     assert_eq!(wire.message(stream), None);
-    // A call without an event, and one with two.
+    // A call without an event.
     let stream = wire.open(PROCESS_EVENT);
     wire.data(stream, b"", true);
     assert_eq!(wire.message(stream), None);
@@ -786,7 +784,7 @@ async fn a_reader_that_opens_no_window_costs_bounded_memory_and_gets_its_answers
     println!("{sent} events sent, {} kB more", agent.resident().saturating_sub(before) >> 10);
     assert!(agent.resident() < before + BOUNDED, "{}", agent.resident() - before);
     assert_serves(&mut good).await;
-    // Another stream of the same connection gets no answer while the connection's own window is shut, and none is lost.
+    // Another stream of the same connection has to wait for it, and is not lost.
     let other = wire.open(PROCESS_STREAM);
     // Once it reads again, nothing is missing.
     wire.opens_windows(true);
