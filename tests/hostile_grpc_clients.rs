@@ -1,5 +1,5 @@
-//! Clients of the gRPC address that misbehave: whatever they send or leave out, the agent lives, other clients are served, and a blocked request
-//! never comes back allowed.
+//! Clients of the gRPC address that misbehave: whatever they send or leave out, the agent lives, other clients are served, and a blocked
+//! request never comes back allowed.
 
 #[path = "common/grpc.rs"]
 mod client;
@@ -629,8 +629,8 @@ async fn a_blocked_request_never_comes_back_allowed_to_its_twin() {
         let mut all = Vec::new();
         for at in start..start + WINDOW {
             let id = format!("twin-{at}");
-            // The proxy waits for the last one only, and would take any answer for its own. All go out in one frame: no newer event is ever under way
-            // when the agent answers.
+            // The proxy waits for the last one only, and would take any answer for its own. All go out in one frame: no newer event is ever
+            // under way when the agent answers.
             let mut bytes = Vec::new();
             for uri in twins(at) {
                 bytes.extend(message(if *uri == "cancel" { cancel(&id) } else { get(&id, uri) }));

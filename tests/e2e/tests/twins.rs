@@ -1,5 +1,6 @@
-//! Pairs of requests at once, of which one is blocked and one allowed. A client may give both one correlation id; the proxy then takes an answer to the
-//! older for the newer's when it is on its way just then. Nothing of that happens to requests with ids of their own, and an operator can see to that.
+//! Pairs of requests at once, of which one is blocked and one allowed. A client may give both one correlation id; the proxy then takes an
+//! answer to the older for the newer's when it is on its way just then. Nothing of that happens to requests with ids of their own, and an
+//! operator can see to that.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufReader, Write as _};

@@ -303,8 +303,8 @@ impl<H: Handler> Driver<H> {
                 }
             }
             if std::mem::take(&mut full) {
-                // The first answers are not to wait for the last event that has arrived; but what has arrived after theirs is known first, for it may
-                // have superseded them.
+                // The first answers are not to wait for the last event that has arrived; but what has arrived after theirs is known first,
+                // for it may have superseded them.
                 yield_now().await;
             }
             if !self.batch.is_empty() {
