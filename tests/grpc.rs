@@ -1,248 +1,32 @@
 //! The gRPC address, as a proxy and as tools see it.
 
+#[path = "common/grpc.rs"]
+mod client;
 mod common;
 
 use std::collections::BTreeSet;
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bytes::{Buf as _, BufMut as _, Bytes};
-use common::{Agent, PATIENCE, module};
-use http::uri::PathAndQuery;
+use client::{
+    AMPLE, CONTROL_STREAM, Client, HEALTH_CHECK, PROCESS_EVENT, PROCESS_STREAM, Raw, Stream, address, body, configure, drain, get,
+    handshake, is_allow, module_error, path, patiently, serve,
+};
+use common::{Agent, module};
 use prost::Message as _;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::sync::mpsc;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
-use tonic::{Code, Request, Status, Streaming};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Code, Request};
 use zentinel_wasm_protocol::grpc::health_proto::health_check_response::ServingStatus;
 use zentinel_wasm_protocol::grpc::health_proto::{HealthCheckRequest, HealthCheckResponse};
 use zentinel_wasm_protocol::grpc::proto;
 use zentinel_wasm_protocol::grpc::proto::agent_response::Decision;
 use zentinel_wasm_protocol::grpc::proto::agent_to_proxy::Message as FromAgent;
 use zentinel_wasm_protocol::grpc::proto::proxy_to_agent::Message as ToAgent;
-
-/// The deadline of calls on a machine that may do other things too.
-const AMPLE: [&str; 2] = ["--timeout-ms", "20000"];
-
-const PROCESS_STREAM: &str = "/zentinel.agent.v2.AgentServiceV2/ProcessStream";
-const PROCESS_EVENT: &str = "/zentinel.agent.v2.AgentServiceV2/ProcessEvent";
-const CONTROL_STREAM: &str = "/zentinel.agent.v2.AgentServiceV2/ControlStream";
-const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
-const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
-
-/// Sends bytes, so that a test may send anything; receives messages.
-struct Raw<M>(std::marker::PhantomData<M>);
-
-impl<M: prost::Message + Default + 'static> Codec for Raw<M> {
-    type Encode = Vec<u8>;
-    type Decode = M;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self(std::marker::PhantomData)
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self(std::marker::PhantomData)
-    }
-}
-
-impl<M> Encoder for Raw<M> {
-    type Item = Vec<u8>;
-    type Error = Status;
-
-    fn encode(&mut self, item: Vec<u8>, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        out.put_slice(&item);
-        Ok(())
-    }
-}
-
-impl<M: prost::Message + Default> Decoder for Raw<M> {
-    type Item = M;
-    type Error = Status;
-
-    fn decode(&mut self, input: &mut DecodeBuf<'_>) -> Result<Option<M>, Status> {
-        let bytes = input.copy_to_bytes(input.remaining());
-        M::decode(bytes).map(Some).map_err(|error| Status::internal(error.to_string()))
-    }
-}
-
-async fn patiently<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, what).await.expect("the agent answers")
-}
-
-fn path(path: &'static str) -> PathAndQuery {
-    PathAndQuery::from_static(path)
-}
-
-/// A client of the agent's services.
-struct Client(tonic::client::Grpc<Channel>);
-
-impl Client {
-    fn new(channel: Channel) -> Self {
-        Self(tonic::client::Grpc::new(channel))
-    }
-
-    async fn connect(agent: &Agent) -> Self {
-        let endpoint = Endpoint::from_shared(format!("http://{}", address(agent))).unwrap();
-        Self::new(patiently(endpoint.connect()).await.unwrap())
-    }
-
-    /// A call of which one message goes and one comes.
-    async fn one<M: prost::Message + Default + 'static>(&mut self, method: &'static str, message: Vec<u8>) -> Result<M, Status> {
-        patiently(self.0.ready()).await.unwrap();
-        let response = patiently(self.0.unary(Request::new(message), path(method), Raw(std::marker::PhantomData))).await?;
-        Ok(response.into_inner())
-    }
-
-    /// A call of which messages go and come.
-    async fn many<M: prost::Message + Default + 'static>(&mut self, method: &'static str) -> (mpsc::Sender<Vec<u8>>, Streaming<M>) {
-        let (to, mut queue) = mpsc::channel(1000);
-        let outgoing = futures_util::stream::poll_fn(move |context| queue.poll_recv(context));
-        patiently(self.0.ready()).await.unwrap();
-        let call = self.0.streaming(Request::new(outgoing), path(method), Raw(std::marker::PhantomData));
-        (to, patiently(call).await.unwrap().into_inner())
-    }
-
-    /// Opens a watch on the agent's health.
-    async fn watch(&mut self) -> Streaming<HealthCheckResponse> {
-        patiently(self.0.ready()).await.unwrap();
-        let request = Request::new(HealthCheckRequest::default().encode_to_vec());
-        let call = self.0.server_streaming(request, path(HEALTH_WATCH), Raw(std::marker::PhantomData));
-        patiently(call).await.unwrap().into_inner()
-    }
-
-    async fn health(&mut self, service: &str) -> Result<ServingStatus, Status> {
-        let request = HealthCheckRequest { service: service.into() }.encode_to_vec();
-        self.one::<HealthCheckResponse>(HEALTH_CHECK, request).await.map(|response| response.status())
-    }
-
-    async fn process(&mut self) -> Stream {
-        self.process_as("0.6.54").await
-    }
-
-    /// Opens a stream and shakes hands as a proxy of some version.
-    async fn process_as(&mut self, version: &str) -> Stream {
-        let (to, from) = self.many(PROCESS_STREAM).await;
-        let mut stream = Stream { to, from, reports: Vec::new() };
-        stream.send(handshake(&[2, 1], version)).await;
-        let Some(FromAgent::Handshake(handshake)) = stream.receive().await.unwrap() else { panic!("no handshake") };
-        assert!(handshake.success, "{handshake:?}");
-        stream
-    }
-}
-
-fn handshake(versions: &[u32], proxy_version: &str) -> ToAgent {
-    ToAgent::Handshake(proto::HandshakeRequest {
-        supported_versions: versions.to_vec(),
-        proxy_id: "test".into(),
-        proxy_version: proxy_version.into(),
-        config_json: "{}".into(),
-    })
-}
-
-/// One stream of a proxy.
-struct Stream {
-    to: mpsc::Sender<Vec<u8>>,
-    from: Streaming<proto::AgentToProxy>,
-    /// Reports that came while something else was awaited.
-    reports: Vec<FromAgent>,
-}
-
-impl Stream {
-    async fn send(&self, message: ToAgent) {
-        self.send_raw(proto::ProxyToAgent { message: Some(message) }.encode_to_vec()).await;
-    }
-
-    async fn send_raw(&self, bytes: Vec<u8>) {
-        patiently(self.to.send(bytes)).await.unwrap();
-    }
-
-    /// The next message, or None at the end.
-    async fn receive(&mut self) -> Result<Option<FromAgent>, Status> {
-        Ok(patiently(self.from.message()).await?.map(|message| message.message.expect("a message says something")))
-    }
-
-    /// The next message that is no report.
-    async fn next(&mut self) -> Result<Option<FromAgent>, Status> {
-        loop {
-            match self.receive().await? {
-                Some(report @ (FromAgent::Health(_) | FromAgent::Metrics(_))) => self.reports.push(report),
-                other => return Ok(other),
-            }
-        }
-    }
-
-    async fn answer(&mut self) -> proto::AgentResponse {
-        match self.next().await.unwrap() {
-            Some(FromAgent::Response(response)) => response,
-            other => panic!("no answer but {other:?}"),
-        }
-    }
-
-    async fn ask(&mut self, event: ToAgent) -> proto::AgentResponse {
-        self.send(event).await;
-        self.answer().await
-    }
-
-    /// Sends a ping. Its pong comes after all that the agent does before it reads the ping.
-    async fn ping(&mut self) {
-        self.send(ToAgent::Ping(proto::Ping { sequence: 7, timestamp_ms: 8 })).await;
-        match self.next().await.unwrap() {
-            Some(FromAgent::Pong(pong)) => assert_eq!((pong.sequence, pong.ping_timestamp_ms), (7, 8)),
-            other => panic!("no pong but {other:?}"),
-        }
-    }
-
-    /// How the stream ends.
-    async fn end(mut self) -> Result<(), Status> {
-        match self.next().await? {
-            None => Ok(()),
-            Some(message) => panic!("no end but {message:?}"),
-        }
-    }
-}
-
-fn get(id: &str, uri: &str) -> ToAgent {
-    let header = |name: &str, value: &str| proto::Header { name: name.into(), value: value.into() };
-    ToAgent::RequestHeaders(proto::RequestHeadersEvent {
-        metadata: Some(proto::RequestMetadata {
-            correlation_id: id.into(),
-            client_ip: "192.0.2.7:50123".into(),
-            protocol: "HTTP/1.1".into(),
-            route_id: Some("all".into()),
-            timestamp_ms: 1_767_323_045_678,
-            ..Default::default()
-        }),
-        method: "GET".into(),
-        uri: uri.into(),
-        http_version: "HTTP/1.1".into(),
-        headers: vec![header("accept", "a"), header("user-agent", "curl/8.0"), header("accept", "b")],
-    })
-}
-
-fn body(id: &str, data: impl Into<Bytes>) -> ToAgent {
-    let data = data.into();
-    ToAgent::RequestBodyChunk(proto::BodyChunkEvent {
-        correlation_id: id.into(),
-        total_size: Some(data.len() as u64),
-        bytes_transferred: data.len() as u64,
-        data,
-        is_last: true,
-        ..Default::default()
-    })
-}
-
-fn configure(json: &str) -> ToAgent {
-    ToAgent::Configure(proto::ConfigureEvent { config_json: json.into(), ..Default::default() })
-}
 
 /// What a module of [`module::revealing`] was given.
 #[track_caller]
@@ -251,34 +35,6 @@ fn seen(answer: &proto::AgentResponse) -> Value {
         Some(Decision::Block(proto::BlockDecision { body: Some(body), .. })) => serde_json::from_str(body).unwrap(),
         other => panic!("nothing is shown by {other:?}"),
     }
-}
-
-/// The stable code of a module error, if the answer is one.
-fn module_error(answer: &proto::AgentResponse) -> Option<&str> {
-    let audit = answer.audit.as_ref()?;
-    audit.tags.contains(&"wasm-error".to_owned()).then(|| audit.reason_codes[0].as_str())
-}
-
-fn is_allow(answer: &proto::AgentResponse) -> bool {
-    matches!(answer.decision, Some(Decision::Allow(_)))
-}
-
-/// An agent that serves a module of `wat` over gRPC too, and the directory of the module.
-fn serve(wat: &str, options: &[&str]) -> (Agent, TempDir) {
-    let directory = tempfile::tempdir().unwrap();
-    let module = module::write(directory.path(), "module.wasm", wat);
-    let agent = Agent::start_with(&module, |command| {
-        command.args(["--grpc-address", "127.0.0.1:0"]).args(options);
-    });
-    (agent, directory)
-}
-
-/// Where `--grpc-address 127.0.0.1:0` has ended up.
-fn address(agent: &Agent) -> SocketAddr {
-    let line = agent.log.wait_for_line("where gRPC is served", |line| line.contains("serving gRPC on "));
-    let (_, rest) = line.split_once("serving gRPC on ").unwrap();
-    let address: String = rest.chars().take_while(|c| c.is_ascii_digit() || ".:".contains(*c)).collect();
-    address.parse().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -498,23 +254,6 @@ async fn a_configuration_that_is_rejected_ends_the_stream_with_the_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_read_is_refused_and_not_allowed() {
-    let (agent, _directory) = serve(&module::choosing(), &AMPLE);
-    let mut stream = Client::connect(&agent).await.process().await;
-    // An event (20) that nobody knows; a body (3) whose index is text; request headers (2) without metadata.
-    for (bytes, id) in [(&[0xa2, 0x01, 3, 0x0a, 1, b'a'][..], "a"), (&[0x1a, 6, 0x0a, 1, b'b', 0x12, 1, b'x'], "b"), (&[0x12, 0], "")] {
-        stream.send_raw(bytes.to_vec()).await;
-        let answer = stream.answer().await;
-        assert_eq!((module_error(&answer), answer.correlation_id.as_str()), (Some("WASM_INVALID_EVENT"), id));
-        assert!(!is_allow(&answer));
-    }
-    stream.send_raw(b"\xff\xff\xff".to_vec()).await;
-    stream.ping().await;
-    agent.log.wait_for_line("that it cannot be answered", |line| line.contains("no readable correlation id"));
-    agent.end();
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_stream_begins_with_a_handshake_that_can_be_agreed_to() {
     let (agent, _directory) = serve(&module::answering(&["on_request_headers", "on_response_body"], "{}"), &AMPLE);
     let mut client = Client::connect(&agent).await;
@@ -553,37 +292,6 @@ async fn an_event_may_come_alone() {
     assert_eq!(status.code(), Code::Unimplemented);
     let status = client.one::<proto::AgentToProxy>("/zentinel.agent.v2.AgentServiceV2/Nonsense", Vec::new()).await.unwrap_err();
     assert_eq!(status.code(), Code::Unimplemented);
-    agent.end();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_message_that_is_too_large_ends_its_stream_alone() {
-    let (agent, _directory) = serve(&module::choosing(), &AMPLE);
-    let mut client = Client::connect(&agent).await;
-    let mut other = client.process().await;
-    let stream = client.process().await;
-    stream.send(body("1", vec![0; 18 << 20])).await;
-    assert_eq!(stream.end().await.unwrap_err().code(), Code::OutOfRange);
-    assert!(is_allow(&other.ask(get("2", "/")).await));
-    agent.end();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn noise_on_the_port_disturbs_nobody() {
-    let (agent, _directory) = serve(&module::choosing(), &AMPLE);
-    let mut stream = Client::connect(&agent).await.process().await;
-    for noise in [
-        &b"GET / HTTP/1.1\r\nHost: agent\r\n\r\n"[..],
-        &[0xff; 4096],
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
-    ] {
-        let mut socket = TcpStream::connect(address(&agent)).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        socket.write_all(noise).unwrap();
-        // Whether it says goodbye or just hangs up, it does not keep the connection.
-        let _ = socket.read_to_end(&mut Vec::new());
-    }
-    assert!(is_allow(&stream.ask(get("1", "/")).await));
     agent.end();
 }
 
@@ -633,11 +341,6 @@ async fn the_standard_health_service_tells_whether_the_module_decides() {
     assert_eq!(patiently(watch.message()).await.unwrap().unwrap().status(), ServingStatus::NotServing);
     assert_eq!(client.health("").await.unwrap(), ServingStatus::NotServing);
     agent.end();
-}
-
-fn drain() -> Vec<u8> {
-    let drain = proto::DrainRequest { duration_ms: 1000, reason: 2, timestamp_ms: 1 };
-    proto::ProxyControl { message: Some(proto::proxy_control::Message::Drain(drain)) }.encode_to_vec()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,35 +10,16 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use common::{Agent, Connection, decision, frame, id_of, kind, module_error, wait_for};
+use common::{Agent, Connection, Stop, decision, frame, id_of, kind, module, module_error, wait_for};
 use serde_json::{Value, json};
 
 /// Connections that the agent serves at once.
 const MAX_CONNECTIONS: usize = 1024;
 
-/// Starts the agent on a module that blocks a GET of `/b…`, loops a little before it allows `/s…`, and allows anything else with the tag `good`.
+/// Starts the agent on a [`module::judging`].
 fn agent(options: &[&str]) -> (Agent, tempfile::TempDir) {
-    let first = r#"{"method":"GET","uri":"/"#.len();
-    let more = r#"
-        (data (i32.const 16) "{\"tags\":[\"good\"]}")
-        (data (i32.const 64) "{\"decision\":\"block\"}")"#;
-    let code = |_: &str| {
-        format!(
-            r#"(local $choice i32) (local $left i32)
-            (local.set $choice (i32.load8_u offset={first} (local.get $ptr)))
-            (if (i32.eq (local.get $choice) (i32.const {block})) (then (return (i64.const 0x40_00000014))))
-            (if (i32.eq (local.get $choice) (i32.const {slow}))
-                (then
-                    (local.set $left (i32.const 3000000))
-                    (loop $again (br_if $again (local.tee $left (i32.sub (local.get $left) (i32.const 1)))))))
-            (i64.const 0x10_00000011)"#,
-            block = b'b',
-            slow = b's',
-        )
-    };
     let folder = tempfile::tempdir().unwrap();
-    let wat = common::module::with_hooks(&["on_request_headers", "on_request_body", "on_response_headers"], code, more);
-    let module = common::module::write(folder.path(), "m.wasm", &wat);
+    let module = module::write(folder.path(), "m.wasm", &module::judging());
     let mut all = vec!["--timeout-ms", "20000"];
     all.extend(options);
     (Agent::start(&module, &all), folder)
@@ -56,24 +37,6 @@ fn assert_serves(connection: &mut Connection) {
     assert_good(&answer);
 }
 
-/// Ends the agent in order, and looks for a panic in its log.
-#[track_caller]
-fn end(agent: Agent) {
-    let log = agent.log.clone();
-    agent.end();
-    let log = log.whole();
-    assert!(!log.contains("panicked"), "{log}");
-}
-
-/// Ends what runs beside a check, also when the check fails.
-struct Stop<'a>(&'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Relaxed);
-    }
-}
-
 /// Waits until the agent has closed the connection.
 #[track_caller]
 fn assert_closed(connection: &mut Connection) {
@@ -82,11 +45,6 @@ fn assert_closed(connection: &mut Connection) {
 
 fn event(payload: &Value) -> Vec<u8> {
     frame(kind::REQUEST_HEADERS, &serde_json::to_vec(payload).unwrap())
-}
-
-fn resident(agent: &Agent) -> u64 {
-    let statm = std::fs::read_to_string(format!("/proc/{}/statm", agent.pid().as_raw_nonzero())).unwrap();
-    statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
 }
 
 #[test]
@@ -126,7 +84,7 @@ fn what_is_no_handshake_closes_its_connection_alone() {
         assert_serves(&mut good);
     }
     drop(good);
-    end(agent);
+    agent.end_unharmed();
 }
 
 #[test]
@@ -136,7 +94,7 @@ fn a_second_handshake_closes_the_connection() {
     connection.send(kind::HANDSHAKE_REQUEST, &json!({"supported_versions": [2]}));
     assert_closed(&mut connection);
     assert_serves(&mut agent.connect());
-    end(agent);
+    agent.end_unharmed();
 }
 
 #[test]
@@ -153,7 +111,7 @@ fn a_connection_that_ends_anywhere_harms_nobody() {
     }
     assert_serves(&mut good);
     drop(good);
-    end(agent);
+    agent.end_unharmed();
 }
 
 #[test]
@@ -165,7 +123,7 @@ fn a_frame_that_comes_byte_by_byte_is_understood() {
     }
     assert_good(&connection.answer());
     drop(connection);
-    end(agent);
+    agent.end_unharmed();
 }
 
 #[test]
@@ -177,7 +135,7 @@ fn a_frame_over_the_limit_closes_its_connection() {
         assert_closed(&mut connection);
     }
     assert_serves(&mut agent.connect());
-    end(agent);
+    agent.end_unharmed();
 }
 
 #[test]
@@ -213,7 +171,7 @@ fn types_that_nobody_knows_are_passed_over_and_never_allowed() {
     }
     assert_serves(&mut connection);
     drop(connection);
-    end(agent);
+    agent.end_unharmed();
 }
 
 /// Events that say whose they are and are wrong otherwise.
@@ -278,7 +236,7 @@ fn an_event_that_cannot_be_read_is_never_waved_through() {
     }
     assert_serves(&mut connection);
     drop(connection);
-    end(agent);
+    agent.end_unharmed();
 }
 
 #[test]
@@ -297,7 +255,7 @@ fn an_event_that_says_not_whose_it_is_is_not_answered() {
     // The next answer is that of the next good event.
     assert_serves(&mut connection);
     drop(connection);
-    end(agent);
+    agent.end_unharmed();
 }
 
 #[test]
@@ -314,7 +272,7 @@ fn a_flood_of_what_cannot_be_read_does_not_flood_the_log() {
     }
     let lines = agent.log.lines().len();
     assert!(lines < 500, "{lines} lines");
-    end(agent);
+    agent.end_unharmed();
 }
 
 #[test]
@@ -343,7 +301,7 @@ fn the_wrong_encoding_is_a_wrong_event() {
     connection.send_raw(&frame(kind::REQUEST_BODY, b"\x83\xaecorrelation_id\xa1a\xa4data\xc4\x01x\xa7is_last\xc3"));
     assert_serves(&mut connection);
     drop(connection);
-    end(agent);
+    agent.end_unharmed();
 }
 
 #[test]
@@ -368,7 +326,7 @@ fn large_events_are_taken_as_they_are() {
     assert_eq!(module_error(&answer), Some("WASM_ALLOC_FAILED"), "{}", answer["audit"]);
     assert_serves(&mut connection);
     drop(connection);
-    end(agent);
+    agent.end_unharmed();
 }
 
 #[test]
@@ -384,7 +342,7 @@ fn an_id_that_no_answer_has_room_for_harms_nobody() {
     connection.send(kind::REQUEST_COMPLETE, &json!({"correlation_id": &id[100..], "status": "?"}));
     assert_serves(&mut connection);
     drop(connection);
-    end(agent);
+    agent.end_unharmed();
 }
 
 #[test]
@@ -431,7 +389,7 @@ fn a_blocked_request_never_comes_back_allowed_to_its_twin() {
     // Nothing is left that would be taken for somebody else's.
     assert_serves(&mut connection);
     drop((connection, writer));
-    end(agent);
+    agent.end_unharmed();
 }
 
 #[test]
@@ -452,7 +410,7 @@ fn events_after_a_cancel_are_answered_for_themselves() {
     }
     assert_serves(&mut connection);
     drop(connection);
-    end(agent);
+    agent.end_unharmed();
 }
 
 #[test]
@@ -461,7 +419,7 @@ fn a_reader_that_stops_reading_costs_bounded_memory_and_gets_its_answers_later()
     let mut other = agent.connect();
     assert_serves(&mut other);
     let mut connection = agent.connect();
-    let before = resident(&agent);
+    let before = agent.resident();
     let mut writer = connection.writer();
     writer.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
     // Until the agent takes no more.
@@ -482,8 +440,8 @@ fn a_reader_that_stops_reading_costs_bounded_memory_and_gets_its_answers_later()
             }
         }
     }
-    println!("{sent} events sent, {} kB more", resident(&agent).saturating_sub(before) >> 10);
-    assert!(resident(&agent) < before + (32 << 20), "{}", resident(&agent) - before);
+    println!("{sent} events sent, {} kB more", agent.resident().saturating_sub(before) >> 10);
+    assert!(agent.resident() < before + (32 << 20), "{}", agent.resident() - before);
     assert_serves(&mut other);
     // Once it reads again, nothing is missing.
     std::thread::scope(|scope| {
@@ -500,7 +458,7 @@ fn a_reader_that_stops_reading_costs_bounded_memory_and_gets_its_answers_later()
         }
     });
     drop((connection, writer, other));
-    end(agent);
+    agent.end_unharmed();
 }
 
 #[test]
@@ -519,7 +477,7 @@ fn a_client_that_has_said_all_gets_its_answers() {
         answers += 1;
     }
     assert_eq!(answers, 150);
-    end(agent);
+    agent.end_unharmed();
 }
 
 #[test]
@@ -558,7 +516,7 @@ fn clients_that_never_pause_do_not_starve_the_others() {
         }
         drop(stop);
     });
-    end(agent);
+    agent.end_unharmed();
 }
 
 #[test]
@@ -588,7 +546,7 @@ fn a_slow_call_is_answered_while_its_connection_never_pauses() {
         drop(stop);
         while connection.answer_or_end().is_some() {}
     });
-    end(agent);
+    agent.end_unharmed();
 }
 
 #[test]
@@ -614,7 +572,7 @@ fn connections_beyond_the_bound_are_turned_away_and_the_others_served() {
     admin.wait_for_metric("wasm_agent_connections", 1.0);
     assert_serves(&mut agent.connect());
     drop(good);
-    end(agent);
+    agent.end_unharmed();
 }
 
 #[test]
@@ -627,5 +585,5 @@ fn a_connection_without_a_handshake_is_closed() {
     // One that has shaken hands may be silent for as long as it likes.
     assert_serves(&mut good);
     drop(good);
-    end(agent);
+    agent.end_unharmed();
 }

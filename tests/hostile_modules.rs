@@ -88,11 +88,6 @@ fn ask_all(connection: &mut Connection, events: &[Value]) -> HashMap<String, Val
     answers
 }
 
-fn resident(agent: &Agent) -> u64 {
-    let statm = std::fs::read_to_string(format!("/proc/{}/statm", agent.pid().as_raw_nonzero())).unwrap();
-    statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
-}
-
 /// Runs `check` in both failure modes and both isolation modes.
 fn in_every_mode(module: &Path, timeout_ms: &str, check: impl Fn(&Agent, &mut Connection, bool)) {
     let cache = module.with_extension("cache");
@@ -135,7 +130,7 @@ fn misbehaves(name: &str, outcome: Outcome) {
     let endless = matches!(outcome, Error("WASM_TIMEOUT"));
     in_every_mode(&write(folder.path(), name), if endless { TIMEOUT_MS } else { LONG_TIMEOUT_MS }, |agent, connection, fail_open| {
         assert_good(&connection.ask(kind::REQUEST_HEADERS, &good("first")));
-        let before = resident(agent);
+        let before = agent.resident();
         let answers = ask_all(connection, &[good("g1"), bad("b1", "/"), good("g2"), bad("b2", "/"), good("g3")]);
         for (id, answer) in &answers {
             match outcome {
@@ -154,7 +149,7 @@ fn misbehaves(name: &str, outcome: Outcome) {
             }
         }
         assert_good(&connection.ask(kind::REQUEST_HEADERS, &good("last")));
-        wait_for("the memory to come back", || (resident(agent) < before + MEMORY_NOISE).then_some(()));
+        wait_for("the memory to come back", || (agent.resident() < before + MEMORY_NOISE).then_some(()));
     });
 }
 
@@ -235,7 +230,7 @@ fn a_leak_is_given_back_when_it_reaches_the_limit() {
     let folder = tempfile::tempdir().unwrap();
     in_every_mode(&write(folder.path(), "grow-memory-leaking"), LONG_TIMEOUT_MS, |agent, connection, fail_open| {
         assert_good(&connection.ask(kind::REQUEST_HEADERS, &good("first")));
-        let before = resident(agent);
+        let before = agent.resident();
         for round in 0..40 {
             let answer = connection.ask(kind::REQUEST_HEADERS, &bad("leak", "/"));
             match module_error(&answer) {
@@ -243,7 +238,7 @@ fn a_leak_is_given_back_when_it_reaches_the_limit() {
                 Some(_) => assert_module_error(&answer, "WASM_MEMORY_LIMIT", fail_open),
             }
             // What one instance may have, times the instances.
-            assert!(resident(agent) < before + 4 * (64 << 20) + MEMORY_NOISE, "round {round}");
+            assert!(agent.resident() < before + 4 * (64 << 20) + MEMORY_NOISE, "round {round}");
         }
     });
 }

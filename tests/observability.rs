@@ -4,6 +4,7 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -335,7 +336,8 @@ fn quiet(wat: &str, rust_log: &str, options: &[&str]) -> Agent {
     let agent = Agent::launch(&module::write(modules.path(), "m.wasm", wat), |command| {
         command.env("RUST_LOG", rust_log).args(options);
     });
-    wait_for("the socket", || agent.socket.exists().then_some(()));
+    // It is there a moment before it takes connections.
+    wait_for("the socket", || UnixStream::connect(&agent.socket).ok());
     // Answered only once the module serves.
     agent.connect().get("first", "/");
     agent

@@ -143,6 +143,27 @@ pub fn choosing() -> String {
     with_hooks(&["on_request_headers"], |_| code.clone(), "")
 }
 
+/// A module that blocks a GET of `/b…`, loops a little before it allows `/s…`, and allows anything else with the tag `good`.
+pub fn judging() -> String {
+    let first = r#"{"method":"GET","uri":"/"#.len();
+    let more = r#"
+        (data (i32.const 16) "{\"tags\":[\"good\"]}")
+        (data (i32.const 64) "{\"decision\":\"block\"}")"#;
+    let code = format!(
+        r#"(local $choice i32) (local $left i32)
+        (local.set $choice (i32.load8_u offset={first} (local.get $ptr)))
+        (if (i32.eq (local.get $choice) (i32.const {block})) (then (return (i64.const 0x40_00000014))))
+        (if (i32.eq (local.get $choice) (i32.const {slow}))
+            (then
+                (local.set $left (i32.const 3000000))
+                (loop $again (br_if $again (local.tee $left (i32.sub (local.get $left) (i32.const 1)))))))
+        (i64.const 0x10_00000011)"#,
+        block = b'b',
+        slow = b's',
+    );
+    with_hooks(&["on_request_headers", "on_request_body", "on_response_headers"], |_| code.clone(), more)
+}
+
 /// A module that logs `line` at info level through `zentinel.log` on every request.
 pub fn logging(line: &str) -> String {
     let (data, _) = text(1024, line);

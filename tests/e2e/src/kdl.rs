@@ -92,3 +92,21 @@ observability {{ logging {{ level "info"; format "json"; {audit_log} }}; metrics
 "#
     )
 }
+
+/// The configuration of a proxy without an agent, which stands before another on 127.0.0.1.
+pub fn render_hop(port: u16, next_port: u16, route_lines: &str) -> String {
+    format!(
+        r#"system {{ worker-threads 2; graceful-shutdown-timeout-secs 1; }}
+listeners {{ listener "http" {{ address "127.0.0.1:{port}"; protocol "http"; request-timeout-secs 30; }} }}
+routes {{
+    route "all" {{
+        matches {{ path-prefix "/" }}
+        upstream "next"
+        {route_lines}
+    }}
+}}
+upstreams {{ upstream "next" {{ target "127.0.0.1:{next_port}" weight=1 }} }}
+observability {{ logging {{ level "info"; format "json"; }}; metrics {{ enabled #false; }} }}
+"#
+    )
+}

@@ -1,7 +1,7 @@
 //! Starting and stopping the processes.
 
 use crate::http::Message;
-use crate::kdl::{ALL_EVENTS, Settings, Transport, render};
+use crate::kdl::{ALL_EVENTS, Settings, Transport, render, render_hop};
 use crate::upstream::Upstream;
 use crate::{Ask, wait};
 use std::fs::File;
@@ -173,12 +173,17 @@ pub struct Proxy {
 impl Proxy {
     /// Starts `binary` with its configuration and log in `dir` and waits until it takes connections.
     pub fn start(binary: &Path, settings: &Settings, dir: &Path) -> io::Result<Self> {
+        Self::start_with(binary, settings.port, &render(settings), dir)
+    }
+
+    /// The same with a configuration that listens on `port`.
+    fn start_with(binary: &Path, port: u16, text: &str, dir: &Path) -> io::Result<Self> {
         let config = dir.join("zentinel.kdl");
-        std::fs::write(&config, render(settings))?;
+        std::fs::write(&config, text)?;
         let mut command = Command::new(binary);
         command.arg("-c").arg(&config).current_dir(dir);
         let process = Process::start("proxy", &mut command, &dir.join("proxy.log"))?;
-        let mut proxy = Self { process, config, port: settings.port };
+        let mut proxy = Self { process, config, port };
         wait::until_ok("the proxy takes connections", || {
             proxy.process.check_running()?;
             Ok(TcpStream::connect(("127.0.0.1", proxy.port)).ok())
@@ -325,6 +330,15 @@ impl Stack {
             let response = ask.send(self.proxy.port).ok()?;
             (response.status() == 200).then_some(())
         });
+    }
+
+    /// Starts a second proxy before the first, with these lines in its route's block and no agent.
+    pub fn start_hop(&self, route_lines: &str) -> Proxy {
+        let dir = self.dir.path().join("hop");
+        std::fs::create_dir(&dir).expect("a directory for the hop");
+        let port = free_port();
+        let text = render_hop(port, self.proxy.port, route_lines);
+        Proxy::start_with(&self.paths.proxy, port, &text, &dir).expect("the hop starts")
     }
 
     /// The entries of the proxy's audit log.

@@ -56,7 +56,7 @@ struct Exchange {
     session: Session<proto::AgentToProxy>,
     /// Messages that wait to be taken.
     output: VecDeque<Waiting>,
-    /// Bytes that wait.
+    /// Memory in bytes that they take, roughly.
     unsent: usize,
     /// Since when nothing was taken although something waited.
     blocked_since: Option<Instant>,
@@ -66,7 +66,7 @@ struct Exchange {
     gone: bool,
     body: Option<Waker>,
     driver: Option<Waker>,
-    /// The driver wants to be woken when the output is empty.
+    /// Something waits, and the driver wants to go on when nothing does any more.
     awaits_empty: bool,
 }
 
@@ -102,7 +102,8 @@ impl Shared {
 
 impl Exchange {
     fn push(&mut self, ticket: Option<Ticket>, message: proto::AgentToProxy) {
-        let size = message.encoded_len();
+        // A short answer takes far more as a message than it has bytes.
+        let size = message.encoded_len() + size_of::<Waiting>();
         self.unsent += size;
         self.output.push_back(Waiting { ticket, message, size });
         self.blocked_since.get_or_insert_with(Instant::now);
@@ -253,6 +254,7 @@ impl<H: Handler> Driver<H> {
         let mut quiet_since = Instant::now();
         let mut stage_known = true;
         let mut draining = false;
+        let mut full = false;
         loop {
             let now_stage = *stage.borrow_and_update();
             if now_stage > Stage::Serving && !std::mem::replace(&mut draining, true) {
@@ -263,7 +265,8 @@ impl<H: Handler> Driver<H> {
                 if exchange.gone {
                     return Ok(());
                 }
-                exchange.awaits_empty = draining || self.ending.is_some() || exchange.unsent >= MAX_UNSENT;
+                let awaits_empty = draining || self.ending.is_some() || exchange.unsent >= MAX_UNSENT;
+                exchange.awaits_empty = awaits_empty && !exchange.output.is_empty();
                 let idle = exchange.session.pending() == 0 && exchange.output.is_empty() && self.applying.is_none();
                 (idle, exchange.blocked_since)
             };
@@ -299,20 +302,21 @@ impl<H: Handler> Driver<H> {
                     }
                 }
             }
+            if std::mem::take(&mut full) {
+                // The first answers are not to wait for the last event that has arrived; but what has arrived after theirs is known first,
+                // for it may have superseded them.
+                yield_now().await;
+            }
             if !self.batch.is_empty() {
                 quiet_since = Instant::now();
-                let more = self.batch.len() == BATCH;
+                full = self.batch.len() == BATCH;
                 self.run_batch().await;
-                if more {
-                    // The first answers are not to wait for the last event that has arrived.
-                    yield_now().await;
-                }
             }
         }
     }
 
     /// Takes what has arrived, then what has ended: an answer that ended before is not sent when its event was superseded meanwhile. Ready as soon as
-    /// there was anything.
+    /// there was anything, or the output is empty as awaited.
     fn poll_next(&mut self, context: &mut Context<'_>, reads: bool) -> Poll<()> {
         let mut ready = false;
         if let Some(applying) = &mut self.applying
@@ -353,7 +357,8 @@ impl<H: Handler> Driver<H> {
                 exchange.push(Some(ticket), answer);
             }
         }
-        if ready || exchange.gone { Poll::Ready(()) } else { Poll::Pending }
+        let emptied = exchange.awaits_empty && exchange.output.is_empty();
+        if ready || emptied || exchange.gone { Poll::Ready(()) } else { Poll::Pending }
     }
 
     fn take(&mut self, bytes: Bytes, exchange: &mut Exchange) {

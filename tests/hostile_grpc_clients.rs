@@ -1,0 +1,1109 @@
+//! Clients of the gRPC address that misbehave: whatever they send or leave out, the agent lives, other clients are served, and a blocked
+//! request never comes back allowed.
+
+#[path = "common/grpc.rs"]
+mod client;
+mod common;
+#[path = "common/http2.rs"]
+mod http2;
+
+use std::collections::{BTreeSet, HashMap};
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use client::{
+    AMPLE, CONTROL_STREAM, Client, HEALTH_CHECK, HEALTH_WATCH, PROCESS_EVENT, PROCESS_STREAM, Stream, address, body, configure, drain, get,
+    handshake, is_allow, module_error, patiently,
+};
+use common::{Agent, PATIENCE, Stop, module};
+use http2::{Wire, flag, frame, framed, kind};
+use prost::Message as _;
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tonic::{Code, Status, Streaming};
+use zentinel_wasm_protocol::grpc::MAX_MESSAGE;
+use zentinel_wasm_protocol::grpc::health_proto::health_check_response::ServingStatus;
+use zentinel_wasm_protocol::grpc::proto;
+use zentinel_wasm_protocol::grpc::proto::agent_to_proxy::Message as FromAgent;
+use zentinel_wasm_protocol::grpc::proto::proxy_to_agent::Message as ToAgent;
+
+/// Connections that the agent serves at once.
+const MAX_CONNECTIONS: usize = 256;
+
+/// Streams that it serves at once on one of them.
+const MAX_STREAMS: usize = 100;
+
+/// What the agent may need more for a client that asks for more than it gets, in bytes.
+const BOUNDED: u64 = 32 << 20;
+
+/// Starts the agent on a [`module::judging`].
+fn agent(options: &[&str]) -> (Agent, TempDir) {
+    client::serve(&module::judging(), &[&AMPLE[..], options].concat())
+}
+
+/// A client that does nothing wrong.
+async fn well_behaved(agent: &Agent) -> Stream {
+    Client::connect(agent).await.process().await
+}
+
+#[track_caller]
+fn assert_good(answer: &proto::AgentResponse) {
+    assert_eq!(answer.audit.as_ref().unwrap().tags, ["good"], "{answer:?}");
+}
+
+async fn assert_serves(good: &mut Stream) {
+    let answer = good.ask(get("still-there", "/")).await;
+    assert_eq!(answer.correlation_id, "still-there");
+    assert_good(&answer);
+    let answer = good.ask(get("still-blocked", "/blocked")).await;
+    assert!(answer.correlation_id == "still-blocked" && !is_allow(&answer), "{answer:?}");
+}
+
+/// A message as it stands in a stream.
+fn message(message: ToAgent) -> Vec<u8> {
+    framed(&encoded(message))
+}
+
+fn encoded(message: ToAgent) -> Vec<u8> {
+    proto::ProxyToAgent { message: Some(message) }.encode_to_vec()
+}
+
+fn cancel(id: &str) -> ToAgent {
+    ToAgent::Cancel(proto::CancelRequest { correlation_id: id.into(), reason: 1, ..Default::default() })
+}
+
+fn ping() -> ToAgent {
+    ToAgent::Ping(proto::Ping { sequence: 7, timestamp_ms: 8 })
+}
+
+/// A field of a message that is written by hand. Short ones only: number and length are a byte each.
+fn field(number: u8, value: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![number << 3 | 2, value.len() as u8];
+    bytes.extend_from_slice(value);
+    bytes
+}
+
+/// A connection of a client that writes its frames itself.
+fn wire(agent: &Agent) -> Wire {
+    Wire::connect(address(agent))
+}
+
+/// The same with a stream of events that has shaken hands.
+fn processing(agent: &Agent) -> (Wire, u32) {
+    let mut wire = wire(agent);
+    let stream = process(&mut wire);
+    (wire, stream)
+}
+
+/// Opens a stream of events and shakes hands.
+fn process(wire: &mut Wire) -> u32 {
+    let stream = wire.open(PROCESS_STREAM);
+    wire.data(stream, &message(handshake(&[2], "0.6.54")), false);
+    match receive(wire, stream) {
+        Some(FromAgent::Handshake(handshake)) if handshake.success => stream,
+        other => panic!("no handshake but {other:?}"),
+    }
+}
+
+/// The next message of a stream, or None at its end.
+#[track_caller]
+fn receive(wire: &mut Wire, stream: u32) -> Option<FromAgent> {
+    let bytes = wire.message(stream)?;
+    proto::AgentToProxy::decode(&*bytes).unwrap().message
+}
+
+/// The next answer on a stream, or None at its end.
+#[track_caller]
+fn answer_or_end(wire: &mut Wire, stream: u32) -> Option<proto::AgentResponse> {
+    loop {
+        match receive(wire, stream)? {
+            FromAgent::Response(response) => return Some(response),
+            FromAgent::Health(_) | FromAgent::Metrics(_) => {}
+            other => panic!("no answer but {other:?}"),
+        }
+    }
+}
+
+#[track_caller]
+fn answer(wire: &mut Wire, stream: u32) -> proto::AgentResponse {
+    answer_or_end(wire, stream).expect("the agent answers before it ends the stream")
+}
+
+/// Waits until the agent has closed the connection.
+#[track_caller]
+fn assert_closed(wire: &mut Wire) {
+    while wire.receive().is_some() {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_http_2_closes_its_connection_alone() {
+    let (agent, _folder) = agent(&[]);
+    let mut good = well_behaved(&agent).await;
+    // The beginning of a client's greeting for TLS 1.2.
+    let hello = [&b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03"[..], &[0x5a; 200]].concat();
+    let event = common::frame(common::kind::HANDSHAKE_REQUEST, b"{\"supported_versions\":[2]}");
+    for noise in [
+        b"GET / HTTP/1.1\r\nHost: agent\r\n\r\n".to_vec(),
+        b"PRI * HTTP/1.1\r\n\r\nSM\r\n\r\n".to_vec(),
+        b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n".to_vec(),
+        hello,
+        event,
+        vec![0; 4096],
+        vec![0xff; 4096],
+    ] {
+        let mut socket = TcpStream::connect(address(&agent)).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.write_all(&noise).unwrap();
+        // Whether it says goodbye or just hangs up, it does not keep the connection.
+        let ended = socket.read_to_end(&mut Vec::new());
+        assert!(!ended.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock), "it keeps a connection after {noise:?}");
+        assert_serves(&mut good).await;
+    }
+    agent.end_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn frames_that_break_the_protocol_close_their_connection_alone() {
+    let (agent, _folder) = agent(&[]);
+    let mut good = well_behaved(&agent).await;
+    let opened = frame(kind::HEADERS, flag::END_HEADERS, 1, &http2::headers(PROCESS_STREAM, &[]));
+    for (what, bytes) in [
+        ("a frame of 16 MiB", b"\xff\xff\xff\x00\x00\x00\x00\x00\x01".to_vec()),
+        ("data on a stream that was never opened", frame(kind::DATA, 0, 1, b"x")),
+        ("data on no stream", frame(kind::DATA, 0, 0, b"x")),
+        ("headers on no stream", frame(kind::HEADERS, flag::END_HEADERS, 0, b"")),
+        ("a stream of the server's", frame(kind::HEADERS, flag::END_HEADERS, 2, &http2::headers(PROCESS_STREAM, &[]))),
+        ("headers that are none", frame(kind::HEADERS, flag::END_HEADERS, 1, &[0xff; 100])),
+        ("padding that is longer than its frame", frame(kind::HEADERS, flag::END_HEADERS | flag::PADDED, 1, &[0xff, 0])),
+        ("a continuation of nothing", frame(kind::CONTINUATION, flag::END_HEADERS, 1, b"")),
+        ("a reset of a stream that was never opened", frame(kind::RST_STREAM, 0, 1, &[0; 4])),
+        ("a reset that is too short", [&opened[..], &frame(kind::RST_STREAM, 0, 1, b"x")].concat()),
+        ("settings that are cut off", frame(kind::SETTINGS, 0, 0, b"x")),
+        ("settings that are forbidden", frame(kind::SETTINGS, 0, 0, &[0, 4, 0xff, 0xff, 0xff, 0xff])),
+        ("settings on a stream", frame(kind::SETTINGS, 0, 1, b"")),
+        ("a push", frame(kind::PUSH_PROMISE, flag::END_HEADERS, 1, &[0, 0, 0, 2])),
+        ("a ping that is too long", frame(kind::PING, 0, 0, &[0; 9])),
+        ("a window that does not open", frame(kind::WINDOW_UPDATE, 0, 0, &[0; 4])),
+        ("a window that is too wide", frame(kind::WINDOW_UPDATE, 0, 0, &[0x7f, 0xff, 0xff, 0xff])),
+        ("another frame within headers", [&frame(kind::HEADERS, 0, 1, b"")[..], &frame(kind::PING, 0, 0, &[0; 8])].concat()),
+    ] {
+        println!("{what}");
+        let mut wire = wire(&agent);
+        wire.raw(&bytes);
+        assert_closed(&mut wire);
+        assert_serves(&mut good).await;
+    }
+    agent.end_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_ends_anywhere_harms_nobody() {
+    let (agent, _folder) = agent(&[]);
+    let mut good = well_behaved(&agent).await;
+    let data = [message(handshake(&[2], "0.6.54")), message(get("cut", "/slow"))].concat();
+    let whole = [
+        http2::PREFACE.to_vec(),
+        frame(kind::SETTINGS, 0, 0, b""),
+        frame(kind::HEADERS, flag::END_HEADERS, 1, &http2::headers(PROCESS_STREAM, &[])),
+        frame(kind::DATA, 0, 1, &data),
+    ]
+    .concat();
+    for cut in (0..=whole.len()).step_by(7) {
+        let mut socket = TcpStream::connect(address(&agent)).unwrap();
+        socket.write_all(&whole[..cut]).unwrap();
+    }
+    assert_serves(&mut good).await;
+    agent.end_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_comes_byte_by_byte_is_understood() {
+    let (agent, _folder) = agent(&[]);
+    let mut wire = wire(&agent);
+    // Two at once, so that halves of messages stand beside each other; and frames without anything between the bytes.
+    let streams = [wire.open(PROCESS_STREAM), wire.open(PROCESS_STREAM)];
+    let data = [message(handshake(&[2], "0.6.54")), message(get("slow", "/")), message(get("slower", "/blocked"))].concat();
+    for (at, byte) in data.iter().enumerate() {
+        for stream in streams {
+            wire.raw(&frame(kind::DATA, 0, stream, &[*byte]));
+            if at % 16 == 0 {
+                wire.raw(&frame(kind::DATA, 0, stream, b""));
+            }
+        }
+    }
+    for stream in streams {
+        assert!(matches!(receive(&mut wire, stream), Some(FromAgent::Handshake(handshake)) if handshake.success));
+        let mut answers = [answer(&mut wire, stream), answer(&mut wire, stream)];
+        answers.sort_by_key(|answer| answer.correlation_id.len());
+        assert_good(&answers[0]);
+        assert!(answers[1].correlation_id == "slower" && !is_allow(&answers[1]));
+    }
+    drop(wire);
+    agent.end_unharmed();
+}
+
+/// How a call ends. What is said on it before is not looked at.
+async fn ended<M: prost::Message + Default + 'static>((to, mut from): (mpsc::Sender<Vec<u8>>, Streaming<M>)) -> Result<(), Status> {
+    let _open = to;
+    while patiently(from.message()).await?.is_some() {}
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_over_the_limit_ends_its_stream_alone() {
+    let (agent, _folder) = agent(&[]);
+    let mut client = Client::connect(&agent).await;
+    let mut good = client.process().await;
+    let too_large = vec![0; MAX_MESSAGE + 1];
+    let stream = client.process().await;
+    stream.send_raw(too_large.clone()).await;
+    assert_eq!(stream.end().await.unwrap_err().code(), Code::OutOfRange);
+    let control = client.many::<proto::ProxyControl>(CONTROL_STREAM).await;
+    control.0.send(too_large.clone()).await.unwrap();
+    assert_eq!(ended(control).await.unwrap_err().code(), Code::OutOfRange);
+    for method in [PROCESS_EVENT, HEALTH_CHECK] {
+        let refused = client.one::<proto::AgentToProxy>(method, too_large.clone()).await;
+        assert_eq!(refused.unwrap_err().code(), Code::OutOfRange, "{method}");
+    }
+    assert_serves(&mut good).await;
+    agent.end_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_message_of_grpc_ends_its_stream_alone() {
+    let (agent, _folder) = agent(&[]);
+    let mut good = well_behaved(&agent).await;
+    let (mut wire, other) = processing(&agent);
+    let event = encoded(get("framed-badly", "/"));
+    let prefixed = |compressed: u8, length: usize| [&[compressed][..], &(length as u32).to_be_bytes(), &event].concat();
+    for (what, bytes) in [
+        ("compressed, though nothing was agreed on", prefixed(1, event.len())),
+        ("a flag that nobody knows", prefixed(2, event.len())),
+        ("a flag of all bits", prefixed(0xff, event.len())),
+        ("more than the limit is announced", prefixed(0, MAX_MESSAGE + 1)),
+        ("all that a length can say is announced", prefixed(0, u32::MAX as usize)),
+        ("cut off", prefixed(0, event.len() + 1)),
+        ("cut off within its length", vec![0, 0, 0]),
+        ("no prefix", b"GET / HTTP/1.1\r\n\r\n".to_vec()),
+    ] {
+        println!("{what}");
+        // On a stream of events after its handshake, instead of it, and for one event alone.
+        let after = process(&mut wire);
+        for stream in [after, wire.open(PROCESS_STREAM), wire.open(PROCESS_EVENT), wire.open(CONTROL_STREAM), wire.open(HEALTH_WATCH)] {
+            wire.data(stream, &bytes, true);
+            assert_eq!(answer_or_end(&mut wire, stream), None);
+        }
+        wire.data(other, &message(get("beside", "/")), false);
+        assert_good(&answer(&mut wire, other));
+    }
+    assert_serves(&mut good).await;
+    drop(wire);
+    agent.end_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_length_that_is_announced_and_never_sent_costs_no_memory() {
+    const CONNECTIONS: usize = 5;
+
+    let (agent, _folder) = agent(&[]);
+    let mut good = well_behaved(&agent).await;
+    assert_serves(&mut good).await;
+    let before = agent.resident();
+    let mut held = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut wire = wire(&agent);
+        let streams: Vec<_> = (0..MAX_STREAMS).map(|_| wire.open(PROCESS_STREAM)).collect();
+        for stream in &streams {
+            let announced = [&message(handshake(&[2], "0.6.54"))[..], &[0], &(MAX_MESSAGE as u32).to_be_bytes(), b"begun"].concat();
+            wire.data(*stream, &announced, false);
+        }
+        for stream in streams {
+            assert!(matches!(receive(&mut wire, stream), Some(FromAgent::Handshake(handshake)) if handshake.success));
+        }
+        assert!(wire.settle());
+        held.push(wire);
+    }
+    assert_serves(&mut good).await;
+    println!("{} kB more", agent.resident().saturating_sub(before) >> 10);
+    assert!(agent.resident() < before + BOUNDED, "{}", agent.resident() - before);
+    drop(held);
+    agent.end_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_begins_without_a_handshake_is_refused() {
+    let (agent, _folder) = agent(&[]);
+    let mut client = Client::connect(&agent).await;
+    let mut good = client.process().await;
+    for first in [
+        Vec::new(),
+        b"\xff\xff".to_vec(),
+        field(20, &field(1, b"a")),
+        // Versions that are a text.
+        field(1, &field(1, b"\xff")),
+        encoded(body("a", "x")),
+        encoded(ping()),
+        encoded(cancel("a")),
+        encoded(configure("{}")),
+        encoded(handshake(&[], "0.6.54")),
+        encoded(handshake(&[1, 3, u32::MAX], "0.6.54")),
+        encoded(ToAgent::Handshake(proto::HandshakeRequest {
+            supported_versions: vec![2],
+            config_json: r#"{"colour":1}"#.into(),
+            ..Default::default()
+        })),
+        encoded(ToAgent::Handshake(proto::HandshakeRequest { supported_versions: vec![2], config_json: "{".into(), ..Default::default() })),
+    ] {
+        let (to, mut from) = client.many::<proto::AgentToProxy>(PROCESS_STREAM).await;
+        to.send(first.clone()).await.unwrap();
+        // What comes after it is not looked at.
+        to.send(encoded(get("after", "/"))).await.unwrap();
+        let refusal = loop {
+            match patiently(from.message()).await {
+                Ok(Some(proto::AgentToProxy { message: Some(FromAgent::Handshake(handshake)) })) => {
+                    assert!(!handshake.success, "{first:?}")
+                }
+                Ok(other) => panic!("{other:?} after {first:?}"),
+                Err(status) => break status,
+            }
+        };
+        assert_eq!(refusal.code(), Code::FailedPrecondition, "{first:?}");
+    }
+    // Nor is there a second one.
+    let stream = client.process().await;
+    stream.send(handshake(&[2], "0.6.54")).await;
+    assert_eq!(stream.end().await.unwrap_err().code(), Code::FailedPrecondition);
+    assert_serves(&mut good).await;
+    agent.end_unharmed();
+}
+
+/// Events that say whose they are and are wrong otherwise.
+fn wrong_events(id: &str) -> Vec<Vec<u8>> {
+    let (id_alone, number, text) = (field(1, id.as_bytes()), [0x28, 1], b"\xff\xfe");
+    let mut wrong = Vec::new();
+    // Headers are written with their id within their metadata.
+    let request = |rest: &[u8]| field(2, &[&field(1, &id_alone), rest].concat());
+    for at in [2, 3, 4] {
+        // A text that is none, and a text that is a number.
+        wrong.push(request(&field(at, text)));
+        wrong.push(request(&[at << 3, 1]));
+    }
+    wrong.push(request(&field(5, text)));
+    wrong.push(request(&field(5, &field(1, text))));
+    // A port that is a text, a time of eight bytes.
+    wrong.push(field(2, &field(1, &[&id_alone[..], &field(4, b"1")].concat())));
+    wrong.push(field(2, &field(1, &[&id_alone[..], &[0x51, 0, 0, 0, 0, 0, 0, 0, 0]].concat())));
+    // A body chunk whose index is a text, whose data are a number, whose end is one; of either direction.
+    for direction in [3, 5] {
+        wrong.push(field(direction, &[&id_alone[..], &field(2, b"x")].concat()));
+        wrong.push(field(direction, &[&id_alone[..], &[0x18, 1]].concat()));
+        wrong.push(field(direction, &[&id_alone[..], &field(4, b"")].concat()));
+        // Groups are of another time.
+        wrong.push(field(direction, &[&id_alone[..], &[0x13]].concat()));
+    }
+    let response = |status_code| {
+        ToAgent::ResponseHeaders(proto::ResponseHeadersEvent { correlation_id: id.into(), status_code, ..Default::default() })
+    };
+    wrong.extend([65_536, u32::MAX].map(|status| encoded(response(status))));
+    wrong.push(field(4, &[&id_alone[..], &field(2, b"200")].concat()));
+    let websocket =
+        |frame_type| ToAgent::WebsocketFrame(proto::WebSocketFrameEvent { correlation_id: id.into(), frame_type, ..Default::default() });
+    wrong.extend([0, 6, -1].map(|kind| encoded(websocket(kind))));
+    wrong.push(field(7, &[&id_alone[..], &field(2, text)].concat()));
+    // Kinds that nobody knows, and one that comes as a kind that is known.
+    wrong.extend([12, 13, 15].map(|kind| field(kind, &id_alone)));
+    wrong.push(field(14, &[&id_alone[..], &number].concat()));
+    // After a good one: the last one counts, and it cannot be read.
+    wrong.push([encoded(get("other", "/")), field(3, &[&id_alone[..], &field(2, b"x")].concat())].concat());
+    wrong
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_cannot_be_read_is_never_waved_through() {
+    let (agent, _folder) = agent(&[]);
+    let mut client = Client::connect(&agent).await;
+    let mut stream = client.process().await;
+    for bytes in wrong_events("wrong") {
+        println!("{}", bytes.escape_ascii());
+        stream.send_raw(bytes.clone()).await;
+        let on_stream = stream.answer().await;
+        let alone: proto::AgentToProxy = client.one(PROCESS_EVENT, bytes).await.unwrap();
+        let Some(FromAgent::Response(alone)) = alone.message else { panic!("no answer but {alone:?}") };
+        for answer in [on_stream, alone] {
+            assert_eq!((module_error(&answer), answer.correlation_id.as_str()), (Some("WASM_INVALID_EVENT"), "wrong"));
+            assert!(!is_allow(&answer), "{answer:?}");
+        }
+    }
+    // Headers without metadata belong to the request whose id is empty.
+    stream.send_raw(field(2, b"")).await;
+    let answer = stream.answer().await;
+    assert_eq!((module_error(&answer), answer.correlation_id.as_str()), (Some("WASM_INVALID_EVENT"), ""));
+    assert_serves(&mut stream).await;
+    agent.end_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_is_cut_off_anywhere_is_never_waved_through() {
+    let (agent, _folder) = agent(&[]);
+    let mut client = Client::connect(&agent).await;
+    let mut stream = client.process().await;
+    for event in [get("cut", "/"), body("cut", "x")] {
+        let whole = encoded(event);
+        for cut in 0..whole.len() {
+            stream.send_raw(whole[..cut].to_vec()).await;
+            let alone = client.one::<proto::AgentToProxy>(PROCESS_EVENT, whole[..cut].to_vec()).await;
+            assert_eq!(alone.unwrap_err().code(), Code::InvalidArgument, "{cut}");
+        }
+    }
+    // What is cut off does not say whose it is: the next answers are those of the next good events.
+    assert_serves(&mut stream).await;
+    agent.log.wait_for_line("that it cannot be answered", |line| line.contains("no readable correlation id"));
+    agent.end_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_what_cannot_be_read_does_not_flood_the_log() {
+    let (agent, _folder) = agent(&[]);
+    for _ in 0..3 {
+        let mut stream = well_behaved(&agent).await;
+        for _ in 0..1000 {
+            for wrong in [&b"\xff\xff\xff"[..], b"", &field(2, b"")] {
+                stream.send_raw(wrong.to_vec()).await;
+            }
+            // Two of the three say not whose they are; the third belongs to the request without an id.
+            assert_eq!(module_error(&stream.answer().await), Some("WASM_INVALID_EVENT"));
+        }
+        assert_serves(&mut stream).await;
+    }
+    let address = address(&agent);
+    for _ in 0..1000 {
+        // Until the agent hangs up, so that no more than one is open.
+        let mut socket = TcpStream::connect(address).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.write_all(&[0; 64]).unwrap();
+        let _ = socket.read_to_end(&mut Vec::new());
+    }
+    let lines = agent.log.lines().len();
+    assert!(lines < 500, "{lines} lines");
+    agent.end_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_of_what_is_not_there_are_refused() {
+    let (agent, _folder) = agent(&[]);
+    let mut good = well_behaved(&agent).await;
+    let mut wire = wire(&agent);
+    let event = message(get("astray", "/"));
+    for path in [
+        "/",
+        "//",
+        "/zentinel.agent.v2.AgentServiceV2",
+        "/zentinel.agent.v2.AgentServiceV2/",
+        "/zentinel.agent.v2.AgentServiceV2/processevent",
+        "/zentinel.agent.v2.AgentServiceV2/ProcessEvent/",
+        "/zentinel.agent.v2.AgentServiceV2//ProcessEvent",
+        "/zentinel.agent.v1.AgentService/ProcessEvent",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        "*",
+    ] {
+        let stream = wire.open(path);
+        wire.data(stream, &event, true);
+        assert_eq!(wire.message(stream), None, "{path}");
+    }
+    // A compression that the agent does not have.
+    let stream = wire.open_with(PROCESS_EVENT, &[("grpc-encoding", "gzip")]);
+    wire.data(stream, &[&[1], &event[1..]].concat(), true);
+    assert_eq!(wire.message(stream), None);
+    // A call without an event.
+    let stream = wire.open(PROCESS_EVENT);
+    wire.data(stream, b"", true);
+    assert_eq!(wire.message(stream), None);
+    let stream = process(&mut wire);
+    wire.data(stream, &message(get("here", "/")), false);
+    assert_good(&answer(&mut wire, stream));
+    assert_serves(&mut good).await;
+    drop(wire);
+    agent.end_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_control_stream_that_is_misused_changes_nothing() {
+    let (agent, _folder) = agent(&[]);
+    let mut client = Client::connect(&agent).await;
+    let mut good = client.process().await;
+    let (control, mut answers) = client.many::<proto::ProxyControl>(CONTROL_STREAM).await;
+    let mut misuse = wrong_events("control");
+    misuse.extend([
+        Vec::new(),
+        b"\xff\xff\xff".to_vec(),
+        encoded(handshake(&[2], "0.6.54")),
+        encoded(get("control", "/")),
+        encoded(body("control", "x")),
+        encoded(cancel("control")),
+        encoded(ping()),
+        // A drain with a fourth field is none, nor is one whose time is a text.
+        field(3, &[0x20, 1]),
+        field(3, &field(1, b"1000")),
+        drain()[..drain().len() - 1].to_vec(),
+    ]);
+    for message in misuse.iter().cycle().take(5000) {
+        patiently(control.send(message.clone())).await.unwrap();
+    }
+    // The answer to a configuration comes after all that was sent before it. It is refused whole.
+    for (config, reason) in
+        [(r#"{"fail-open":true,"colour":1}"#, "`colour` is not known"), ("{", "is not JSON"), ("{\"pool-size\":-1}", "pool-size")]
+    {
+        let configure = proto::ConfigureEvent { config_json: config.into(), ..Default::default() };
+        let configure = proto::ProxyControl { message: Some(proto::proxy_control::Message::Configure(configure)) };
+        control.send(configure.encode_to_vec()).await.unwrap();
+        match patiently(answers.message()).await.unwrap().unwrap().message {
+            Some(proto::proxy_control::Message::ConfigResponse(response)) => {
+                assert!(!response.accepted && response.error.as_ref().unwrap().contains(reason), "{response:?}");
+            }
+            other => panic!("no answer but {other:?}"),
+        }
+    }
+    assert_eq!(client.health("").await.unwrap(), ServingStatus::Serving);
+    assert!(!is_allow(
+        &good.ask(ToAgent::ResponseHeaders(proto::ResponseHeadersEvent { status_code: 70_000, ..Default::default() })).await
+    ));
+    assert_serves(&mut good).await;
+    agent.end_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_events_are_taken_as_they_are() {
+    let (agent, _folder) = agent(&["--max-memory-mb", "128"]);
+    let mut stream = well_behaved(&agent).await;
+    let header = |name: String, value: String| proto::Header { name, value };
+    let with = |id: &str, headers: Vec<proto::Header>| match get(id, "/") {
+        ToAgent::RequestHeaders(event) => ToAgent::RequestHeaders(proto::RequestHeadersEvent { headers, ..event }),
+        other => other,
+    };
+    let many = (0..100_000).map(|at| header(format!("x-{at}"), "v".into())).collect();
+    assert_good(&stream.ask(with("many", many)).await);
+    let long = vec![
+        header("x-long".into(), "x".repeat(1 << 20)),
+        header("x-escaped".into(), "\"\\\u{1}".repeat(100_000)),
+        header("n".repeat(1 << 20), "x".into()),
+    ];
+    assert_good(&stream.ask(with("long", long)).await);
+    let same = (0..500_000).map(|_| header("x-same".into(), String::new())).collect();
+    assert_good(&stream.ask(with("same", same)).await);
+
+    // More than the instance has memory for: its own failure, and nobody else's.
+    let answer = stream.ask(get("huge", &format!("/{}", "x".repeat(15 << 20)))).await;
+    assert_eq!(module_error(&answer), Some("WASM_ALLOC_FAILED"));
+    assert!(!is_allow(&answer));
+    assert_serves(&mut stream).await;
+    agent.end_unharmed();
+}
+
+/// What each try of the next tests sends of one id, the last of which is to be answered.
+fn twins(at: usize) -> &'static [&'static str] {
+    match at % 8 {
+        0 => &["/allowed", "/blocked"],
+        1 => &["/blocked", "/allowed"],
+        2 => &["/slow", "/blocked"],
+        3 => &["/blocked", "/slow"],
+        4 => &["/allowed", "/allowed", "/slow", "/blocked"],
+        5 => &["/slow", "cancel", "/blocked"],
+        6 => &["/allowed", "cancel", "/blocked"],
+        _ => &["/blocked", "cancel", "/allowed"],
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blocked_request_never_comes_back_allowed_to_its_twin() {
+    const TRIES: usize = 10_000;
+    /// Pairs under way, so that calls that take long overlap with the twins of others.
+    const WINDOW: usize = 40;
+
+    let (agent, _folder) = agent(&[]);
+    let mut good = well_behaved(&agent).await;
+    let (mut wire, stream) = processing(&agent);
+    for start in (0..TRIES).step_by(WINDOW) {
+        let mut expected = HashMap::new();
+        let mut all = Vec::new();
+        for at in start..start + WINDOW {
+            let id = format!("twin-{at}");
+            // The proxy waits for the last one only, and would take any answer for its own. All go out in one frame: no newer event is ever
+            // under way when the agent answers.
+            let mut bytes = Vec::new();
+            for uri in twins(at) {
+                bytes.extend(message(if *uri == "cancel" { cancel(&id) } else { get(&id, uri) }));
+            }
+            all.extend(frame(kind::DATA, 0, stream, &bytes));
+            expected.insert(id, twins(at).last() == Some(&"/blocked"));
+        }
+        wire.raw(&all);
+        while !expected.is_empty() {
+            let answer = answer(&mut wire, stream);
+            let blocked = expected.remove(&answer.correlation_id).unwrap_or_else(|| panic!("a second answer: {answer:?}"));
+            assert_eq!(!is_allow(&answer), blocked, "{answer:?}");
+            assert_eq!(module_error(&answer), None, "{answer:?}");
+        }
+    }
+    // Nothing is left that would be taken for somebody else's.
+    wire.data(stream, &message(get("last", "/")), false);
+    assert_eq!(answer(&mut wire, stream).correlation_id, "last");
+    assert_serves(&mut good).await;
+    drop(wire);
+    agent.end_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twins_that_arrive_together_are_one_wherever_they_stand() {
+    let (agent, _folder) = agent(&[]);
+    let (mut wire, stream) = processing(&agent);
+    let others = |name: &str, count: usize| -> Vec<u8> { (0..count).flat_map(|at| message(get(&format!("{name}-{at}"), "/"))).collect() };
+    // More than the agent runs before it lets answers go.
+    for before in 0..70 {
+        for between in [0, 1, 30] {
+            let id = format!("twin-{before}-{between}");
+            // In one frame, which arrives whole.
+            let bytes =
+                [others("before", before), message(get(&id, "/allowed")), others("between", between), message(get(&id, "/blocked"))];
+            wire.raw(&frame(kind::DATA, 0, stream, &bytes.concat()));
+            for _ in 0..=before + between {
+                let answer = answer(&mut wire, stream);
+                assert!(is_allow(&answer) != (answer.correlation_id == id), "{answer:?}, {before} before and {between} between");
+            }
+        }
+    }
+    wire.data(stream, &message(get("last", "/")), false);
+    assert_eq!(answer(&mut wire, stream).correlation_id, "last");
+    drop(wire);
+    agent.end_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_id_on_many_streams_is_answered_on_each_for_itself() {
+    const IDS: usize = 2500;
+    const STREAMS: usize = 4;
+    const WINDOW: usize = 20;
+    const URIS: [&str; 8] = ["/allowed", "/blocked", "/allowed", "/blocked", "/slow", "/blocked", "/allowed", "/blocked"];
+
+    let (agent, _folder) = agent(&[]);
+    let mut wires = [wire(&agent), wire(&agent)];
+    let streams: Vec<(usize, u32)> = (0..STREAMS).map(|at| (at % 2, process(&mut wires[at % 2]))).collect();
+    // Which of them asks about what changes from id to id.
+    let uri = |id: usize, place: usize| URIS[(id + place) % URIS.len()];
+    for start in (0..IDS).step_by(WINDOW) {
+        for id in start..start + WINDOW {
+            for (place, (wire, stream)) in streams.iter().enumerate() {
+                wires[*wire].data(*stream, &message(get(&id.to_string(), uri(id, place))), false);
+            }
+        }
+        for (place, (wire, stream)) in streams.iter().enumerate() {
+            let mut awaited: BTreeSet<usize> = (start..start + WINDOW).collect();
+            while !awaited.is_empty() {
+                let answer = answer(&mut wires[*wire], *stream);
+                let id = answer.correlation_id.parse().unwrap();
+                assert!(awaited.remove(&id), "a second answer: {answer:?}");
+                assert_eq!(is_allow(&answer), uri(id, place) != "/blocked", "{answer:?}");
+            }
+        }
+    }
+    // Events that come alone have nothing to do with each other either.
+    let [wire, _] = &mut wires;
+    for round in 0..20 {
+        let calls: Vec<(u32, &str)> = (0..40).map(|at| (wire.open(PROCESS_EVENT), uri(round, at))).collect();
+        for (stream, uri) in &calls {
+            wire.data(*stream, &message(get("alone", uri)), true);
+        }
+        for (stream, uri) in calls {
+            assert_eq!(is_allow(&answer(wire, stream)), uri != "/blocked");
+            assert_eq!(answer_or_end(wire, stream), None);
+        }
+    }
+    drop(wires);
+    agent.end_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_after_a_cancel_are_answered_for_themselves() {
+    let (agent, _folder) = agent(&[]);
+    let mut stream = well_behaved(&agent).await;
+    for round in 0..100 {
+        let id = format!("c{round}");
+        stream.send(cancel("nobody")).await;
+        stream.send(get(&id, "/slow")).await;
+        stream.send(cancel(&id)).await;
+        stream.send(cancel(&id)).await;
+        let answer = stream.ask(get(&id, "/blocked")).await;
+        // The first may have been answered before its cancel came; then the second answer is the second event's.
+        let answer = if is_allow(&answer) { stream.answer().await } else { answer };
+        assert!(answer.correlation_id == id && !is_allow(&answer), "{answer:?}");
+    }
+    assert_serves(&mut stream).await;
+    agent.end_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_has_said_all_gets_its_answers() {
+    let (agent, _folder) = agent(&[]);
+    let (mut wire, stream) = processing(&agent);
+    // Ends when it has said no handshake for long.
+    let silent = wire.open(PROCESS_STREAM);
+    for at in 0..150 {
+        wire.data(stream, &message(get(&format!("h{at}"), if at % 10 == 0 { "/slow" } else { "/" })), false);
+    }
+    wire.data(stream, b"", true);
+    let mut answers = 0;
+    while let Some(answer) = answer_or_end(&mut wire, stream) {
+        assert_good(&answer);
+        answers += 1;
+    }
+    assert_eq!(answers, 150);
+    assert!(!wire.has_ended(silent), "the stream stays open although nothing is missing on it");
+    drop(wire);
+    agent.end_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_opens_no_window_costs_bounded_memory_and_gets_its_answers_later() {
+    let (agent, _folder) = agent(&[]);
+    let mut good = well_behaved(&agent).await;
+    assert_serves(&mut good).await;
+    let (mut wire, stream) = processing(&agent);
+    let before = agent.resident();
+    wire.opens_windows(false);
+    // Until the agent takes no more.
+    let mut sent = 0;
+    let mut rest = Vec::new();
+    while rest.is_empty() {
+        assert!(sent < 1_000_000, "it takes events without end");
+        // Not so short that what stands around them is what is refused.
+        let bytes = message(get(&format!("r{sent}"), &format!("/{}", "x".repeat(300))));
+        sent += 1;
+        rest = wire.data_as_far_as_taken(stream, &bytes);
+    }
+    println!("{sent} events sent, {} kB more", agent.resident().saturating_sub(before) >> 10);
+    assert!(agent.resident() < before + BOUNDED, "{}", agent.resident() - before);
+    assert_serves(&mut good).await;
+    // Another stream of the same connection has to wait for it, and is not lost.
+    let other = wire.open(PROCESS_STREAM);
+    // Once it reads again, nothing is missing.
+    wire.opens_windows(true);
+    wire.data(stream, &rest, false);
+    let mut seen = vec![false; sent];
+    for _ in 0..sent {
+        let answer = answer(&mut wire, stream);
+        assert_good(&answer);
+        let at: usize = answer.correlation_id[1..].parse().unwrap();
+        assert!(!std::mem::replace(&mut seen[at], true), "{at} was answered twice");
+    }
+    wire.data(other, &message(handshake(&[2], "0.6.54")), false);
+    assert!(matches!(receive(&mut wire, other), Some(FromAgent::Handshake(handshake)) if handshake.success));
+    assert_serves(&mut good).await;
+    drop(wire);
+    agent.end_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_readers_that_open_no_window_cost_bounded_memory() {
+    let (agent, _folder) = agent(&["--max-body-bytes", "1000000"]);
+    let mut good = well_behaved(&agent).await;
+    assert_serves(&mut good).await;
+    let before = agent.resident();
+    let mut held = Vec::new();
+    for _ in 0..5 {
+        let mut wire = wire(&agent);
+        wire.opens_windows(false);
+        // Every report of the agent goes to each of them too.
+        for _ in 0..MAX_STREAMS {
+            let stream = wire.open(PROCESS_STREAM);
+            let bytes = [message(handshake(&[2], "0.6.54")), message(get("stuck", "/"))].concat();
+            wire.raw(&frame(kind::DATA, 0, stream, &bytes));
+        }
+        assert!(wire.settle());
+        held.push(wire);
+    }
+    assert_serves(&mut good).await;
+    println!("{} kB more", agent.resident().saturating_sub(before) >> 10);
+    assert!(agent.resident() < before + BOUNDED, "{}", agent.resident() - before);
+    drop(held);
+    assert_serves(&mut good).await;
+    agent.end_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_beyond_the_bound_are_refused_and_the_others_served() {
+    let (agent, _folder) = agent(&[]);
+    let mut good = well_behaved(&agent).await;
+    let mut wire = wire(&agent);
+    let streams: Vec<u32> = (0..3 * MAX_STREAMS)
+        .map(|_| {
+            let stream = wire.open(PROCESS_STREAM);
+            wire.raw(&frame(kind::DATA, 0, stream, &message(handshake(&[2], "0.6.54"))));
+            stream
+        })
+        .collect();
+    let (mut served, mut refused) = (Vec::new(), 0);
+    for stream in streams {
+        match receive(&mut wire, stream) {
+            Some(FromAgent::Handshake(handshake)) if handshake.success => served.push(stream),
+            None => refused += 1,
+            other => panic!("no handshake but {other:?}"),
+        }
+    }
+    assert_eq!((served.len(), refused), (MAX_STREAMS, 2 * MAX_STREAMS));
+    for stream in &served {
+        wire.data(*stream, &message(get("first", "/")), false);
+        wire.data(*stream, &message(get("second", "/blocked")), false);
+    }
+    for stream in served {
+        let mut answers = [answer(&mut wire, stream), answer(&mut wire, stream)];
+        answers.sort_by(|one, other| one.correlation_id.cmp(&other.correlation_id));
+        assert_good(&answers[0]);
+        assert!(!is_allow(&answers[1]));
+    }
+    assert_serves(&mut good).await;
+    drop(wire);
+    agent.end_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_beyond_the_bound_are_turned_away_and_the_others_served() {
+    let (agent, _folder) = agent(&["--admin-address", "127.0.0.1:0"]);
+    let admin = agent.admin();
+    let mut good = well_behaved(&agent).await;
+    let address = address(&agent);
+    let silent: Vec<TcpStream> = (0..MAX_CONNECTIONS - 1).map(|_| TcpStream::connect(address).unwrap()).collect();
+    admin.wait_for_metric("wasm_agent_connections", MAX_CONNECTIONS as f64);
+    for _ in 0..100 {
+        let mut refused = TcpStream::connect(address).unwrap();
+        refused.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert!(refused.read(&mut [0]).map_or_else(|error| error.kind() == std::io::ErrorKind::ConnectionReset, |count| count == 0));
+    }
+    assert_serves(&mut good).await;
+    drop(silent);
+    admin.wait_for_metric("wasm_agent_connections", 1.0);
+    let mut another = well_behaved(&agent).await;
+    assert_serves(&mut another).await;
+    agent.end_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_says_nothing_is_not_waited_for() {
+    let (agent, _folder) = agent(&[]);
+    let mut good = well_behaved(&agent).await;
+    let mut silent = TcpStream::connect(address(&agent)).unwrap();
+    silent.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut half = TcpStream::connect(address(&agent)).unwrap();
+    half.set_read_timeout(Some(PATIENCE)).unwrap();
+    half.write_all(&http2::PREFACE[..10]).unwrap();
+    let mut without_a_call = wire(&agent);
+    let mut client = Client::connect(&agent).await;
+    let without_a_handshake = client.many::<proto::AgentToProxy>(PROCESS_STREAM).await;
+    assert_eq!(ended(without_a_handshake).await.unwrap_err().code(), Code::DeadlineExceeded);
+    for socket in [&mut silent, &mut half] {
+        // It may say what it would speak before it hangs up.
+        socket.read_to_end(&mut Vec::new()).unwrap();
+    }
+    assert_closed(&mut without_a_call);
+    agent.log.wait_for_line("the reason", |line| line.contains("made no call"));
+    // One that has shaken hands may be silent for as long as it likes.
+    assert_serves(&mut good).await;
+    drop(without_a_call);
+    agent.end_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_that_are_reset_at_once_disturb_nobody() {
+    let (agent, _folder) = agent(&["--admin-address", "127.0.0.1:0"]);
+    let mut good = well_behaved(&agent).await;
+    assert_serves(&mut good).await;
+    let before = agent.resident();
+    let data = [message(handshake(&[2], "0.6.54")), message(get("reset", "/slow"))].concat();
+    // With nothing between, with a whole call between, and with an event alone.
+    for (path, data) in [(PROCESS_STREAM, Vec::new()), (PROCESS_STREAM, data), (PROCESS_EVENT, message(get("reset", "/slow")))] {
+        let mut wire = wire(&agent);
+        let mut streams = 0;
+        while streams < 20_000 {
+            let mut burst = Vec::new();
+            for _ in 0..MAX_STREAMS {
+                let stream = wire.next_stream();
+                burst.extend(frame(kind::HEADERS, flag::END_HEADERS, stream, &http2::headers(path, &[])));
+                if !data.is_empty() {
+                    burst.extend(frame(kind::DATA, flag::END_STREAM, stream, &data));
+                }
+                burst.extend(frame(kind::RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
+            }
+            streams += MAX_STREAMS;
+            // The agent may have had enough of it before its end.
+            if !wire.raw(&burst) || !wire.settle() {
+                break;
+            }
+        }
+        println!("{streams} streams of {path} with {} bytes", data.len());
+        assert_serves(&mut good).await;
+    }
+    // Calls that had begun have ended, and their instances are back.
+    agent.admin().wait_for_metric("wasm_agent_in_flight", 0.0);
+    println!("{} kB more", agent.resident().saturating_sub(before) >> 10);
+    assert!(agent.resident() < before + BOUNDED, "{}", agent.resident() - before);
+    assert_serves(&mut good).await;
+    agent.end_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_are_reset_give_their_instances_back() {
+    let options = ["--timeout-ms", "50000", "--pool-size", "2"];
+    let (agent, _directory) = client::serve(&module::choosing(), &options);
+    let (mut wire, other) = processing(&agent);
+    for _ in 0..50 {
+        let streams: Vec<u32> = (0..10).map(|_| process(&mut wire)).collect();
+        for stream in streams {
+            wire.data(stream, &message(get("loop", "/loop")), false);
+            wire.raw(&frame(kind::RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
+        }
+        // There are two instances, and each loop would hold one for longer than this test waits.
+        wire.data(other, &message(get("next", "/")), false);
+        assert!(is_allow(&answer(&mut wire, other)));
+    }
+    drop(wire);
+    agent.end_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_without_end_are_not_collected() {
+    /// Far more than the agent takes of one call's headers.
+    const LIMIT: usize = 64 << 20;
+
+    let (agent, _folder) = agent(&[]);
+    let mut good = well_behaved(&agent).await;
+    assert_serves(&mut good).await;
+    let before = agent.resident();
+    let fields = http2::header("x-more", &"x".repeat(1000)).repeat(16);
+    let index = b"\x82".repeat(16 << 10);
+    for more in [&fields[..], &index, b""] {
+        let mut wire = wire(&agent);
+        wire.raw(&frame(kind::HEADERS, 0, 1, &http2::headers(PROCESS_STREAM, &[])));
+        let burst = frame(kind::CONTINUATION, 0, 1, more).repeat(64);
+        let mut sent = 0;
+        while wire.raw(&burst) {
+            sent += burst.len();
+            assert!(sent < LIMIT, "it takes headers without end");
+        }
+        assert_closed(&mut wire);
+        assert_serves(&mut good).await;
+    }
+    // Headers that do end and are too many: the call is refused, and the connection goes on or is closed.
+    let mut wire = wire(&agent);
+    let stream = wire.open_with(PROCESS_EVENT, &[("x-much", "x".repeat(15 << 10).as_str())]);
+    wire.data(stream, &message(get("much", "/")), true);
+    let _ = wire.message(stream);
+    let large = [http2::headers(PROCESS_EVENT, &[]), fields.clone(), fields.clone()].concat();
+    let stream = wire.next_stream();
+    let (first, rest) = large.split_at(16 << 10);
+    wire.raw(&frame(kind::HEADERS, flag::END_STREAM, stream, first));
+    let (second, rest) = rest.split_at(rest.len().min(16 << 10));
+    wire.raw(&frame(kind::CONTINUATION, if rest.is_empty() { flag::END_HEADERS } else { 0 }, stream, second));
+    if !rest.is_empty() {
+        wire.raw(&frame(kind::CONTINUATION, flag::END_HEADERS, stream, rest));
+    }
+    assert_eq!(wire.message(stream), None);
+    println!("{} kB more", agent.resident().saturating_sub(before) >> 10);
+    assert!(agent.resident() < before + BOUNDED, "{}", agent.resident() - before);
+    assert_serves(&mut good).await;
+    drop(wire);
+    agent.end_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn frames_that_want_an_answer_and_get_no_reader_cost_bounded_memory() {
+    let (agent, _folder) = agent(&[]);
+    let mut good = well_behaved(&agent).await;
+    assert_serves(&mut good).await;
+    let before = agent.resident();
+    let call = |stream: u32| frame(kind::HEADERS, flag::END_HEADERS | flag::END_STREAM, stream, &http2::headers("/nowhere", &[]));
+    let settings = frame(kind::SETTINGS, 0, 0, &[0, 4, 0, 1, 0, 0]);
+    for what in ["pings", "settings", "calls", "empty data"] {
+        let mut wire = wire(&agent);
+        let stream = wire.next_stream();
+        wire.raw(&frame(kind::HEADERS, flag::END_HEADERS, stream, &http2::headers(PROCESS_STREAM, &[])));
+        let mut sent = 0;
+        // Until the agent takes no more of it, or has had enough.
+        while sent < 32 << 20 {
+            let burst = match what {
+                "pings" => frame(kind::PING, 0, 0, &[7; 8]).repeat(1000),
+                "settings" => settings.repeat(1000),
+                "empty data" => frame(kind::DATA, 0, stream, b"").repeat(1000),
+                _ => (0..1000).flat_map(|_| call(wire.next_stream())).collect(),
+            };
+            if !wire.raw_as_far_as_taken(&burst) {
+                break;
+            }
+            sent += burst.len();
+        }
+        println!("{what}: {sent} bytes taken, {} kB more", agent.resident().saturating_sub(before) >> 10);
+        assert_serves(&mut good).await;
+        assert!(agent.resident() < before + BOUNDED, "{}", agent.resident() - before);
+    }
+    agent.end_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_never_pause_do_not_starve_the_others() {
+    let (agent, _folder) = agent(&[]);
+    let stop = Arc::new(AtomicBool::new(false));
+    let flooding = std::thread::available_parallelism().map_or(4, usize::from) * 2;
+    let flooders: Vec<_> = (0..flooding)
+        .map(|flooder| {
+            let (mut wire, stream) = processing(&agent);
+            let stop = Arc::clone(&stop);
+            std::thread::spawn(move || {
+                let (mut sent, mut answered) = (0, 0);
+                while !stop.load(Relaxed) {
+                    // Enough under way that the agent always has more to read.
+                    while sent < answered + 400 {
+                        let flood: Vec<u8> = (sent..sent + 50).flat_map(|at| message(get(&format!("f{flooder}-{at}"), "/"))).collect();
+                        wire.data(stream, &flood, false);
+                        sent += 50;
+                    }
+                    answer(&mut wire, stream);
+                    answered += 1;
+                }
+            })
+        })
+        .collect();
+    let stop = Stop(&stop);
+    for round in 0..8 {
+        let mut good = well_behaved(&agent).await;
+        assert_good(&good.ask(get(&format!("quiet-{round}"), "/")).await);
+        assert_good(&good.ask(get(&format!("slow-{round}"), "/slow")).await);
+    }
+    drop(stop);
+    for flooder in flooders {
+        flooder.join().unwrap();
+    }
+    agent.end_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_call_is_answered_while_its_stream_never_pauses() {
+    let (agent, _folder) = agent(&[]);
+    let (mut wire, stream) = processing(&agent);
+    wire.data(stream, &message(get("slow", "/slow")), false);
+    let mut under_way = 0;
+    let mut others = 0;
+    loop {
+        while under_way < 200 {
+            let flood: Vec<u8> = (0..50).flat_map(|at| message(get(&format!("f-{others}-{under_way}-{at}"), "/"))).collect();
+            wire.data(stream, &flood, false);
+            under_way += 50;
+        }
+        if answer(&mut wire, stream).correlation_id == "slow" {
+            break;
+        }
+        under_way -= 1;
+        others += 1;
+        assert!(others < 1_000_000, "it waits for ever");
+    }
+    drop(wire);
+    agent.end_unharmed();
+}
