@@ -464,7 +464,7 @@ fn without_a_mode_the_umask_decides() {
         .args(["-c", "umask 0007 && exec \"$0\" --socket \"$1\" --module \"$2\"", env!("CARGO_BIN_EXE_zentinel-wasm-agent")])
         .args([&socket, &module])
         .env("HOME", home.path())
-        .stderr(std::process::Stdio::null())
+        .stderr(Stdio::null())
         .spawn()
         .unwrap();
     wait_for("the socket", || socket.exists().then_some(()));
