@@ -3,9 +3,6 @@
 /// Text that is escaped at once, in bytes. The library makes room for the worst, which is six times as much.
 const PIECE: usize = 4096;
 
-/// Text with more than one in so many bytes to be escaped is escaped block by block: the library is made for text with few.
-const DENSE: usize = 16;
-
 /// Whether a JSON string must escape this byte.
 const fn is_special(byte: u8) -> bool {
     byte < 0x20 || byte == b'"' || byte == b'\\'
@@ -21,11 +18,10 @@ pub fn string(out: &mut Vec<u8>, value: &str) {
     let mut rest = value;
     while !rest.is_empty() {
         let (piece, after) = rest.split_at(rest.floor_char_boundary(PIECE));
-        let specials = piece.bytes().filter(|&byte| is_special(byte)).count();
-        if specials > piece.len() / DENSE {
-            dense::escape(out, piece.as_bytes())
+        if dense::is_dense(piece.as_bytes()) {
+            dense::escape(out, piece.as_bytes());
         } else {
-            escaped(out, piece)
+            escaped(out, piece);
         }
         rest = after;
     }
@@ -77,29 +73,19 @@ pub fn plain_field(out: &mut Vec<u8>, name: &str, value: impl std::fmt::Display)
 mod dense {
     use super::is_special;
 
+    /// Text with more than one special byte in so many is dense. The library, which is made for text with few, is faster below.
+    const DENSE: usize = 16;
     const BLOCK: usize = 64;
     const WORD: usize = 8;
     /// An escape has two bytes, or six.
     const ROOM: usize = 6 * BLOCK + WORD;
 
-    /// For each special byte, what follows the backslash; `u` for those without a short form.
-    const ESCAPES: [u8; 256] = {
-        let mut escapes = [0; 256];
-        let mut byte = 0;
-        while byte < 256 {
-            if is_special(byte as u8) {
-                escapes[byte] = match byte as u8 {
-                    b'\n' => b'n',
-                    b'\r' => b'r',
-                    b'\t' => b't',
-                    quoted @ (b'"' | b'\\') => quoted,
-                    _ => b'u',
-                };
-            }
-            byte += 1;
-        }
-        escapes
-    };
+    /// Whether `text` is better escaped here.
+    pub(super) fn is_dense(text: &[u8]) -> bool {
+        // Small counts in small numbers, for many bytes to be counted at once.
+        let count = |part: &[u8]| part.iter().map(|&byte| u8::from(is_special(byte))).sum::<u8>();
+        text.chunks(usize::from(u8::MAX)).map(|part| usize::from(count(part))).sum::<usize>() > text.len() / DENSE
+    }
 
     /// Appends `text` as the inside of a JSON string.
     pub(super) fn escape(out: &mut Vec<u8>, text: &[u8]) {
@@ -134,18 +120,34 @@ mod dense {
                 return len;
             }
             specials &= specials - 1;
-            let escape = ESCAPES[usize::from(block[to])];
-            if escape == b'u' {
-                const HEX: &[u8; 16] = b"0123456789abcdef";
-                let (high, low) = (HEX[usize::from(block[to] >> 4)], HEX[usize::from(block[to] & 15)]);
-                room[len..len + 6].copy_from_slice(&[b'\\', b'u', b'0', b'0', high, low]);
-                len += 6;
-            } else {
-                room[len..len + 2].copy_from_slice(&[b'\\', escape]);
-                len += 2;
-            }
-            from = to + 1;
+            room[len] = b'\\';
+            len += 1;
+            from = match block[to] {
+                // It stands for itself, and is copied with what follows.
+                b'"' | b'\\' => to,
+                control => {
+                    len += escape_control(&mut room[len..], control);
+                    to + 1
+                }
+            };
         }
+    }
+
+    /// Writes what stands for a control character after the backslash, and tells how many bytes that is.
+    fn escape_control(room: &mut [u8], control: u8) -> usize {
+        const HEX: &[u8; 16] = b"0123456789abcdef";
+
+        room[0] = match control {
+            b'\n' => b'n',
+            b'\r' => b'r',
+            b'\t' => b't',
+            _ => {
+                let (high, low) = (HEX[usize::from(control >> 4)], HEX[usize::from(control & 15)]);
+                room[..5].copy_from_slice(&[b'u', b'0', b'0', high, low]);
+                return 5;
+            }
+        };
+        1
     }
 
     /// A bit for each byte of the block that must be escaped.

@@ -250,7 +250,14 @@ pub(super) fn rfc3339(timestamp_ms: u64) -> Option<String> {
     let (seconds, milliseconds) = (timestamp_ms / 1000, timestamp_ms % 1000);
     let (year, month, day) = date(seconds / 86_400);
     let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-    Some(format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milliseconds:03}Z"))
+    let mut text = String::with_capacity(24);
+    let parts =
+        [(year, 4, '-'), (month, 2, '-'), (day, 2, 'T'), (hour, 2, ':'), (minute, 2, ':'), (second, 2, '.'), (milliseconds, 3, 'Z')];
+    for (number, digits, after) in parts {
+        text.extend((0..digits).rev().map(|place| char::from(b'0' + (number / 10_u64.pow(place) % 10) as u8)));
+        text.push(after);
+    }
+    Some(text)
 }
 
 /// The date of a day since 1970. Years are counted from March, so that the leap day is a year's last.
