@@ -9,10 +9,11 @@
 //!
 //! The files in `golden/` are the JSON examples of the product page, and the tests of this crate read them.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![deny(missing_docs)]
 
 pub mod answer;
+mod dense;
 pub mod event;
 mod failure;
 pub mod header;

@@ -1,0 +1,162 @@
+//! Escapes text that is JSON itself, as bodies often are, with a quote every few bytes: sixteen bytes at a time, however many of them are special.
+//!
+//! The library that escapes everything else is made for text with few special bytes, and faster there.
+
+/// Text with more than one special byte in so many is dense.
+const DENSE: usize = 16;
+
+/// Bytes of a text's beginning by which it is judged.
+const SAMPLE: usize = 256;
+
+/// Appends `text` as the inside of a JSON string, if it is dense and the processor has the instructions for it.
+pub(crate) fn escape(out: &mut Vec<u8>, text: &[u8]) -> bool {
+    let sample = &text[..text.len().min(SAMPLE)];
+    let specials = sample.iter().filter(|&&byte| byte < 0x20 || byte == b'"' || byte == b'\\').count();
+    specials > sample.len() / DENSE && wide::escape(out, text)
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+mod wide {
+    pub(super) fn escape(_: &mut Vec<u8>, _: &[u8]) -> bool {
+        false
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod wide {
+    use std::arch::x86_64::{
+        __m128i, _mm_and_si128, _mm_cmpeq_epi8, _mm_cvtsi128_si64, _mm_min_epu8, _mm_movemask_epi8, _mm_or_si128, _mm_set_epi64x,
+        _mm_set1_epi8, _mm_shuffle_epi8, _mm_unpackhi_epi64, _mm_unpacklo_epi64, _mm_xor_si128,
+    };
+
+    /// Bytes that are read at once.
+    const WIDTH: usize = 16;
+    /// Bytes that are escaped before they are appended.
+    const BLOCK: usize = 256;
+    /// An escape has six bytes at most; sixteen are written where fewer count.
+    const ROOM: usize = 6 * BLOCK + WIDTH;
+
+    /// For each set of special bytes among eight, which byte stands where; from 8 on a backslash.
+    static SPREAD: [[u8; WIDTH]; 256] = {
+        let mut spread = [[8; WIDTH]; 256];
+        let mut set = 0;
+        while set < 256 {
+            let (mut from, mut to) = (0, 0);
+            while from < 8 {
+                to += set >> from & 1;
+                spread[set][to] = from as u8;
+                from += 1;
+                to += 1;
+            }
+            set += 1;
+        }
+        spread
+    };
+
+    #[allow(unsafe_code)]
+    pub(super) fn escape(out: &mut Vec<u8>, text: &[u8]) -> bool {
+        let able = std::arch::is_x86_feature_detected!("ssse3") && std::arch::is_x86_feature_detected!("popcnt");
+        if able {
+            // SAFETY: the processor has the instructions. Nothing else is unsafe in there.
+            unsafe { escape_wide(out, text) }
+        }
+        able
+    }
+
+    #[target_feature(enable = "ssse3,popcnt")]
+    fn escape_wide(out: &mut Vec<u8>, text: &[u8]) {
+        let mut room = [0; ROOM];
+        for block in text.chunks(BLOCK) {
+            let (chunks, rest) = block.as_chunks::<WIDTH>();
+            let mut len = 0;
+            for chunk in chunks {
+                len += escape_chunk(&mut room[len..], chunk);
+            }
+            if !rest.is_empty() {
+                let mut chunk = [b' '; WIDTH];
+                chunk[..rest.len()].copy_from_slice(rest);
+                len += escape_chunk(&mut room[len..], &chunk) - (WIDTH - rest.len());
+            }
+            out.extend_from_slice(&room[..len]);
+        }
+    }
+
+    /// Escapes sixteen bytes, and tells how many that has made.
+    #[target_feature(enable = "ssse3,popcnt")]
+    #[inline]
+    fn escape_chunk(room: &mut [u8], chunk: &[u8; WIDTH]) -> usize {
+        /// What makes an `n` of a line feed.
+        const NAME: u8 = b'\n' ^ b'n';
+
+        let all = |byte: u8| _mm_set1_epi8(byte.cast_signed());
+        let mut bytes = load(chunk);
+        let controls = _mm_cmpeq_epi8(_mm_min_epu8(bytes, all(0x1f)), bytes);
+        let quoted = _mm_or_si128(_mm_cmpeq_epi8(bytes, all(b'"')), _mm_cmpeq_epi8(bytes, all(b'\\')));
+        let specials = _mm_movemask_epi8(_mm_or_si128(controls, quoted));
+        if _mm_movemask_epi8(controls) != 0 {
+            let feeds = _mm_cmpeq_epi8(bytes, all(b'\n'));
+            if _mm_movemask_epi8(controls) != _mm_movemask_epi8(feeds) {
+                return escape_each(room, chunk);
+            }
+            bytes = _mm_xor_si128(bytes, _mm_and_si128(feeds, all(NAME)));
+        }
+        let backslashes = all(b'\\');
+        let halves = [_mm_unpacklo_epi64(bytes, backslashes), _mm_unpackhi_epi64(bytes, backslashes)];
+        let mut len = 0;
+        for (half, set) in halves.into_iter().zip(specials.to_le_bytes()) {
+            store(&mut room[len..], _mm_shuffle_epi8(half, load(&SPREAD[usize::from(set)])));
+            len += 8 + set.count_ones() as usize;
+        }
+        len
+    }
+
+    /// The same for chunks with control characters that are no line feeds.
+    #[cold]
+    fn escape_each(room: &mut [u8], chunk: &[u8; WIDTH]) -> usize {
+        let mut escaped = Vec::with_capacity(ROOM);
+        // What is cut off of a character's bytes is no text by itself, but needs no escaping either.
+        for &byte in chunk {
+            if byte.is_ascii() { crate::json::escaped(&mut escaped, char::from(byte).encode_utf8(&mut [0; 4])) } else { escaped.push(byte) }
+        }
+        room[..escaped.len()].copy_from_slice(&escaped);
+        escaped.len()
+    }
+
+    #[target_feature(enable = "ssse3")]
+    #[inline]
+    fn load(bytes: &[u8; WIDTH]) -> __m128i {
+        let [low, high] = [0, 8].map(|at| i64::from_le_bytes(*bytes[at..].first_chunk().expect("eight of sixteen bytes")));
+        _mm_set_epi64x(high, low)
+    }
+
+    #[target_feature(enable = "ssse3")]
+    #[inline]
+    fn store(room: &mut [u8], bytes: __m128i) {
+        let room = &mut room[..WIDTH];
+        room[..8].copy_from_slice(&_mm_cvtsi128_si64(bytes).to_le_bytes());
+        room[8..].copy_from_slice(&_mm_cvtsi128_si64(_mm_unpackhi_epi64(bytes, bytes)).to_le_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn what_is_escaped_reads_back(value in "[\\x00-\\x22\\x5c é\u{7f}a]{0,600}") {
+            let mut out = b"\"".to_vec();
+            prop_assume!(super::wide::escape(&mut out, value.as_bytes()));
+            out.push(b'"');
+            prop_assert_eq!(serde_json::from_slice::<String>(&out).unwrap(), value);
+        }
+
+        #[test]
+        fn the_text_of_json_reads_back(value in "([a-zé]{0,9}[\"\\\\\n]){0,200}") {
+            let mut out = b"\"".to_vec();
+            prop_assume!(super::wide::escape(&mut out, value.as_bytes()));
+            out.push(b'"');
+            prop_assert_eq!(serde_json::from_slice::<String>(&out).unwrap(), value);
+        }
+    }
+}
