@@ -2,33 +2,37 @@
 
 use crate::dense;
 
+/// Text up to which nobody looks how it is best escaped, in bytes: longer than most headers.
+const SHORT: usize = 1024;
+
 /// Text that is escaped at once, in bytes. The library makes room for the worst, which is six times as much.
 const PIECE: usize = 4096;
 
 /// Appends `value` as a JSON string (RFC 8259), quotes included.
 pub fn string(out: &mut Vec<u8>, value: &str) {
-    if value.len() <= PIECE {
+    if value.len() <= SHORT {
         json_escape_simd::escape_into(value, out);
         return;
     }
     out.push(b'"');
-    let mut rest = value;
-    while !rest.is_empty() {
-        let (piece, after) = rest.split_at(rest.floor_char_boundary(PIECE));
-        if !dense::escape(out, piece.as_bytes()) {
-            escaped(out, piece);
-        }
-        rest = after;
-    }
+    escaped(out, value);
     out.push(b'"');
 }
 
 /// Appends `value` as the inside of a JSON string.
 pub fn escaped(out: &mut Vec<u8>, value: &str) {
-    let start = out.len();
-    string(out, value);
-    out.pop();
-    out.remove(start);
+    let mut rest = value;
+    while !rest.is_empty() {
+        let (piece, after) = rest.split_at(rest.floor_char_boundary(PIECE));
+        if piece.len() <= SHORT || !dense::escape(out, piece.as_bytes()) {
+            let start = out.len();
+            json_escape_simd::escape_into(piece, out);
+            // Without the quotes.
+            out.pop();
+            out.remove(start);
+        }
+        rest = after;
+    }
 }
 
 /// Appends `"name":`, with a comma before it unless it is the first field of its object.
