@@ -36,6 +36,9 @@ mod wide {
     /// An escape has six bytes at most; sixteen are written where fewer count.
     const ROOM: usize = 6 * BLOCK + WIDTH;
 
+    /// The control characters that text has, and the letters that stand for them after a backslash.
+    const NAMES: [(u8, u8); 3] = [(b'\n', b'n'), (b'\r', b'r'), (b'\t', b't')];
+
     /// For each set of special bytes among eight, which byte stands where; from 8 on a backslash.
     static SPREAD: [[u8; WIDTH]; 256] = {
         let mut spread = [[8; WIDTH]; 256];
@@ -85,20 +88,21 @@ mod wide {
     #[target_feature(enable = "ssse3,popcnt")]
     #[inline]
     fn escape_chunk(room: &mut [u8], chunk: &[u8; WIDTH]) -> usize {
-        /// What makes an `n` of a line feed.
-        const NAME: u8 = b'\n' ^ b'n';
-
         let all = |byte: u8| _mm_set1_epi8(byte.cast_signed());
         let mut bytes = load(chunk);
         let controls = _mm_cmpeq_epi8(_mm_min_epu8(bytes, all(0x1f)), bytes);
         let quoted = _mm_or_si128(_mm_cmpeq_epi8(bytes, all(b'"')), _mm_cmpeq_epi8(bytes, all(b'\\')));
         let specials = _mm_movemask_epi8(_mm_or_si128(controls, quoted));
         if _mm_movemask_epi8(controls) != 0 {
-            let feeds = _mm_cmpeq_epi8(bytes, all(b'\n'));
-            if _mm_movemask_epi8(controls) != _mm_movemask_epi8(feeds) {
+            let mut named = all(0);
+            for (control, name) in NAMES {
+                let found = _mm_cmpeq_epi8(bytes, all(control));
+                named = _mm_or_si128(named, found);
+                bytes = _mm_xor_si128(bytes, _mm_and_si128(found, all(control ^ name)));
+            }
+            if _mm_movemask_epi8(controls) != _mm_movemask_epi8(named) {
                 return escape_each(room, chunk);
             }
-            bytes = _mm_xor_si128(bytes, _mm_and_si128(feeds, all(NAME)));
         }
         let backslashes = all(b'\\');
         let halves = [_mm_unpacklo_epi64(bytes, backslashes), _mm_unpackhi_epi64(bytes, backslashes)];
@@ -110,16 +114,23 @@ mod wide {
         len
     }
 
-    /// The same for chunks with control characters that are no line feeds.
-    #[cold]
+    /// The same byte by byte, for chunks with other control characters.
     fn escape_each(room: &mut [u8], chunk: &[u8; WIDTH]) -> usize {
-        let mut escaped = Vec::with_capacity(ROOM);
-        // What is cut off of a character's bytes is no text by itself, but needs no escaping either.
+        const HEX: &[u8; 16] = b"0123456789abcdef";
+
+        let mut len = 0;
+        let mut put = |bytes: &[u8]| {
+            room[len..len + bytes.len()].copy_from_slice(bytes);
+            len += bytes.len();
+        };
         for &byte in chunk {
-            if byte.is_ascii() { crate::json::escaped(&mut escaped, char::from(byte).encode_utf8(&mut [0; 4])) } else { escaped.push(byte) }
+            match byte {
+                b'"' | b'\\' => put(&[b'\\', byte]),
+                0..0x20 => put(&[b'\\', b'u', b'0', b'0', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]),
+                _ => put(&[byte]),
+            }
         }
-        room[..escaped.len()].copy_from_slice(&escaped);
-        escaped.len()
+        len
     }
 
     #[target_feature(enable = "ssse3")]
