@@ -274,7 +274,11 @@ impl Agent {
             }
             Event::WebsocketFrame(_) | Event::GuardrailInspect(_) => {}
         }
-        Ok(wanted.then_some(Prepared { input: out, traceparent }))
+        if !wanted {
+            inputs::keep(out);
+            return Ok(None);
+        }
+        Ok(Some(Prepared { input: out, traceparent }))
     }
 
     fn fail<E: Encode>(&self, generation: &Generation, hook: Hook, failure: &Failure, traceparent: Option<&str>, encode: &E) -> E::Encoded {

@@ -360,16 +360,7 @@ fn a_blocked_request_never_comes_back_allowed_to_its_twin() {
             let id = format!("twin-{at}");
             // The proxy waits for the last one only, and would take any answer for its own. Both go out in one write: no newer event is ever under way
             // when the agent answers.
-            let uris: &[&str] = match at % 8 {
-                0 => &["/allowed", "/blocked"],
-                1 => &["/blocked", "/allowed"],
-                2 => &["/slow", "/blocked"],
-                3 => &["/blocked", "/slow"],
-                4 => &["/allowed", "/allowed", "/slow", "/blocked"],
-                5 => &["/slow", "cancel", "/blocked"],
-                6 => &["/allowed", "cancel", "/blocked"],
-                _ => &["/blocked", "cancel", "/allowed"],
-            };
+            let uris = module::twins(at);
             let mut bytes = Vec::new();
             for uri in uris {
                 match *uri {

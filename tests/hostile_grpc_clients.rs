@@ -601,20 +601,6 @@ async fn large_events_are_taken_as_they_are() {
     agent.end_unharmed();
 }
 
-/// What each try of the next tests sends of one id, the last of which is to be answered.
-fn twins(at: usize) -> &'static [&'static str] {
-    match at % 8 {
-        0 => &["/allowed", "/blocked"],
-        1 => &["/blocked", "/allowed"],
-        2 => &["/slow", "/blocked"],
-        3 => &["/blocked", "/slow"],
-        4 => &["/allowed", "/allowed", "/slow", "/blocked"],
-        5 => &["/slow", "cancel", "/blocked"],
-        6 => &["/allowed", "cancel", "/blocked"],
-        _ => &["/blocked", "cancel", "/allowed"],
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_blocked_request_never_comes_back_allowed_to_its_twin() {
     const TRIES: usize = 10_000;
@@ -632,11 +618,11 @@ async fn a_blocked_request_never_comes_back_allowed_to_its_twin() {
             // The proxy waits for the last one only, and would take any answer for its own. All go out in one frame: no newer event is ever
             // under way when the agent answers.
             let mut bytes = Vec::new();
-            for uri in twins(at) {
+            for uri in module::twins(at) {
                 bytes.extend(message(if *uri == "cancel" { cancel(&id) } else { get(&id, uri) }));
             }
             all.extend(frame(kind::DATA, 0, stream, &bytes));
-            expected.insert(id, twins(at).last() == Some(&"/blocked"));
+            expected.insert(id, module::twins(at).last() == Some(&"/blocked"));
         }
         wire.raw(&all);
         while !expected.is_empty() {

@@ -164,6 +164,20 @@ pub fn judging() -> String {
     with_hooks(&["on_request_headers", "on_request_body", "on_response_headers"], |_| code.clone(), more)
 }
 
+/// What a client sends of one id to a [`judging`] module, the last of which is to be answered: one of eight variants.
+pub fn twins(at: usize) -> &'static [&'static str] {
+    match at % 8 {
+        0 => &["/allowed", "/blocked"],
+        1 => &["/blocked", "/allowed"],
+        2 => &["/slow", "/blocked"],
+        3 => &["/blocked", "/slow"],
+        4 => &["/allowed", "/allowed", "/slow", "/blocked"],
+        5 => &["/slow", "cancel", "/blocked"],
+        6 => &["/allowed", "cancel", "/blocked"],
+        _ => &["/blocked", "cancel", "/allowed"],
+    }
+}
+
 /// A module that logs `line` at info level through `zentinel.log` on every request.
 pub fn logging(line: &str) -> String {
     let (data, _) = text(1024, line);

@@ -72,11 +72,10 @@ impl Runtime {
     }
 
     /// Runs `future` on the slow lane. Dropping the handle's guard ends it.
-    fn spawn_slow<F>(&self, future: Pin<Box<F>>) -> AbortOnDrop<F::Output>
+    fn spawn_slow<F>(&self, mut future: Pin<Box<F>>) -> AbortOnDrop<F::Output>
     where
         F: Future<Output: Send> + Send + 'static,
     {
-        let mut future = future;
         AbortOnDrop(self.slow_handle().spawn(std::future::poll_fn(move |context| {
             let polled = future.as_mut().poll(context);
             if polled.is_pending() {
