@@ -1,0 +1,96 @@
+//! The agent under the profile that `SECURITY.md` gives: the kernel ends it at once when it makes a system call that is not named there.
+
+#![cfg(target_arch = "x86_64")]
+
+#[path = "common/grpc.rs"]
+mod client;
+mod common;
+
+use std::collections::BTreeSet;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+
+use client::{Client, get, is_allow};
+use common::{Agent, decision, module, module_error};
+use rustix::process::Signal;
+use seccompiler::TargetArch;
+use serde_json::{Value, json};
+
+/// What the thread needs that starts the agent. Only these are allowed beside those that are named, for a filter cannot be put on any later.
+const LAUNCHING: [&str; 7] = ["clone", "close_range", "dup2", "pidfd_open", "pipe2", "vfork", "wait4"];
+
+/// The body of a hook that takes all the memory it can get, touches it, and traps.
+const GROWING: &str = "(loop $more (br_if $more (i32.ne (memory.grow (i32.const 1)) (i32.const -1))))
+    (memory.fill (i32.const 0) (i32.const 1) (i32.shl (memory.size) (i32.const 16))) unreachable";
+
+/// The system calls in the lists of `SECURITY.md`.
+fn named() -> BTreeSet<&'static str> {
+    let (_, confinement) = include_str!("../SECURITY.md").split_once("## Confinement").expect("there is such a section");
+    let (confinement, _) = confinement.split_once("\n## ").expect("another follows");
+    confinement.lines().filter_map(|line| line.strip_prefix("    ")).flat_map(str::split_whitespace).collect()
+}
+
+/// Does something on a thread that may make the named system calls only, and so may the processes and threads that it starts.
+fn confined<T: Send>(launch: impl FnOnce() -> T + Send) -> T {
+    let rules: Vec<Value> = named().union(&BTreeSet::from(LAUNCHING)).map(|name| json!({"syscall": name})).collect();
+    let profile = json!({"agent": {"mismatch_action": "kill_process", "match_action": "allow", "filter": rules}});
+    let profiles = seccompiler::compile_from_json(profile.to_string().as_bytes(), TargetArch::x86_64).unwrap();
+    thread::scope(|scope| {
+        let launched = scope.spawn(|| {
+            seccompiler::apply_filter(&profiles["agent"]).unwrap();
+            launch()
+        });
+        launched.join().unwrap()
+    })
+}
+
+fn launch(module: &Path, options: &[&str]) -> Agent {
+    confined(|| {
+        Agent::start_with(module, |command| {
+            command.args(["--grpc-address", "127.0.0.1:0", "--admin-address", "127.0.0.1:0", "--socket-mode", "660"]).args(options);
+        })
+    })
+}
+
+#[test]
+fn the_profile_is_in_force() {
+    assert!(named().len() > 50, "{:?}", named());
+    let ended = |program: &str| confined(|| Command::new(program).stdout(Stdio::null()).status().unwrap());
+    assert!(ended("/bin/true").success());
+    // It makes the system call of its name, which no agent needs.
+    assert_eq!(ended("/bin/uname").signal(), Some(Signal::SYS.as_raw()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_that_the_agent_does_it_does_under_its_profile() {
+    let folder = tempfile::tempdir().unwrap();
+    for options in [&["--isolation", "request"][..], &["--log-format", "text", "--watch"], &[]] {
+        let module = module::write(folder.path(), "m.wasm", &module::judging());
+        let agent = launch(&module, options);
+        let mut connection = agent.connect();
+        assert_eq!(decision(&connection.get("a", "/")), "allow");
+        assert_eq!(decision(&connection.get("b", "/blocked")), "block");
+        assert_eq!(decision(&connection.get("s", "/slow")), "allow");
+        connection.send(common::kind::REQUEST_HEADERS, &json!({"correlation_id": "w", "uri": 1}));
+        assert_eq!(module_error(&connection.answer()), Some("WASM_INVALID_EVENT"));
+        connection.configure(&json!({"pool-size": 3, "fail-open": true})).unwrap();
+        let mut stream = Client::connect(&agent).await.process().await;
+        assert!(is_allow(&stream.ask(get("a", "/")).await));
+        let admin = agent.admin();
+        assert_eq!(admin.get("/readyz").0, 200);
+
+        // What ends badly is thrown away and made anew.
+        for (number, code) in ["unreachable", "(loop $for_ever (br $for_ever)) unreachable", GROWING].into_iter().enumerate() {
+            module::write(folder.path(), "m.wasm", &module::with_hooks(&["on_request_headers"], |_| code.into(), ""));
+            agent.signal(Signal::HUP);
+            admin.wait_for_metric(r#"wasm_agent_reloads_total{result="success"}"#, number as f64 + 2.0);
+            for _ in 0..10 {
+                assert!(module_error(&connection.get("m", "/")).is_some());
+            }
+        }
+        drop((connection, stream));
+        agent.end_unharmed();
+    }
+}
