@@ -14,7 +14,8 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
+use zentinel_wasm_protocol::log_limited;
 use zentinel_wasm_protocol::report::State;
 
 use crate::agent::Agent;
@@ -49,7 +50,7 @@ pub async fn serve(listener: TcpListener, agent: Arc<Agent>) {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                warn!("cannot accept a connection on the admin address: {error}");
+                log_limited!(warn, "cannot accept a connection on the admin address: {error}");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }

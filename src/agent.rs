@@ -11,13 +11,13 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 use zentinel_wasm_contract::event::{Headers, RequestHeaders};
 use zentinel_wasm_contract::{Answer, Decision, Event, Failure, FailureKind, Hook, Text, WebsocketDecision, input};
-use zentinel_wasm_protocol::{Capabilities, Encode, Handler, Reports, report};
+use zentinel_wasm_protocol::log::RateLimit;
+use zentinel_wasm_protocol::{Capabilities, Encode, Handler, Reports, log_limited, report};
 use zentinel_wasm_runtime::{Cache, Module, Pool, Request, Runtime};
 
 use crate::breaker::Breaker;
 use crate::context::{Contexts, Remembered};
 use crate::inputs;
-use crate::logging::RateLimit;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
 
@@ -127,7 +127,8 @@ impl Agent {
         if settings != current.settings {
             let generation =
                 current.with_settings(&self.runtime, settings, self.cache.as_ref()).await.map_err(|error| format!("{error:#}"))?;
-            info!(
+            log_limited!(
+                info,
                 pool_size = generation.settings.pool_size,
                 fail_open = generation.settings.fail_open,
                 "the proxy's configuration is applied"
@@ -142,7 +143,7 @@ impl Agent {
     }
 
     fn install(&self, generation: Generation) {
-        info!(module = generation.digest(), "the module `{}` serves", self.source.path.display());
+        log_limited!(info, module = generation.digest(), "the module `{}` serves", self.source.path.display());
         self.metrics.serving(generation.digest());
         let old = self.current.swap(Arc::new(generation));
         // Where the pool is kept, so is its count.
@@ -416,14 +417,14 @@ impl Handler for Agent {
             let result = agent.apply(config).await;
             if let Err(reason) = &result {
                 agent.metrics.reloaded(false);
-                warn!("the proxy's configuration is rejected: {reason}");
+                log_limited!(warn, "the proxy's configuration is rejected: {reason}");
             }
             result
         }
     }
 
     fn drain(&self) {
-        info!("a proxy has asked the agent to drain");
+        log_limited!(info, "a proxy has asked the agent to drain");
         self.drain();
     }
 

@@ -15,13 +15,12 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 use zentinel_wasm_protocol::connection::{HANDSHAKE_TIMEOUT, Stage};
-use zentinel_wasm_protocol::grpc;
+use zentinel_wasm_protocol::{grpc, log_limited};
 
 use crate::agent::Agent;
 use crate::listener::drains;
-use crate::logging::RateLimit;
 
 /// Connections at once. A proxy opens four per agent; what is more is turned away. Each may hold a few messages of the largest size.
 const MAX_CONNECTIONS: usize = 256;
@@ -66,16 +65,12 @@ impl Listener {
         }
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut connections = JoinSet::new();
-        let refused = RateLimit::new();
-        let failed = Arc::new(RateLimit::new());
         loop {
             let stream = tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => stream,
                     Err(error) => {
-                        if refused.admit().is_some() {
-                            warn!("cannot accept a gRPC connection: {error}");
-                        }
+                        log_limited!(warn, "cannot accept a gRPC connection: {error}");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                         continue;
                     }
@@ -84,22 +79,16 @@ impl Listener {
                 () = drains(&mut stage) => break,
             };
             let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-                if refused.admit().is_some() {
-                    warn!("turned a gRPC connection away: there are {MAX_CONNECTIONS} already");
-                }
+                log_limited!(warn, "turned a gRPC connection away: there are {MAX_CONNECTIONS} already");
                 continue;
             };
-            let (agent, stage, tls, failed) = (Arc::clone(&agent), stage.clone(), tls.clone(), Arc::clone(&failed));
+            let (agent, stage, tls) = (Arc::clone(&agent), stage.clone(), tls.clone());
             connections.spawn(async move {
                 let _slot = slot;
                 let _connected = agent.metrics().connected();
                 match connection(stream, tls, agent, stage).await {
                     Ok(()) => debug!("a gRPC connection has ended"),
-                    Err(error) => {
-                        if let Some(suppressed) = failed.admit() {
-                            warn!(suppressed, "closed a gRPC connection: {error:#}");
-                        }
-                    }
+                    Err(error) => log_limited!(warn, "closed a gRPC connection: {error:#}"),
                 }
             });
         }

@@ -11,11 +11,11 @@ use anyhow::{Context as _, bail};
 use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 use zentinel_wasm_protocol::connection::{self, ConnectionError, Stage};
+use zentinel_wasm_protocol::log_limited;
 
 use crate::agent::Agent;
-use crate::logging::RateLimit;
 
 /// Connections at once. A proxy opens four per agent; what is more is turned away.
 const MAX_CONNECTIONS: usize = 1024;
@@ -67,16 +67,12 @@ impl Listener {
         info!("serving the socket `{}`", file.path.display());
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut connections = JoinSet::new();
-        let refused = RateLimit::new();
-        let failed = Arc::new(RateLimit::new());
         loop {
             let stream = tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => stream,
                     Err(error) => {
-                        if refused.admit().is_some() {
-                            warn!("cannot accept a connection: {error}");
-                        }
+                        log_limited!(warn, "cannot accept a connection: {error}");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                         continue;
                     }
@@ -85,12 +81,10 @@ impl Listener {
                 () = drains(&mut stage) => break,
             };
             let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-                if refused.admit().is_some() {
-                    warn!("turned a connection away: there are {MAX_CONNECTIONS} already");
-                }
+                log_limited!(warn, "turned a connection away: there are {MAX_CONNECTIONS} already");
                 continue;
             };
-            let (agent, stage, failed) = (Arc::clone(&agent), stage.clone(), Arc::clone(&failed));
+            let (agent, stage) = (Arc::clone(&agent), stage.clone());
             connections.spawn(async move {
                 let _slot = slot;
                 let _connected = agent.metrics().connected();
@@ -100,11 +94,7 @@ impl Listener {
                     Err(ConnectionError::Io(error)) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
                         debug!("a client has closed its connection: {error}");
                     }
-                    Err(error) => {
-                        if let Some(suppressed) = failed.admit() {
-                            warn!(suppressed, "closed a connection: {error}");
-                        }
-                    }
+                    Err(error) => log_limited!(warn, "closed a connection: {error}"),
                 }
             });
         }

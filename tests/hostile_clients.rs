@@ -270,6 +270,14 @@ fn a_flood_of_what_cannot_be_read_does_not_flood_the_log() {
         connection.send_raw(&flood);
         assert_serves(&mut connection);
     }
+    // One that comes again and again is told of no more often for it.
+    for _ in 0..500 {
+        let mut connection = Connection::open_as(&agent.socket, "0.6.45");
+        for kind in [kind::REQUEST_HEADERS, kind::CONFIGURE, 0x50] {
+            connection.send_raw(&frame(kind, b"{"));
+        }
+        connection.configure(&json!({"colour": 1})).unwrap_err();
+    }
     let lines = agent.log.lines().len();
     assert!(lines < 500, "{lines} lines");
     agent.end_unharmed();
@@ -404,6 +412,25 @@ fn events_after_a_cancel_are_answered_for_themselves() {
     agent.end_unharmed();
 }
 
+/// Sends events until the agent takes no more, without reading an answer: how many, and what is left of the last.
+fn flood(connection: &Connection) -> (usize, Vec<u8>) {
+    let mut writer = connection.writer();
+    writer.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    for sent in 0..1_000_000 {
+        let mut rest = event(&common::request(&format!("r{sent}"), "/"));
+        while !rest.is_empty()
+            && let Ok(count) = writer.write(&rest)
+        {
+            rest.drain(..count);
+        }
+        if !rest.is_empty() {
+            writer.set_write_timeout(Some(common::PATIENCE)).unwrap();
+            return (sent + 1, rest);
+        }
+    }
+    panic!("it takes events without end");
+}
+
 #[test]
 fn a_reader_that_stops_reading_costs_bounded_memory_and_gets_its_answers_later() {
     let (agent, _folder) = agent(&[]);
@@ -411,35 +438,14 @@ fn a_reader_that_stops_reading_costs_bounded_memory_and_gets_its_answers_later()
     assert_serves(&mut other);
     let mut connection = agent.connect();
     let before = agent.resident();
-    let mut writer = connection.writer();
-    writer.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
-    // Until the agent takes no more.
-    let mut sent = 0;
-    let mut rest = Vec::new();
-    while rest.is_empty() {
-        assert!(sent < 1_000_000, "it takes events without end");
-        let bytes = event(&common::request(&format!("r{sent}"), "/"));
-        sent += 1;
-        let mut written = 0;
-        while written < bytes.len() {
-            match writer.write(&bytes[written..]) {
-                Ok(count) => written += count,
-                Err(_) => {
-                    rest = bytes[written..].to_vec();
-                    break;
-                }
-            }
-        }
-    }
+    let (sent, rest) = flood(&connection);
     println!("{sent} events sent, {} kB more", agent.resident().saturating_sub(before) >> 10);
     assert!(agent.resident() < before + (32 << 20), "{}", agent.resident() - before);
     assert_serves(&mut other);
     // Once it reads again, nothing is missing.
+    let mut writer = connection.writer();
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            writer.set_write_timeout(Some(common::PATIENCE)).unwrap();
-            writer.write_all(&rest).unwrap();
-        });
+        scope.spawn(|| writer.write_all(&rest).unwrap());
         let mut seen = vec![false; sent];
         for _ in 0..sent {
             let answer = connection.answer();
@@ -448,7 +454,7 @@ fn a_reader_that_stops_reading_costs_bounded_memory_and_gets_its_answers_later()
             assert!(!std::mem::replace(&mut seen[at], true), "{at} was answered twice");
         }
     });
-    drop((connection, writer, other));
+    drop((connection, other));
     agent.end_unharmed();
 }
 
@@ -563,6 +569,45 @@ fn connections_beyond_the_bound_are_turned_away_and_the_others_served() {
     admin.wait_for_metric("wasm_agent_connections", 1.0);
     assert_serves(&mut agent.connect());
     drop(good);
+    agent.end_unharmed();
+}
+
+#[test]
+fn what_a_client_says_makes_no_long_line_in_the_log() {
+    let (agent, _folder) = agent(&[]);
+    let long = "x".repeat(1 << 20);
+    let mut connection = Connection::open_as(&agent.socket, &format!("0.6.45-{long}"));
+    connection.configure(&json!({long.as_str(): 1})).unwrap_err();
+    // A module error on a request with the longest id that is answered.
+    connection.send(kind::REQUEST_HEADERS, &json!({"correlation_id": &long[..64 << 10], "uri": 1}));
+    assert_eq!(module_error(&connection.answer()), Some("WASM_INVALID_EVENT"));
+    connection.send(kind::REQUEST_HEADERS, &json!({"correlation_id": "c", "method": long.as_str(), &long[1..]: 1}));
+    assert_eq!(module_error(&connection.answer()), Some("WASM_INVALID_EVENT"));
+    let mut refused = Connection::open_silent(&agent.socket);
+    refused.send(kind::HANDSHAKE_REQUEST, &json!({"supported_versions": vec![9; 100_000], "proxy_id": "x", "proxy_version": "x"}));
+    assert_closed(&mut refused);
+    for what in ["does not know challenges", "is rejected", "module error", "the handshake failed"] {
+        agent.log.wait_for_line(what, |line| line.contains(what));
+    }
+    assert!(agent.log.lines().iter().all(|line| line.len() < 10_000), "{:?}", agent.log.lines().iter().map(String::len).max());
+    agent.end_unharmed();
+}
+
+#[test]
+fn half_a_frame_and_unread_answers_are_not_waited_for() {
+    let (agent, _folder) = agent(&[]);
+    let mut half = agent.connect();
+    let whole = event(&common::request("half", "/"));
+    half.send_raw(&whole[..whole.len() - 1]);
+    let mut good = agent.connect();
+    let deaf = agent.connect();
+    flood(&deaf);
+    assert_closed(&mut half);
+    for reason in ["did not finish a frame", "took no answer"] {
+        agent.log.wait_for_line(reason, |line| line.contains(reason));
+    }
+    assert_serves(&mut good);
+    drop((deaf, good));
     agent.end_unharmed();
 }
 

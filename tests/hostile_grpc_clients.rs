@@ -12,6 +12,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Instant;
 
 use client::{
     AMPLE, CONTROL_STREAM, Client, HEALTH_CHECK, HEALTH_WATCH, PROCESS_EVENT, PROCESS_STREAM, Stream, address, body, configure, drain, get,
@@ -117,7 +118,10 @@ fn receive(wire: &mut Wire, stream: u32) -> Option<FromAgent> {
 /// The next answer on a stream, or None at its end.
 #[track_caller]
 fn answer_or_end(wire: &mut Wire, stream: u32) -> Option<proto::AgentResponse> {
+    // Reports come all the time.
+    let deadline = Instant::now() + PATIENCE;
     loop {
+        assert!(Instant::now() < deadline, "there is neither an answer nor an end");
         match receive(wire, stream)? {
             FromAgent::Response(response) => return Some(response),
             FromAgent::Health(_) | FromAgent::Metrics(_) => {}
@@ -459,7 +463,7 @@ async fn an_event_that_is_cut_off_anywhere_is_never_waved_through() {
     }
     // What is cut off does not say whose it is: the next answers are those of the next good events.
     assert_serves(&mut stream).await;
-    agent.log.wait_for_line("that it cannot be answered", |line| line.contains("no readable correlation id"));
+    agent.log.wait_for_line("that it cannot be answered", |line| line.contains("no usable correlation id"));
     agent.end_unharmed();
 }
 
@@ -485,8 +489,84 @@ async fn a_flood_of_what_cannot_be_read_does_not_flood_the_log() {
         socket.write_all(&[0; 64]).unwrap();
         let _ = socket.read_to_end(&mut Vec::new());
     }
+    // Streams that are refused, fail, or cannot be answered.
+    let mut wire = wire(&agent);
+    for _ in 0..300 {
+        for wrong in [message(get("too-early", "/")), message(handshake(&[1], "0.6.54"))] {
+            let stream = wire.open(PROCESS_STREAM);
+            wire.data(stream, &wrong, false);
+            while receive(&mut wire, stream).is_some() {}
+        }
+        for wrong in [message(handshake(&[2], "0.6.54")), message(configure("{")), framed(b"\xff"), vec![7; 5]] {
+            let stream = process(&mut wire);
+            wire.data(stream, &wrong, true);
+            while receive(&mut wire, stream).is_some() {}
+        }
+    }
+    let control = wire.open(CONTROL_STREAM);
+    wire.data(control, &framed(&drain()).repeat(1000), true);
+    agent.log.wait_for_line("the drain", |line| line.contains("asked the agent to drain"));
+    assert!(wire.settle());
     let lines = agent.log.lines().len();
     assert!(lines < 500, "{lines} lines");
+    agent.end_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_client_says_makes_no_long_line_in_the_log() {
+    let (agent, _folder) = agent(&[]);
+    let long = "x".repeat(1 << 20);
+    let mut stream = Client::connect(&agent).await.process_as(&format!("0.6.45-{long}")).await;
+    // Neither is answered: the id would not fit into an answer.
+    stream.send(get(&long, "/")).await;
+    stream.send_raw([field(2, b""), vec![0x0a], encoded(get(&long, "/"))].concat()).await;
+    assert_serves(&mut stream).await;
+    let mut client = Client::connect(&agent).await;
+    assert!(client.one::<proto::AgentToProxy>(PROCESS_EVENT, encoded(get(&long, "/"))).await.is_err());
+    let refused = client.process().await;
+    refused.send(configure(&format!(r#"{{"{long}":1}}"#))).await;
+    assert_eq!(refused.end().await.unwrap_err().code(), Code::FailedPrecondition);
+    for what in ["does not know challenges", "cannot be answered", "is rejected"] {
+        agent.log.wait_for_line(what, |line| line.contains(what));
+    }
+    assert!(agent.log.lines().iter().all(|line| line.len() < 10_000), "{:?}", agent.log.lines().iter().map(String::len).max());
+    agent.end_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_go_on_is_not_waited_for() {
+    let (agent, _folder) = agent(&[]);
+    // A client that takes nothing holds up its own connection.
+    let (mut deaf, full) = processing(&agent);
+    flood(&mut deaf, full);
+    // One that says half a message loses the stream, and no other.
+    let (mut wire, good) = processing(&agent);
+    let event = message(get("half", "/"));
+    let mut halves = Vec::new();
+    for len in [1, 5, event.len() - 1] {
+        let stream = process(&mut wire);
+        wire.data(stream, &event[..len], false);
+        halves.push(stream);
+    }
+    for (call, half) in
+        [(PROCESS_EVENT, &event[..20]), (PROCESS_EVENT, b""), (HEALTH_CHECK, b""), (HEALTH_WATCH, b""), (CONTROL_STREAM, &[0; 3])]
+    {
+        let stream = wire.open(call);
+        wire.data(stream, half, false);
+        halves.push(stream);
+    }
+    let silent = wire.open(CONTROL_STREAM);
+    for stream in halves {
+        assert!(answer_or_end(&mut wire, stream).is_none());
+    }
+    wire.data(good, &event, false);
+    assert_good(&answer(&mut wire, good));
+    assert!(!wire.has_ended(silent) && !wire.has_ended(good));
+    for reason in ["a message was not whole within 30s", "took no answer"] {
+        agent.log.wait_for_line(reason, |line| line.contains(reason));
+    }
+    assert_serves(&mut well_behaved(&agent).await).await;
+    drop((deaf, wire));
     agent.end_unharmed();
 }
 
@@ -749,6 +829,20 @@ async fn a_client_that_has_said_all_gets_its_answers() {
     agent.end_unharmed();
 }
 
+/// Sends events until the agent takes no more, without opening a window for an answer: how many, and what is left of the last.
+fn flood(wire: &mut Wire, stream: u32) -> (usize, Vec<u8>) {
+    wire.opens_windows(false);
+    for sent in 0..1_000_000 {
+        // Not so short that what stands around them is what is refused.
+        let bytes = message(get(&format!("r{sent}"), &format!("/{}", "x".repeat(300))));
+        let rest = wire.data_as_far_as_taken(stream, &bytes);
+        if !rest.is_empty() {
+            return (sent + 1, rest);
+        }
+    }
+    panic!("it takes events without end");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_that_opens_no_window_costs_bounded_memory_and_gets_its_answers_later() {
     let (agent, _folder) = agent(&[]);
@@ -756,17 +850,7 @@ async fn a_reader_that_opens_no_window_costs_bounded_memory_and_gets_its_answers
     assert_serves(&mut good).await;
     let (mut wire, stream) = processing(&agent);
     let before = agent.resident();
-    wire.opens_windows(false);
-    // Until the agent takes no more.
-    let mut sent = 0;
-    let mut rest = Vec::new();
-    while rest.is_empty() {
-        assert!(sent < 1_000_000, "it takes events without end");
-        // Not so short that what stands around them is what is refused.
-        let bytes = message(get(&format!("r{sent}"), &format!("/{}", "x".repeat(300))));
-        sent += 1;
-        rest = wire.data_as_far_as_taken(stream, &bytes);
-    }
+    let (sent, rest) = flood(&mut wire, stream);
     println!("{sent} events sent, {} kB more", agent.resident().saturating_sub(before) >> 10);
     assert!(agent.resident() < before + BOUNDED, "{}", agent.resident() - before);
     assert_serves(&mut good).await;

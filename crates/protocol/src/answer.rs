@@ -5,13 +5,12 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use serde::ser::{SerializeMap, SerializeStruct, Serializer};
-use tracing::info;
 use zentinel_wasm_contract::{
     Answer, BodyAction, BodyMutation, Decision, Event, Failure, FailureKind, HeaderOp, Hook, Text, WebsocketDecision, json,
 };
 
 use crate::frame::{self, kind};
-use crate::{Encode, PROTOCOL_VERSION};
+use crate::{Encode, PROTOCOL_VERSION, log_limited};
 
 /// How payloads are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,7 +54,11 @@ impl Proxy {
     pub(crate) fn greet(version: &str) -> Self {
         let proxy = Self::of_version(version);
         if proxy.lets_challenges_through {
-            info!(proxy_version = version, "this proxy does not know challenges: they are sent as blocks, and redirects fail with a 500");
+            log_limited!(
+                info,
+                proxy_version = version,
+                "this proxy does not know challenges: they are sent as blocks, and redirects fail with a 500"
+            );
         }
         proxy
     }

@@ -15,14 +15,14 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::debug;
 use zentinel_wasm_contract::{Answer, Decision, Failure, FailureKind, Hook, Text};
 
 use crate::answer::{Encoding, Phase, Proxy, Wire};
 use crate::frame::{self, Frame, FrameError, MAX_FRAME, kind};
 use crate::handshake::{self, MAX_IN_FLIGHT};
 use crate::session::{Call, Session, Ticket};
-use crate::{Encode, Handler, decode};
+use crate::{Encode, Handler, decode, log_limited};
 
 /// Time that a client has to say its handshake. The proxy does it at once.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,7 +48,10 @@ const MAX_BUSY_ROUNDS: u32 = 8;
 
 /// Longest correlation id that is answered, in bytes. A proxy takes it from a header, and those are shorter; an answer with a longer one may not fit
 /// into a frame.
-const MAX_ID: usize = 64 << 10;
+pub(crate) const MAX_ID: usize = 64 << 10;
+
+/// Why an event with a longer one is not answered.
+pub(crate) const TOO_LONG_ID: &str = "its correlation id has more than 64 KiB";
 
 /// Largest configuration event, in bytes: what a module's configuration may have, as text within JSON, and room for the rest.
 const MAX_CONFIGURE: usize = 4 << 20;
@@ -358,7 +361,7 @@ impl<H: Handler> Connection<H> {
             kind::HANDSHAKE_REQUEST => return Err(ConnectionError::Handshake("there was a second one".into())),
             kind => {
                 if !std::mem::replace(&mut self.warned.of_type, true) {
-                    warn!("frames of type {kind:#04x} are not known and passed over");
+                    log_limited!(warn, "frames of type {kind:#04x} are not known and passed over");
                 }
             }
         }
@@ -368,7 +371,7 @@ impl<H: Handler> Connection<H> {
     fn event(&mut self, kind: u8, payload: &[u8]) {
         let (ticket, call) = match decode::event(self.encoding, kind, payload) {
             Ok(event) if event.correlation_id().len() > MAX_ID => {
-                self.unanswerable(kind, &format!("its correlation id has more than {MAX_ID} bytes"));
+                self.unanswerable(kind, TOO_LONG_ID);
                 return;
             }
             Ok(event) => {
@@ -393,7 +396,10 @@ impl<H: Handler> Connection<H> {
 
     fn unanswerable(&mut self, kind: u8, why: &str) {
         if !std::mem::replace(&mut self.warned.of_event, true) {
-            warn!("an event of type {kind:#04x} is not answered, and others like it on this connection are not told of: {why}");
+            log_limited!(
+                warn,
+                "an event of type {kind:#04x} is not answered, and others like it on this connection are not told of: {why}"
+            );
         }
     }
 
@@ -405,14 +411,14 @@ impl<H: Handler> Connection<H> {
         };
         let configure = match configure {
             Ok(configure) if configure.correlation_id.len() <= MAX_ID => Ok(configure),
-            Ok(_) => Err(format!("its correlation id has more than {MAX_ID} bytes")),
+            Ok(_) => Err(TOO_LONG_ID.into()),
             Err(error) => Err(error),
         };
         let configure = match configure {
             Ok(configure) => configure,
             Err(error) => {
                 if !std::mem::replace(&mut self.warned.of_configuration, true) {
-                    warn!("a configuration is not answered, and others like it on this connection are not told of: {error}");
+                    log_limited!(warn, "a configuration is not answered, and others like it on this connection are not told of: {error}");
                 }
                 return;
             }

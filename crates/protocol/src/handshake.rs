@@ -61,12 +61,16 @@ impl Request<'_> {
     }
 }
 
+/// Versions of a proxy that are named when none of them will do.
+const MAX_NAMED: usize = 10;
+
 /// Whether one of a proxy's versions of the protocol is spoken here.
 pub(crate) fn check_versions(supported: &[u32]) -> Result<(), String> {
     if supported.contains(&PROTOCOL_VERSION) {
         return Ok(());
     }
-    Err(format!("this agent speaks version {PROTOCOL_VERSION} of the protocol, the proxy only {supported:?}"))
+    let named = &supported[..supported.len().min(MAX_NAMED)];
+    Err(format!("this agent speaks version {PROTOCOL_VERSION} of the protocol, the proxy only {named:?}"))
 }
 
 /// The agent's side of the handshake.

@@ -14,6 +14,7 @@ pub mod frame;
 pub mod grpc;
 pub mod handshake;
 mod json;
+pub mod log;
 pub mod report;
 mod session;
 

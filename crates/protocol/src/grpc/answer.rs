@@ -4,14 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use prost::Message as _;
-use tracing::warn;
 use zentinel_wasm_contract::{Answer, Audit, BodyAction, Decision, Failure, FailureKind, HeaderOp, Hook, Text, WebsocketDecision};
 
 use super::proto::agent_response::Decision as DecisionWire;
 use super::proto::agent_to_proxy::Message;
 use super::{MAX_ANSWER, proto};
-use crate::Encode;
 use crate::answer::{Phase, Proxy, for_proxy, guardrail};
+use crate::{Encode, log_limited};
 
 /// What the answers of one stream have in common.
 #[derive(Debug, Default)]
@@ -85,7 +84,8 @@ impl Wire {
             return;
         };
         if !self.peer.told_of_loss.swap(true, Relaxed) {
-            warn!(
+            log_limited!(
+                warn,
                 correlation_id = &*self.correlation_id,
                 hook = self.phase.hook.export(),
                 "the module's `{lost}` is lost: gRPC has no field for it; use the Unix socket (said once a stream)"

@@ -1,8 +1,9 @@
 //! The gRPC transport.
 //!
 //! `server` keeps a whole HTTP/2 connection on one task: hyper's state machine and the streams within it. The streams are those of `process` (a
-//! proxy's events), `control` (requests to drain, configurations) and `health` (the standard health service). Messages are read by `event`, headers
-//! mostly by `borrowed`, and written by `answer` and `message`; `fields` finds its way in the bytes of a message.
+//! proxy's events), `control` (requests to drain, configurations) and `health` (the standard health service). What comes in passes `inbound`, which
+//! awaits no message for ever. Messages are read by `event`, headers mostly by `borrowed`, and written by `answer` and `message`; `fields` finds its
+//! way in the bytes of a message.
 
 mod answer;
 mod borrowed;
@@ -11,6 +12,7 @@ mod control;
 mod event;
 mod fields;
 mod health;
+mod inbound;
 mod message;
 mod process;
 mod server;
@@ -35,7 +37,7 @@ pub const MAX_MESSAGE: usize = crate::frame::MAX_FRAME + (1 << 20);
 
 /// Largest answer that is sent, in bytes, its correlation id apart: the proxy's client takes 4 MiB, and one message above that would end its stream
 /// with everything on it.
-pub const MAX_ANSWER: usize = (4 << 20) - (64 << 10);
+pub const MAX_ANSWER: usize = (4 << 20) - crate::connection::MAX_ID;
 
 /// The agent's service.
 pub const SERVICE: &str = "zentinel.agent.v2.AgentServiceV2";

@@ -16,7 +16,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::{Code, Status, Streaming};
-use tracing::{debug, warn};
+use tracing::debug;
 use zentinel_wasm_contract::{Event, Failure, FailureKind, Hook};
 
 use super::answer::{Peer, Wire};
@@ -26,10 +26,10 @@ use super::proto::proxy_to_agent::Message;
 use super::server::ConnectionError;
 use super::{borrowed, message, proto};
 use crate::answer::{Phase, Proxy};
-use crate::connection::{BATCH, HANDSHAKE_TIMEOUT, MAX_UNSENT, QUIET, STALL_TIMEOUT, Stage};
+use crate::connection::{BATCH, HANDSHAKE_TIMEOUT, MAX_ID, MAX_UNSENT, QUIET, STALL_TIMEOUT, Stage, TOO_LONG_ID};
 use crate::handshake::{MAX_IN_FLIGHT, check_versions};
 use crate::session::{Call, Session, Ticket};
-use crate::{Handler, Reports};
+use crate::{Handler, Reports, log_limited};
 
 /// Longest reason in a status, in bytes: it travels in a header, and clients take few of these.
 const MAX_REASON: usize = 1024;
@@ -226,7 +226,7 @@ impl<H: Handler> Driver<H> {
             Err(_) => Err(Status::deadline_exceeded(format!("no handshake came within {HANDSHAKE_TIMEOUT:?}"))),
         };
         if let Err(status) = &refused {
-            warn!("a stream is refused: {}", status.message());
+            log_limited!(warn, "a stream is refused: {}", status.message());
         }
         self.shared.lock().finish(refused);
         Ok(())
@@ -344,7 +344,7 @@ impl<H: Handler> Driver<H> {
                 Some(Ok(bytes)) => self.take(bytes, &mut exchange),
                 Some(Err(status)) => {
                     if status.code() != Code::Cancelled {
-                        warn!("a stream has failed: {}", status.message());
+                        log_limited!(warn, "a stream has failed: {}", status.message());
                     }
                     self.ending = Some(Err(status));
                 }
@@ -378,6 +378,9 @@ impl<H: Handler> Driver<H> {
 
     fn event(&mut self, event: &Event<'_>, exchange: &mut Exchange) {
         let id = event.correlation_id();
+        if id.len() > MAX_ID {
+            return self.unanswerable(TOO_LONG_ID);
+        }
         let ticket = exchange.session.arrived(id);
         let wire = Wire { peer: Arc::clone(&self.peer), phase: Phase::of(event), correlation_id: Arc::from(id) };
         self.batch.push((ticket, Box::pin(self.handler.handle(event, wire))));
@@ -395,7 +398,7 @@ impl<H: Handler> Driver<H> {
             Message::Configure(configure) => match config(&configure.config_json) {
                 Ok(config) => self.applying = Some(Box::pin(self.handler.configure(config))),
                 Err(reason) => {
-                    warn!("a configuration cannot be read: {reason}");
+                    log_limited!(warn, "a configuration cannot be read: {reason}");
                     self.ending = Some(Err(refusal(Code::FailedPrecondition, &reason)));
                 }
             },
@@ -406,16 +409,17 @@ impl<H: Handler> Driver<H> {
     /// Answers an event that cannot be read, if it says whose it is.
     fn reject(&mut self, unreadable: Unreadable, exchange: &mut Exchange) {
         let Unreadable { hook, correlation_id, reason } = unreadable;
-        let Some(id) = correlation_id else {
-            if !std::mem::replace(&mut self.warned, true) {
-                warn!("a message cannot be answered, for it has no readable correlation id (said once a stream): {reason}");
-            }
-            return;
-        };
+        let Some(id) = correlation_id.filter(|id| id.len() <= MAX_ID) else { return self.unanswerable(&reason) };
         let ticket = exchange.session.arrived(&id);
         let wire = Wire { peer: Arc::clone(&self.peer), phase: Phase { hook, chunk_index: 0 }, correlation_id: Arc::from(id) };
         let answer = self.handler.reject(invalid(hook, &reason), wire);
         exchange.push(Some(ticket), answer);
+    }
+
+    fn unanswerable(&mut self, reason: &str) {
+        if !std::mem::replace(&mut self.warned, true) {
+            log_limited!(warn, "a message cannot be answered, for it has no usable correlation id (said once a stream): {reason}");
+        }
     }
 
     /// Runs every event of the batch for one slice. Those that end are answered, the others kept going.
@@ -477,7 +481,9 @@ pub(super) async fn answer_one<H: Handler>(handler: Arc<H>, bytes: Bytes) -> Res
     let wire = |phase, id: &str| Wire { peer: Arc::default(), phase, correlation_id: Arc::from(id) };
     let reject = |unreadable: Unreadable| {
         let Unreadable { hook, correlation_id, reason } = unreadable;
-        let id = correlation_id.ok_or_else(|| Status::invalid_argument(format!("the message cannot be read: {reason}")))?;
+        let id = correlation_id
+            .filter(|id| id.len() <= MAX_ID)
+            .ok_or_else(|| refusal(Code::InvalidArgument, &format!("the message cannot be read: {reason}")))?;
         Ok(handler.reject(invalid(hook, &reason), wire(Phase { hook, chunk_index: 0 }, &id)))
     };
     let message = match read(bytes) {
@@ -485,6 +491,7 @@ pub(super) async fn answer_one<H: Handler>(handler: Arc<H>, bytes: Bytes) -> Res
         Err(unreadable) => return reject(unreadable),
     };
     let call = match event(&message) {
+        Some(Ok(event)) if event.correlation_id().len() > MAX_ID => return Err(Status::invalid_argument(TOO_LONG_ID)),
         Some(Ok(event)) => handler.handle(&event, wire(Phase::of(&event), event.correlation_id())),
         Some(Err(unreadable)) => return reject(unreadable),
         None => {

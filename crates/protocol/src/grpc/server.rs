@@ -24,6 +24,7 @@ use tonic::server::{Grpc, ServerStreamingService, StreamingService, UnaryService
 use tonic::{Request, Response, Status, Streaming};
 
 use super::codec::Codec;
+use super::inbound::Inbound;
 use super::{MAX_MESSAGE, SERVICE, control, health, process};
 use crate::Handler;
 use crate::connection::{HANDSHAKE_TIMEOUT, Stage};
@@ -167,11 +168,11 @@ impl<H: Handler> Services<H> {
     async fn call(self, request: http::Request<Incoming>) -> http::Response<Body> {
         let path = request.uri().path().strip_prefix('/').and_then(|path| path.split_once('/'));
         match path {
-            Some((SERVICE, "ProcessStream")) => grpc().streaming(ProcessStream(self), request).await,
-            Some((SERVICE, "ProcessEvent")) => grpc().unary(ProcessEvent(self), request).await,
-            Some((SERVICE, "ControlStream")) => grpc().streaming(ControlStream(self), request).await,
-            Some((health::HEALTH, "Check")) => grpc().unary(HealthCheck(self), request).await,
-            Some((health::HEALTH, "Watch")) => grpc().server_streaming(HealthWatch(self), request).await,
+            Some((SERVICE, "ProcessStream")) => grpc().streaming(ProcessStream(self), request.map(Inbound::of_many)).await,
+            Some((SERVICE, "ProcessEvent")) => grpc().unary(ProcessEvent(self), request.map(Inbound::of_one)).await,
+            Some((SERVICE, "ControlStream")) => grpc().streaming(ControlStream(self), request.map(Inbound::of_many)).await,
+            Some((health::HEALTH, "Check")) => grpc().unary(HealthCheck(self), request.map(Inbound::of_one)).await,
+            Some((health::HEALTH, "Watch")) => grpc().server_streaming(HealthWatch(self), request.map(Inbound::of_one)).await,
             _ => Status::unimplemented("there is no such method here").into_http(),
         }
     }
