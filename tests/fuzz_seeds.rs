@@ -1,6 +1,9 @@
-//! The fuzz targets that read bytes of strangers, over their seeds and some thousand damaged copies of them, the same ones every time: what the fuzzers look for with more time.
+//! The fuzz targets over their seeds and many damaged copies of them, the same ones every time: what the fuzzers look for with more time.
 
-#[allow(dead_code, unreachable_pub)]
+#[allow(unreachable_pub)]
+#[path = "../fuzz/src/modules.rs"]
+mod modules;
+#[allow(unreachable_pub)]
 #[path = "../fuzz/src/readers.rs"]
 mod readers;
 
@@ -65,6 +68,11 @@ fn any_grpc_message_is_survived() {
 #[test]
 fn any_answer_is_refused_or_carried() {
     replay("answers", 3000, readers::answers);
+}
+
+#[test]
+fn any_module_is_refused_or_ends_in_time() {
+    replay("modules", 20, modules::modules);
 }
 
 #[test]
