@@ -1,5 +1,6 @@
 //! `cargo xtask soak`: hours of trouble in a minute. Agents with a leaking, a looping, a panicking and a good module, under load and reloaded
-//! again and again, must stay as they were: memory, file descriptors, threads, answers.
+//! again and again, must stay as they were: memory, file descriptors, threads, answers. All of the trouble must have come about: stopped misbehaviour
+//! and reloads that succeeded.
 
 use crate::tools::{root, say};
 use crate::{cargo, table};
@@ -13,6 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
+use zentinel_wasm_e2e::free_port;
+use zentinel_wasm_e2e::http::exchange;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -42,7 +45,11 @@ const CURVE: usize = 8;
 /// Memory that may come and go without being a leak, in bytes: allocators and page caches breathe.
 const BREATHING: u64 = 16 << 20;
 
-/// An answer that takes longer than this will not come.
+/// One answer in so many may be late: a busy machine now and then keeps an agent waiting beyond its deadline of 40 ms. More would hide that no
+/// instance is free, or that good calls do not end.
+const LATE: u64 = 1000;
+
+/// What takes longer than this will not come: an answer, the end of a reload. Ten seconds of it are how long the agent keeps threads without work.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A module and how it misbehaves.
@@ -54,16 +61,17 @@ struct Subject {
     one_in: u64,
     /// Codes of the module errors that may come of it.
     codes: &'static [&'static str],
-    /// Whether the module may answer well all the same.
-    may_succeed: bool,
+    /// Misbehaviours that may be answered well between two reloads. One more must be stopped.
+    harmless: u64,
 }
 
-/// One looping request in a thousand keeps one of the four instances busy for a sixth of the time at the usual rate.
+/// One looping request in a thousand keeps one of the four instances busy for a sixth of the time at the usual rate. Each of them has room for 15
+/// leaks of 4 MB.
 const SUBJECTS: [Subject; 4] = [
-    Subject { name: "good", fixture: "trap-unreachable", one_in: 0, codes: &[], may_succeed: true },
-    Subject { name: "leaking", fixture: "grow-memory-leaking", one_in: 200, codes: &["WASM_MEMORY_LIMIT"], may_succeed: true },
-    Subject { name: "looping", fixture: "loop", one_in: 1000, codes: &["WASM_TIMEOUT"], may_succeed: false },
-    Subject { name: "panicking", fixture: "trap-unreachable", one_in: 100, codes: &["WASM_TRAP"], may_succeed: false },
+    Subject { name: "good", fixture: "trap-unreachable", one_in: 0, codes: &[], harmless: 0 },
+    Subject { name: "leaking", fixture: "grow-memory-leaking", one_in: 200, codes: &["WASM_MEMORY_LIMIT"], harmless: 4 * 15 },
+    Subject { name: "looping", fixture: "loop", one_in: 1000, codes: &["WASM_TIMEOUT"], harmless: 0 },
+    Subject { name: "panicking", fixture: "trap-unreachable", one_in: 100, codes: &["WASM_TRAP"], harmless: 0 },
 ];
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -82,19 +90,29 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut problems = Vec::new();
     let mut rows = Vec::new();
     for ((agent, quiet), soaked) in agents.iter().zip(&quiet).zip(&soaked) {
+        let name = agent.subject.name;
+        quiet.judge_answers(&format!("{name}, quiet"), quiet_requests, &mut problems);
+        soaked.judge_answers(name, per_agent, &mut problems);
+        soaked.judge(agent.subject, &mut problems);
+        if let Err(error) = agent.settle(soaked.reloads) {
+            problems.push(format!("{name}: {error:#}"));
+        }
         rows.push(vec![
-            agent.subject.name.to_owned(),
+            name.to_owned(),
             soaked.answers.to_string(),
             soaked.misbehaved.to_string(),
+            soaked.stopped.to_string(),
             soaked.late.to_string(),
             soaked.wrong.len().to_string(),
-            soaked.reloads.to_string(),
+            agent.reloads("success")?.to_string(),
             format!("{} µs", quiet.percentile(99)),
             format!("{} µs", soaked.percentile(99)),
         ]);
-        soaked.judge(agent.subject.name, per_agent, &mut problems);
     }
-    println!("{}", table::render(&["module", "answers", "misbehaved", "late", "wrong", "reloads", "p99 quiet", "p99 soak"], &rows, 7));
+    println!(
+        "{}",
+        table::render(&["module", "answers", "misbehaved", "stopped", "late", "wrong", "reloads", "p99 quiet", "p99 soak"], &rows, 8)
+    );
     let mut rows = Vec::new();
     for (agent, soaked) in agents.iter().zip(&soaked) {
         let curve: Vec<_> = soaked.curve().iter().map(|sample| (sample.resident >> 20).to_string()).collect();
@@ -127,6 +145,9 @@ struct Agent {
     subject: &'static Subject,
     dir: TempDir,
     child: Child,
+    admin_port: u16,
+    /// The agent before it was asked anything.
+    idle: Sample,
     /// The module, and the same module with another digest.
     versions: [Vec<u8>; 2],
 }
@@ -139,6 +160,7 @@ impl Agent {
         let other = [bytes.as_slice(), b"\0\x05\x04soak"].concat();
         fs::write(dir.path().join("module.wasm"), &bytes)?;
         let log = fs::File::create(dir.path().join("log"))?;
+        let admin_port = free_port();
         let child = Command::new(program)
             .arg("--socket")
             .arg(dir.path().join("agent.sock"))
@@ -146,11 +168,18 @@ impl Agent {
             .arg(dir.path().join("module.wasm"))
             .arg("--cache-dir")
             .arg(dir.path().join("cache"))
+            .arg("--admin-address")
+            .arg(format!("127.0.0.1:{admin_port}"))
             .stdin(Stdio::null())
             .stderr(log)
             .spawn()
             .with_context(|| format!("cannot start {}", program.display()))?;
-        Ok(Self { subject, dir, child, versions: [bytes, other] })
+        let mut agent = Self { subject, dir, child, admin_port, idle: Sample::default(), versions: [bytes, other] };
+        // Once its socket answers, everything that it keeps is there.
+        drop(connect(&agent.socket())?);
+        thread::sleep(LOOK);
+        agent.idle = agent.sample()?;
+        Ok(agent)
     }
 
     fn socket(&self) -> PathBuf {
@@ -167,6 +196,36 @@ impl Agent {
         fs::write(&next, &self.versions[number % 2])?;
         fs::rename(next, path)?;
         self.signal("-HUP")
+    }
+
+    /// Reloads with this result, as the agent counts them. What it has not counted yet is missing.
+    fn reloads(&self, result: &str) -> Result<u64> {
+        let text = exchange(self.admin_port, "GET", "/metrics", &[], None).context("reading the agent's metrics")?.text();
+        let count = text.lines().find_map(|line| line.strip_prefix(&format!(r#"wasm_agent_reloads_total{{result="{result}"}} "#)));
+        count.map_or(Ok(0), |count| count.parse().context("reading the agent's metrics"))
+    }
+
+    /// Waits until every reload asked for has succeeded, and until the agent has no more files and threads than before the load. The only slack are one
+    /// or two threads that have read and compiled the module at the start: they count before the load, and end some seconds later.
+    fn settle(&self, asked: usize) -> Result<()> {
+        ensure!(asked > 0, "no reload was asked for");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            // Before the metrics are asked for: that takes a file.
+            let now = self.sample()?;
+            let (succeeded, failed) = (self.reloads("success")?, self.reloads("failure")?);
+            let problem = if failed > 0 || succeeded != asked as u64 {
+                format!("{asked} reloads were asked for, {succeeded} succeeded and {failed} failed")
+            } else if now.files > self.idle.files {
+                format!("{} file descriptors before the load and {} after it", self.idle.files, now.files)
+            } else if now.threads > self.idle.threads {
+                format!("{} threads before the load and {} after it", self.idle.threads, now.threads)
+            } else {
+                return Ok(());
+            };
+            ensure!(Instant::now() < deadline, "{problem}");
+            thread::sleep(LOOK);
+        }
     }
 
     fn sample(&self) -> Result<Sample> {
@@ -203,7 +262,7 @@ fn fixture(name: &str) -> Result<Vec<u8>> {
     Ok(wat::parse_str(whole)?)
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Sample {
     resident: u64,
     files: u64,
@@ -215,9 +274,12 @@ struct Sample {
 struct Outcome {
     answers: u64,
     misbehaved: u64,
+    /// Misbehaviours that ended as they should.
+    stopped: u64,
     /// Requests that found no instance in time, or did not end in time because the machine was busy.
     late: u64,
     wrong: Vec<String>,
+    /// Reloads asked for.
     reloads: usize,
     /// Microseconds, of good requests.
     latencies: Vec<u32>,
@@ -228,6 +290,7 @@ impl Outcome {
     fn add(&mut self, part: Self) {
         self.answers += part.answers;
         self.misbehaved += part.misbehaved;
+        self.stopped += part.stopped;
         self.late += part.late;
         self.wrong.extend(part.wrong);
         self.latencies.extend(part.latencies);
@@ -244,12 +307,31 @@ impl Outcome {
         self.samples.iter().step_by(step).chain(self.samples.last()).copied().collect()
     }
 
-    fn judge(&self, name: &str, requests: u64, problems: &mut Vec<String>) {
+    fn judge_answers(&self, name: &str, requests: u64, problems: &mut Vec<String>) {
         if self.answers != requests {
             problems.push(format!("{name}: {} answers to {requests} requests", self.answers));
         }
         if let Some(wrong) = self.wrong.first() {
             problems.push(format!("{name}: {} wrong answers, the first: {wrong}", self.wrong.len()));
+        }
+        if self.late > requests / LATE {
+            problems.push(format!("{name}: {} answers were late, more than one in {LATE}", self.late));
+        }
+        if self.latencies.is_empty() {
+            problems.push(format!("{name}: no good request was answered well"));
+        }
+    }
+
+    fn judge(&self, subject: &Subject, problems: &mut Vec<String>) {
+        let name = subject.name;
+        if self.stopped == 0 && !subject.codes.is_empty() {
+            let codes = subject.codes.join(" or ");
+            // With more than this, there were too many between two of the reloads at least.
+            if self.misbehaved > subject.harmless * (self.reloads as u64 + 1) {
+                problems.push(format!("{name}: {} misbehaviours and no {codes}", self.misbehaved));
+            } else {
+                println!("{name}: the run was too short for {codes}, which was not tried");
+            }
         }
         // The beginning is left out: there every instance and buffer is used for the first time.
         let settled = &self.samples[self.samples.len() / 4..];
@@ -302,7 +384,8 @@ fn load(agents: &[Agent], requests: u64, rate: u64, trouble: bool) -> Result<Vec
 /// Looks at the agents until all is done, and reloads them meanwhile.
 fn watch(agents: &[Agent], trouble: bool, done: &AtomicBool) -> Result<Vec<Outcome>> {
     let mut outcomes: Vec<_> = agents.iter().map(|_| Outcome::default()).collect();
-    let mut next_reload = Instant::now() + RELOAD;
+    // The first at once: a short run has one too.
+    let mut next_reload = Instant::now();
     while !done.load(Relaxed) {
         let reloads = trouble && Instant::now() >= next_reload;
         if reloads {
@@ -417,13 +500,14 @@ fn receive(mut stream: impl Read, subject: &Subject, requests: u64, started: Ins
         let failed = |code: &str| text.contains(r#""status":500"#) && text.contains(r#""tags":["wasm-error"]"#) && text.contains(code);
         let expected = bad && subject.codes.iter().any(|code| failed(code));
         let right = if expected {
+            outcome.stopped += 1;
             true
         } else if failed("WASM_OVERLOADED") || failed("WASM_TIMEOUT") {
             // The documented answer, when the machine is too busy for the deadline.
             outcome.late += 1;
             true
         } else {
-            good && (!bad || subject.may_succeed)
+            good && (!bad || subject.harmless > 0)
         };
         if bad {
             outcome.misbehaved += 1;
@@ -435,4 +519,41 @@ fn receive(mut stream: impl Read, subject: &Subject, requests: u64, started: Ins
         }
     }
     Ok(outcome)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(subject: &Subject, outcome: &Outcome) -> String {
+        let mut problems = Vec::new();
+        outcome.judge_answers(subject.name, 1000, &mut problems);
+        outcome.judge(subject, &mut problems);
+        problems.join("; ")
+    }
+
+    fn outcome(misbehaved: u64, stopped: u64) -> Outcome {
+        Outcome { answers: 1000, misbehaved, stopped, latencies: vec![100], ..Outcome::default() }
+    }
+
+    #[test]
+    fn answers_that_are_all_late_are_a_problem() {
+        let [good, ..] = &SUBJECTS;
+        assert_eq!(problems(good, &Outcome { late: 1, ..outcome(0, 0) }), "");
+        let all = Outcome { late: 1000, latencies: Vec::new(), ..outcome(0, 0) };
+        let expected = "good: 1000 answers were late, more than one in 1000; good: no good request was answered well";
+        assert_eq!(problems(good, &all), expected);
+    }
+
+    #[test]
+    fn misbehaviour_that_is_never_stopped_is_a_problem() {
+        let [_, leaking, looping, panicking] = &SUBJECTS;
+        for subject in [looping, panicking] {
+            assert_eq!(problems(subject, &outcome(1, 1)), "");
+            assert!(problems(subject, &outcome(1, 0)).contains("1 misbehaviours and no WASM_"));
+        }
+        // A reload gives the memory back.
+        assert_eq!(problems(leaking, &Outcome { reloads: 1, ..outcome(120, 0) }), "");
+        assert!(problems(leaking, &Outcome { reloads: 1, ..outcome(121, 0) }).contains("no WASM_MEMORY_LIMIT"));
+    }
 }

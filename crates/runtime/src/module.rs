@@ -20,6 +20,12 @@ const MAX_FILE: u64 = 64 << 20;
 /// Problems of a module that are told. A module built for another host has some dozens.
 const MAX_PROBLEMS: usize = 50;
 
+/// Most characters that are told of what is wrong with a module: what that many problems need.
+const MAX_PROBLEM: usize = 4000;
+
+/// Most characters that are shown of the name of an import.
+const MAX_NAME: usize = 60;
+
 /// Why a module cannot be served. The message is complete: it names the file, every problem, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot serve the module `{path}`: {problem}")]
@@ -95,7 +101,7 @@ impl Module {
     }
 
     fn error(&self, problem: impl Into<String>) -> LoadError {
-        LoadError { path: self.path.clone(), problem: problem.into() }
+        LoadError { path: self.path.clone(), problem: shortened(&problem.into(), MAX_PROBLEM) }
     }
 
     /// Compiles the module for a pool of `slots` instances and checks what it imports and exports.
@@ -259,15 +265,19 @@ fn check_imports(module: &wasmtime::Module, linker: &Linker<State>, engine: &Eng
                 signature(&wanted),
                 signature(&provided)
             )),
-            _ => problems.push(format!("its import `{}.{}` is not known{}", shortened(from), shortened(name), import_hint(from, name))),
+            _ => problems.push(format!(
+                "its import `{}.{}` is not known{}",
+                shortened(from, MAX_NAME),
+                shortened(name, MAX_NAME),
+                import_hint(from, name)
+            )),
         }
     }
 }
 
-/// Names come from the module, which may hold anything.
-fn shortened(name: &str) -> String {
-    const SHOWN: usize = 60;
-    name.chars().take(SHOWN).map(|c| if c.is_control() { ' ' } else { c }).collect()
+/// What comes from the module may hold anything, and goes to a terminal.
+fn shortened(text: &str, chars: usize) -> String {
+    text.chars().take(chars).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 fn import_hint(from: &str, name: &str) -> &'static str {
