@@ -158,8 +158,9 @@ impl Agent {
 
     /// Says from now on that the agent is draining. Requests that still arrive are still decided.
     pub fn drain(&self) {
-        self.state().draining = true;
-        self.publish();
+        if !std::mem::replace(&mut self.state().draining, true) {
+            self.publish();
+        }
     }
 
     /// How the agent is.

@@ -59,6 +59,9 @@ pub fn checked_module_config(json: &[u8]) -> Result<Arc<[u8]>, String> {
     Ok(json.trim_ascii().into())
 }
 
+/// Problems of a configuration that are told at once: more than there are keys.
+const MAX_PROBLEMS: usize = 10;
+
 impl Settings {
     /// What of them concerns the instances.
     pub(crate) fn pool(&self) -> zentinel_wasm_runtime::Settings {
@@ -87,6 +90,9 @@ impl Settings {
         for (key, value) in object {
             if let Err(problem) = settings.set(key, value) {
                 problems.push(problem);
+                if problems.len() == MAX_PROBLEMS {
+                    break;
+                }
             }
         }
         if problems.is_empty() { Ok(settings) } else { Err(problems.join("; ")) }
@@ -108,7 +114,8 @@ impl Settings {
             "module-config" => self.module_config = module_config(key, value)?,
             _ => {
                 return Err(format!(
-                    "`{key}` is not known: it takes pool-size, fail-open, timeout-ms, max-memory-mb, isolation and module-config"
+                    "`{}` is not known: it takes pool-size, fail-open, timeout-ms, max-memory-mb, isolation and module-config",
+                    shortened(key)
                 ));
             }
         }
@@ -134,8 +141,12 @@ fn module_config(key: &str, value: &Value) -> Result<Option<Arc<[u8]>>, String> 
 }
 
 fn bad(key: &str, value: &Value, takes: &str) -> String {
-    let shown: String = value.to_string().chars().take(40).collect();
-    format!("`{key}` is {shown}: it takes {takes}")
+    format!("`{key}` is {}: it takes {takes}", shortened(&value.to_string()))
+}
+
+/// The beginning of what a proxy has said, for a message.
+fn shortened(text: &str) -> String {
+    text.chars().take(40).collect()
 }
 
 #[cfg(test)]

@@ -54,6 +54,36 @@ fn shake_hands_with(agent: &Agent, config: serde_json::Value) -> (Connection, se
 }
 
 #[test]
+fn a_configuration_that_is_a_trap_for_its_reader_is_rejected() {
+    let (agent, _) = start(&module::choosing(), &[]);
+    let mut good = agent.connect();
+    let many = format!("[{}1]", "{\"\":1},".repeat(50_000));
+    let large = format!("\"{}\"", "x".repeat(5 << 20));
+    let texts = common::nested_texts();
+    for config in [&texts, &format!("{{\"a\":{texts}}}"), &many, &large] {
+        let mut proxy = Connection::open_silent(&agent.socket);
+        let hello = format!(r#"{{"supported_versions":[2],"proxy_id":"test","proxy_version":"0.6.54","config":{config}}}"#);
+        proxy.send_raw(&common::frame(kind::HANDSHAKE_REQUEST, hello.as_bytes()));
+        let (_, handshake) = proxy.receive().expect("the agent answers every handshake");
+        assert_eq!(handshake["success"], false);
+
+        let mut proxy = agent.connect();
+        proxy.send_raw(&common::frame(kind::CONFIGURE, format!(r#"{{"correlation_id":"c","config":{config}}}"#).as_bytes()));
+        // What can be read is answered.
+        if config.contains(&texts) {
+            assert_eq!(proxy.answer()["decision"]["block"]["status"], 400);
+        }
+        assert_eq!(decision(&proxy.get("a", "/")), "allow");
+    }
+    // As many keys as fit in: only some are told.
+    let keys: serde_json::Map<String, serde_json::Value> = (0..40_000).map(|at| (format!("key-{at}"), json!(1))).collect();
+    let reason = good.configure(&keys.into()).unwrap_err();
+    assert!(reason.len() < 2000, "{} bytes", reason.len());
+    assert_eq!(decision(&good.get("a", "/")), "allow");
+    agent.end_unharmed();
+}
+
+#[test]
 fn a_configuration_in_the_handshake_counts_too() {
     let (agent, _) = start(&module::choosing(), &[]);
     let (mut proxy, handshake) = shake_hands_with(&agent, json!({"fail-open": true}));

@@ -395,6 +395,7 @@ fn invalid_answers() -> Vec<Vec<u8>> {
     }
     invalid.push(format!("{{\"status\":{}}}", "9".repeat(10_000)).into_bytes());
     invalid.push(format!("{{\"confidence\":0.{}e400}}", "9".repeat(1000)).into_bytes());
+    invalid.push(format!("{{\"guardrail_response\":{{\"detected\":true,\"detections\":[{}]}}}}", "{},".repeat(9_000) + "1").into_bytes());
     invalid
 }
 
@@ -658,6 +659,17 @@ fn an_answer_that_no_frame_has_room_for_is_too_large() {
     let answer = connection.ask(kind::RESPONSE_BODY, &common::response_body("large", "x"));
     assert_module_error(&answer, "WASM_OUTPUT_LIMIT", false);
     assert_eq!(decision(&connection.get("after", "/")), "allow");
+    agent.end_unharmed();
+}
+
+#[test]
+fn an_answer_that_nests_in_its_texts_is_survived() {
+    let answer = format!(r#"{{"guardrail_response":{{"detected":true,"detections":[{{"a":{}}}]}}}}"#, common::nested_texts());
+    let folder = tempfile::tempdir().unwrap();
+    let module = common::module::write(folder.path(), "m.wasm", &common::module::answering(&["on_request_headers"], &answer));
+    let agent = Agent::start(&module, &["--timeout-ms", LONG_TIMEOUT_MS]);
+    let mut connection = agent.connect();
+    assert_eq!(decision(&connection.get("a", "/")), "allow");
     agent.end_unharmed();
 }
 

@@ -17,7 +17,7 @@ pub fn frames(data: &[u8]) {
     while let Ok(Some((frame, len))) = frame::next(rest) {
         assert!(len <= rest.len() && len <= 4 + frame::MAX_FRAME);
         let _ = decode::configure(encoding, frame.payload);
-        let _ = decode::correlation_id(encoding, frame.payload);
+        let _ = decode::correlation_id(encoding, frame.kind, frame.payload);
         if let Ok(event) = decode::event(encoding, frame.kind, frame.payload) {
             inputs(&event);
         }

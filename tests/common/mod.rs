@@ -498,3 +498,14 @@ pub fn base64(bytes: &[u8]) -> String {
     }
     out
 }
+
+/// JSON that is no deeper than any reader takes, but holds a key that serde_json may take for more JSON in the text behind it, and so on: deeper than a
+/// stack has room for, where that is followed.
+pub fn nested_texts() -> String {
+    let mut text = String::from("1");
+    for _ in 0..60 {
+        let quoted = text.replace('\\', "\\u005c").replace('"', "\\u0022");
+        text = format!("{}{{\"$serde_json::private::RawValue\":\"{quoted}\"}}{}", "[".repeat(110), "]".repeat(110));
+    }
+    text
+}

@@ -8,9 +8,11 @@ use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
 
 use crate::header;
 use crate::text::{Pairs, Text};
+use crate::value::Bounded;
 
 /// A module's answer to one event. [`Default`] is to allow it unchanged.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -34,7 +36,7 @@ pub struct Answer<'a> {
     /// What becomes of a WebSocket frame. Where a module says nothing of it, the decision tells.
     pub websocket_decision: Option<WebsocketDecision<'a>>,
     /// The verdict of a guardrail inspection, as the JSON object that the proxy takes.
-    pub guardrail_response: Option<&'a str>,
+    pub guardrail_response: Option<Text<'a>>,
 }
 
 /// What becomes of a request or response.
@@ -162,13 +164,18 @@ impl<'a> Answer<'a> {
         };
         match serde_json::from_str::<Object<Wire<'a>>>(text) {
             Ok(Object(wire)) => wire.check(),
-            Err(error) => invalid(format!("the answer is not what the contract says: {error}")),
+            Err(error) => invalid(brief(format_args!("the answer is not what the contract says: {error}"))),
         }
     }
 }
 
-/// Characters that are taken of the reason for which a module rejects its configuration.
+/// Characters that are told of what is wrong, and of the reason for which a module rejects its configuration.
 const MAX_REASON: usize = 1000;
+
+/// One line of it, cut off: it holds what the guest has said.
+fn brief(reason: impl ToString) -> String {
+    reason.to_string().chars().take(MAX_REASON).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
 
 /// Reads what `on_configure` answered: nothing, an object without an `error`, or the reason for which the module rejects its configuration.
 ///
@@ -187,10 +194,8 @@ pub fn parse_configured(bytes: &[u8]) -> Result<Option<String>, AnswerError> {
     }
     match serde_json::from_slice::<Object<Configured>>(bytes) {
         // It is logged, and handed to the proxy.
-        Ok(Object(configured)) => {
-            Ok(configured.error.map(|reason| reason.chars().take(MAX_REASON).map(|c| if c.is_control() { ' ' } else { c }).collect()))
-        }
-        Err(error) => invalid(format!("the answer of `on_configure` is not what the contract says: {error}")),
+        Ok(Object(configured)) => Ok(configured.error.map(brief)),
+        Err(error) => invalid(brief(format_args!("the answer of `on_configure` is not what the contract says: {error}"))),
     }
 }
 
@@ -216,8 +221,7 @@ struct Wire<'a> {
     request_body_mutation: Option<Object<Mutation<'a>>>,
     response_body_mutation: Option<Object<Mutation<'a>>>,
     websocket_decision: Option<WebsocketWire<'a>>,
-    #[serde(borrow)]
-    guardrail_response: Option<&'a serde_json::value::RawValue>,
+    guardrail_response: Option<Bounded<MAX_VERDICT>>,
 }
 
 impl<'a> Wire<'a> {
@@ -266,9 +270,6 @@ impl<'a> Wire<'a> {
             printable("routing_metadata", key)?;
             printable("routing_metadata", value)?;
         }
-        if let Some(response) = self.guardrail_response {
-            check_guardrail(response.get())?;
-        }
         Ok(Answer {
             decision,
             request_headers,
@@ -290,7 +291,7 @@ impl<'a> Wire<'a> {
                 .map(|Object(mutation)| mutation.check("response_body_mutation"))
                 .transpose()?,
             websocket_decision: self.websocket_decision.map(WebsocketWire::check).transpose()?,
-            guardrail_response: self.guardrail_response.map(serde_json::value::RawValue::get),
+            guardrail_response: self.guardrail_response.map(|Bounded(verdict)| checked_guardrail(&verdict)).transpose()?,
         })
     }
 }
@@ -434,25 +435,26 @@ fn printable_list<'a>(field: &str, list: Option<Vec<Text<'a>>>) -> Result<Vec<Te
     Ok(list)
 }
 
-fn check_guardrail(json: &str) -> Result<(), AnswerError> {
-    // What the proxy reads of it; the rest of the object is handed on as it is.
-    #[derive(Deserialize)]
-    struct Guardrail {
-        #[serde(rename = "detected")]
-        _detected: bool,
-        #[serde(default)]
-        confidence: f64,
-        #[serde(default, rename = "detections")]
-        _detections: Vec<serde_json::Map<String, serde_json::Value>>,
-        #[serde(default, rename = "redacted_content")]
-        _redacted_content: Option<String>,
-    }
+/// Most values of a verdict: some hundred detections.
+const MAX_VERDICT: usize = 10_000;
 
-    match serde_json::from_str::<Object<Guardrail>>(json) {
-        Ok(Object(guardrail)) if (0.0..=1.0).contains(&guardrail.confidence) => Ok(()),
-        Ok(Object(guardrail)) => invalid(format!("`guardrail_response.confidence` is {}: it must be 0 to 1", guardrail.confidence)),
-        Err(error) => invalid(format!("`guardrail_response` is not what the contract says: {error}")),
+/// The verdict as text, once what the proxy reads of it is right. The rest of the object is handed on as it is.
+fn checked_guardrail<'a>(verdict: &Value) -> Result<Text<'a>, AnswerError> {
+    let wrong = |field: &str, wanted: &str| invalid(format!("`guardrail_response{field}` must be {wanted}"));
+    let Value::Object(fields) = verdict else { return wrong("", "an object") };
+    if !fields.get("detected").is_some_and(Value::is_boolean) {
+        return wrong(".detected", "true or false");
     }
+    if !fields.get("confidence").is_none_or(|value| value.as_f64().is_some_and(|value| (0.0..=1.0).contains(&value))) {
+        return wrong(".confidence", "0 to 1");
+    }
+    if !fields.get("detections").is_none_or(|value| value.as_array().is_some_and(|list| list.iter().all(Value::is_object))) {
+        return wrong(".detections", "a list of objects");
+    }
+    if !fields.get("redacted_content").is_none_or(|value| value.is_string() || value.is_null()) {
+        return wrong(".redacted_content", "a string");
+    }
+    Ok(Text::from(verdict.to_string()))
 }
 
 /// Guest text is shown in messages by its beginning only, and without control characters.
@@ -871,10 +873,28 @@ mod tests {
             r#"{"request_body_mutation":["drop"]}"#,
             r#"{"guardrail_response":{}}"#,
             r#"{"guardrail_response":{"detected":true,"confidence":2}}"#,
+            r#"{"guardrail_response":{"detected":true,"confidence":null}}"#,
+            r#"{"guardrail_response":{"detected":true,"detections":[1]}}"#,
+            r#"{"guardrail_response":{"detected":true,"detections":{}}}"#,
+            r#"{"guardrail_response":{"detected":true,"detected":false}}"#,
+            r#"{"guardrail_response":{"detected":true,"redacted_content":1}}"#,
+            &format!(r#"{{"guardrail_response":{{"detected":true,"detections":[{}{{}}]}}}}"#, "{},".repeat(10_000)),
+            &bomb(r#"{"guardrail_response":{"detected":true,"detections":[{"a":"#, "}]}}"),
         ] {
             error(bad);
         }
         assert!(Answer::parse(b"{\"unknown\":\"\xff\"}").is_err());
+    }
+
+    /// A value that nests in a text within a text, fifty times, where a certain key is read so: far more than a stack has room for.
+    fn bomb(before: &str, after: &str) -> String {
+        let mut text = String::from("1");
+        for _ in 0..60 {
+            let quoted = text.replace('\\', "\\u005c").replace('"', "\\u0022");
+            text = format!("{}{{\"$serde_json::private::RawValue\":\"{quoted}\"}}{}", "[".repeat(110), "]".repeat(110));
+        }
+        // Refused for another reason when it is survived.
+        format!("{before}{text},\"b\":1,\"b\":2{after}")
     }
 
     #[test]
@@ -888,7 +908,11 @@ mod tests {
         let answer = parse(r#"{"websocket_decision":{"close":{"code":1008,"reason":"no"}}}"#);
         assert_eq!(answer.websocket_decision, Some(WebsocketDecision::Close { code: 1008, reason: "no".into() }));
         let answer = parse(r#"{"guardrail_response": {"detected": true, "confidence": 0.5}}"#);
-        assert_eq!(answer.guardrail_response, Some(r#"{"detected": true, "confidence": 0.5}"#));
+        assert_eq!(answer.guardrail_response.as_deref(), Some(r#"{"confidence":0.5,"detected":true}"#));
+        let answer = parse(
+            r#"{"guardrail_response":{"detected":false,"detections":[{"category":"x","more":[1]}],"redacted_content":null,"more":{}}}"#,
+        );
+        assert!(answer.guardrail_response.unwrap().contains(r#""more":[1]"#));
     }
 
     #[test]

@@ -85,9 +85,14 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A module error of `kind`, told in one line.
+    /// A module error of `kind`, told in one line. What is longer than a thousand characters is cut off: it may hold what a guest or a client has sent.
     pub fn new(kind: FailureKind, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into() }
+        const SHOWN: usize = 1000;
+        let mut detail = detail.into();
+        if let Some((end, _)) = detail.char_indices().nth(SHOWN) {
+            detail.truncate(end);
+        }
+        Self { kind, detail }
     }
 }
 

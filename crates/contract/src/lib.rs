@@ -21,6 +21,7 @@ pub mod hook;
 pub mod input;
 pub mod json;
 mod text;
+mod value;
 
 pub use answer::{Answer, AnswerError, Audit, BodyAction, BodyMutation, Decision, HeaderOp, WebsocketDecision};
 pub use event::Event;
@@ -28,3 +29,4 @@ pub use failure::{Failure, FailureKind};
 pub use header::HeaderCase;
 pub use hook::{Hook, Hooks};
 pub use text::{Pairs, Text};
+pub use value::Bounded;

@@ -213,16 +213,29 @@ fn websocket_decision<'a>(answer: &'a Answer<'_>, hook: Hook) -> Option<Cow<'a, 
     const POLICY: u16 = 1008;
 
     match (&answer.websocket_decision, &answer.decision) {
-        (Some(decision), _) => Some(Cow::Borrowed(decision)),
-        (None, _) if hook != Hook::WebsocketFrame => None,
-        (None, Decision::Allow) => Some(Cow::Owned(WebsocketDecision::Allow)),
-        (None, _) => Some(Cow::Owned(WebsocketDecision::Close { code: POLICY, reason: Text::borrowed("refused") })),
+        // A refusal is heard, whatever is said beside it.
+        (Some(decision), verdict) if *decision != WebsocketDecision::Allow || *verdict == Decision::Allow => Some(Cow::Borrowed(decision)),
+        (_, _) if hook != Hook::WebsocketFrame => None,
+        (_, Decision::Allow) => Some(Cow::Owned(WebsocketDecision::Allow)),
+        (_, _) => Some(Cow::Owned(WebsocketDecision::Close { code: POLICY, reason: Text::borrowed("refused") })),
     }
+}
+
+/// Whether a verdict is one against the text.
+fn detects(verdict: &str) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Verdict {
+        detected: bool,
+    }
+
+    serde_json::from_str(verdict).is_ok_and(|Verdict { detected }| detected)
 }
 
 /// The verdict of a guardrail inspection. The proxy looks at nothing else, as above.
 pub(crate) fn guardrail<'a>(answer: &'a Answer<'_>, hook: Hook) -> Option<Cow<'a, str>> {
-    if let Some(response) = answer.guardrail_response {
+    if let Some(response) = &answer.guardrail_response
+        && (answer.decision == Decision::Allow || detects(response))
+    {
         return Some(Cow::Borrowed(response));
     }
     if hook != Hook::GuardrailInspect {
@@ -502,6 +515,8 @@ mod tests {
             sent(&wire(hook), r#"{"decision":"block"}"#)["websocket_decision"],
             json!({"close": {"code": 1008, "reason": "refused"}})
         );
+        let contradiction = sent(&wire(hook), r#"{"decision":"block","websocket_decision":"allow"}"#);
+        assert_eq!(contradiction["websocket_decision"], json!({"close": {"code": 1008, "reason": "refused"}}));
     }
 
     #[test]
@@ -515,6 +530,8 @@ mod tests {
         let derived = verdict(r#"{"decision":"block","body":"pii","reason_codes":["SSN"],"confidence":0.25}"#);
         assert_eq!((&derived["detected"], &derived["confidence"]), (&json!(true), &json!(0.25)));
         assert_eq!(derived["detections"][0]["category"], "SSN");
+        let contradiction = verdict(r#"{"decision":"block","guardrail_response":{"detected":false}}"#);
+        assert_eq!(contradiction["detected"], true);
     }
 
     #[test]

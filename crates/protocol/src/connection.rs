@@ -5,6 +5,7 @@
 //! many answers go out in one write. An event whose call does not end in its first slice is kept aside, and the round goes on.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::task::Poll;
@@ -54,7 +55,22 @@ pub(crate) const MAX_ID: usize = 64 << 10;
 pub(crate) const TOO_LONG_ID: &str = "its correlation id has more than 64 KiB";
 
 /// Largest configuration event, in bytes: what a module's configuration may have, as text within JSON, and room for the rest.
-const MAX_CONFIGURE: usize = 4 << 20;
+pub(crate) const MAX_CONFIGURE: usize = 4 << 20;
+
+/// Why a larger one is not read.
+pub(crate) const TOO_LARGE: &str = "it has more than 4 MiB";
+
+/// Configurations of one connection that may be under way. A proxy sends one and waits.
+const MAX_CONFIGURING: usize = 4;
+
+/// Frames without events after which others on this thread get their turn.
+const MAX_CONTROL_FRAMES: u32 = 1000;
+
+/// What a frame that waits takes besides its bytes, roughly: short ones must not be many for nothing.
+const FRAME_OVERHEAD: usize = 64;
+
+/// A batch that took this long is followed by a turn of the others on this thread.
+const SLOW_BATCH: Duration = Duration::from_millis(1);
 
 /// Frames that one system call writes at most.
 const WRITE_SLICES: usize = 64;
@@ -122,6 +138,8 @@ pub async fn serve<H: Handler>(stream: UnixStream, handler: Arc<H>, stage: watch
         session: Session::new(),
         batch: Vec::new(),
         output: Output::default(),
+        configuring: Arc::default(),
+        control_frames: 0,
         ended: false,
         warned: Warned::default(),
     };
@@ -152,7 +170,11 @@ async fn shake_hands<H: Handler>(
             Read::End => return Err(ConnectionError::Handshake("the connection ended within it".into())),
         }
     };
-    let (response, agreed) = match serde_json::from_slice::<handshake::Request<'_>>(&payload) {
+    let request = match &*payload {
+        large if large.len() > MAX_CONFIGURE => Err(TOO_LARGE.to_owned()),
+        payload => serde_json::from_slice::<handshake::Request<'_>>(payload).map_err(|error| error.to_string()),
+    };
+    let (response, agreed) = match request {
         Ok(request) => match agree(&request, handler).await {
             Ok(()) => {
                 let proxy = Proxy::greet(&request.proxy_version);
@@ -186,7 +208,7 @@ async fn shake_hands<H: Handler>(
 /// Whether the agent can work with this proxy, and under the configuration that it brings.
 async fn agree<H: Handler>(request: &handshake::Request<'_>, handler: &Arc<H>) -> Result<(), String> {
     request.check()?;
-    if request.config.is_null() { Ok(()) } else { handler.configure(request.config.clone()).await }
+    if request.config.0.is_null() { Ok(()) } else { handler.configure(request.config.0.clone()).await }
 }
 
 struct Connection<H> {
@@ -199,6 +221,10 @@ struct Connection<H> {
     /// Events that have arrived and were not run yet.
     batch: Vec<(Ticket, Call<Vec<u8>>)>,
     output: Output,
+    /// Held by each configuration that is under way.
+    configuring: Arc<()>,
+    /// Frames without events since others had their turn.
+    control_frames: u32,
     /// The client will send no more.
     ended: bool,
     warned: Warned,
@@ -230,15 +256,20 @@ impl<H: Handler> Connection<H> {
                 self.decode()?;
             }
             self.output.write(&self.stream, &mut self.session)?;
+            if self.control_frames >= MAX_CONTROL_FRAMES {
+                self.control_frames = 0;
+                tokio::task::yield_now().await;
+            }
             if !self.batch.is_empty() {
                 let began = Instant::now();
                 self.run_batch().await;
                 quiet_since = Instant::now();
-                if quiet_since - began > LONG_BATCH && self.takes_events() {
+                let took = quiet_since - began;
+                if took > LONG_BATCH && self.takes_events() {
                     self.input.look_again(&self.stream);
                 }
                 busy_rounds += 1;
-                if busy_rounds == MAX_BUSY_ROUNDS {
+                if busy_rounds == MAX_BUSY_ROUNDS || took > SLOW_BATCH {
                     busy_rounds = 0;
                     tokio::task::yield_now().await;
                 }
@@ -339,7 +370,11 @@ impl<H: Handler> Connection<H> {
     }
 
     fn decode_from(&mut self, input: &mut Input) -> Result<(), ConnectionError> {
-        while self.session.pending() + self.batch.len() < MAX_IN_FLIGHT && self.batch.len() < BATCH {
+        while self.session.pending() + self.batch.len() < MAX_IN_FLIGHT
+            && self.batch.len() < BATCH
+            && self.output.unsent() < MAX_UNSENT
+            && self.control_frames < MAX_CONTROL_FRAMES
+        {
             let Some((frame, len)) = frame::next(input.bytes())? else { break };
             self.take(frame)?;
             input.consume(len);
@@ -348,11 +383,14 @@ impl<H: Handler> Connection<H> {
     }
 
     fn take(&mut self, frame: Frame<'_>) -> Result<(), ConnectionError> {
+        if !kind::is_event(frame.kind) {
+            self.control_frames += 1;
+        }
         match frame.kind {
             kind::CONFIGURE => self.configure(frame.payload),
             kind if kind::is_event(kind) => self.event(kind, frame.payload),
             kind::CANCEL => {
-                if let Some(id) = decode::correlation_id(self.encoding, frame.payload) {
+                if let Some(id) = decode::correlation_id(self.encoding, frame.kind, frame.payload) {
                     self.cancel(&id);
                 }
             }
@@ -371,7 +409,7 @@ impl<H: Handler> Connection<H> {
     fn event(&mut self, kind: u8, payload: &[u8]) {
         let (ticket, call) = match decode::event(self.encoding, kind, payload) {
             Ok(event) if event.correlation_id().len() > MAX_ID => {
-                self.unanswerable(kind, TOO_LONG_ID);
+                self.unanswerable(kind, format_args!("{TOO_LONG_ID}"));
                 return;
             }
             Ok(event) => {
@@ -381,8 +419,8 @@ impl<H: Handler> Connection<H> {
                 (ticket, Box::pin(self.handler.handle(&event, wire)) as Call<_>)
             }
             Err(error) => {
-                let Some(id) = decode::correlation_id(self.encoding, payload).filter(|id| id.len() <= MAX_ID) else {
-                    self.unanswerable(kind, &format!("it has no usable correlation id: {error}"));
+                let Some(id) = decode::correlation_id(self.encoding, kind, payload).filter(|id| id.len() <= MAX_ID) else {
+                    self.unanswerable(kind, format_args!("it has no usable correlation id: {error}"));
                     return;
                 };
                 let failure = Failure::new(FailureKind::InvalidEvent, format!("the event of type {kind:#04x} cannot be read: {error}"));
@@ -394,7 +432,7 @@ impl<H: Handler> Connection<H> {
         self.batch.push((ticket, call));
     }
 
-    fn unanswerable(&mut self, kind: u8, why: &str) {
+    fn unanswerable(&mut self, kind: u8, why: fmt::Arguments<'_>) {
         if !std::mem::replace(&mut self.warned.of_event, true) {
             log_limited!(
                 warn,
@@ -405,7 +443,7 @@ impl<H: Handler> Connection<H> {
 
     fn configure(&mut self, payload: &[u8]) {
         let configure = if payload.len() > MAX_CONFIGURE {
-            Err(format!("it has more than {MAX_CONFIGURE} bytes"))
+            Err(TOO_LARGE.to_owned())
         } else {
             decode::configure(self.encoding, payload).map_err(|error| error.to_string())
         };
@@ -425,9 +463,14 @@ impl<H: Handler> Connection<H> {
         };
         let ticket = self.session.arrived(&configure.correlation_id);
         let wire = self.wire(Arc::from(&*configure.correlation_id), Phase { hook: Hook::Configure, chunk_index: 0 });
-        let applying = self.handler.configure(configure.config);
+        let too_many = Arc::strong_count(&self.configuring) > MAX_CONFIGURING;
+        let under_way = Arc::clone(&self.configuring);
+        let applying = self.handler.configure(configure.config.0);
         let call = async move {
-            let answer = match applying.await {
+            // Counted for as long as it lasts.
+            let _under_way = under_way;
+            let applied = if too_many { Err("other configurations are still being applied".to_owned()) } else { applying.await };
+            let answer = match applied {
                 Ok(()) => Answer::default(),
                 Err(reason) => Answer {
                     decision: Decision::Block { status: 400, body: Some(Text::from(reason)), headers: Vec::new() },
@@ -599,7 +642,7 @@ impl Output {
         self.frames.is_empty()
     }
 
-    /// Bytes that wait.
+    /// Memory in bytes that what waits takes, roughly.
     fn unsent(&self) -> usize {
         self.unsent
     }
@@ -617,7 +660,7 @@ impl Output {
     }
 
     fn push(&mut self, ticket: Option<Ticket>, frame: Vec<u8>) {
-        self.unsent += frame.len();
+        self.unsent += frame.len() + FRAME_OVERHEAD;
         self.frames.push_back((ticket, frame));
     }
 
@@ -631,7 +674,7 @@ impl Output {
         self.frames.retain(|(ticket, frame)| {
             let stale = stale(ticket);
             if stale {
-                *unsent -= frame.len();
+                *unsent -= frame.len() + FRAME_OVERHEAD;
             }
             !stale
         });
@@ -644,6 +687,9 @@ impl Output {
             return Ok(());
         }
         self.retain_newest(session)?;
+        if self.frames.is_empty() {
+            self.blocked_since = None;
+        }
         while let Some((_, first)) = self.frames.front() {
             let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
             slices[0] = IoSlice::new(&first[self.written..]);
@@ -675,6 +721,7 @@ impl Output {
                 session.answered(*ticket);
             }
             self.written -= frame.len();
+            self.unsent -= FRAME_OVERHEAD;
             self.frames.pop_front();
         }
     }

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use zentinel_wasm_contract::event::{GuardrailInspect, RequestComplete, WebsocketFrame};
-use zentinel_wasm_contract::{Event, Text};
+use zentinel_wasm_contract::{Bounded, Event, Text};
 
 use crate::answer::Encoding;
 use crate::frame::kind;
@@ -17,13 +17,21 @@ const MAX_DEPTH: usize = 64;
 #[error("{0}")]
 pub struct DecodeError(String);
 
+impl DecodeError {
+    /// What a library says of it holds what the client has sent.
+    fn new(error: impl ToString) -> Self {
+        const SHOWN: usize = 1000;
+        Self(error.to_string().chars().take(SHOWN).collect())
+    }
+}
+
 fn read<'a, T: Deserialize<'a>>(encoding: Encoding, payload: &'a [u8]) -> Result<T, DecodeError> {
     match encoding {
-        Encoding::Json => serde_json::from_str(text(payload)?).map_err(|error| DecodeError(error.to_string())),
+        Encoding::Json => serde_json::from_str(text(payload)?).map_err(DecodeError::new),
         Encoding::MessagePack => {
             let mut deserializer = rmp_serde::Deserializer::from_read_ref(payload);
             deserializer.set_max_depth(MAX_DEPTH);
-            T::deserialize(&mut deserializer).map_err(|error| DecodeError(error.to_string()))
+            T::deserialize(&mut deserializer).map_err(DecodeError::new)
         }
     }
 }
@@ -61,6 +69,9 @@ pub fn event(encoding: Encoding, kind: u8, payload: &[u8]) -> Result<Event<'_>, 
     })
 }
 
+/// A configuration as it comes. The module's own may be a list of as many addresses as it has room for.
+pub type Config = Bounded<100_000>;
+
 /// What the agent reads of a configuration event.
 #[derive(Debug, Deserialize)]
 pub struct Configure<'a> {
@@ -69,7 +80,7 @@ pub struct Configure<'a> {
     pub correlation_id: Text<'a>,
     /// The configuration: a JSON object, or null.
     #[serde(default)]
-    pub config: serde_json::Value,
+    pub config: Config,
 }
 
 /// Reads a configuration event.
@@ -84,7 +95,7 @@ pub fn configure(encoding: Encoding, payload: &[u8]) -> Result<Configure<'_>, De
 /// Reads whose event a frame is that could not be decoded otherwise, or that says no more than that: a cancel.
 ///
 /// A cancel is JSON whatever the encoding, for the published client sends it so.
-pub fn correlation_id(encoding: Encoding, payload: &[u8]) -> Option<Text<'_>> {
+pub fn correlation_id(encoding: Encoding, kind: u8, payload: &[u8]) -> Option<Text<'_>> {
     #[derive(Deserialize)]
     struct Id<'a> {
         #[serde(default, borrow)]
@@ -101,9 +112,12 @@ pub fn correlation_id(encoding: Encoding, payload: &[u8]) -> Option<Text<'_>> {
         correlation_id: Option<Text<'a>>,
     }
 
-    [encoding, Encoding::Json].into_iter().find_map(|encoding| {
+    let other = (encoding != Encoding::Json).then_some(Encoding::Json);
+    std::iter::once(encoding).chain(other).find_map(|encoding| {
         let id = read::<Id<'_>>(encoding, payload).ok()?;
-        id.metadata.and_then(|metadata| metadata.correlation_id).or(id.correlation_id)
+        let nested = id.metadata.and_then(|metadata| metadata.correlation_id);
+        // Where an event of the type has its id comes first.
+        if kind == kind::REQUEST_HEADERS { nested.or(id.correlation_id) } else { id.correlation_id.or(nested) }
     })
 }
 
@@ -150,12 +164,15 @@ mod tests {
 
     #[test]
     fn the_id_of_an_event_that_is_wrong_otherwise_is_found() {
-        let id = |payload: &str| correlation_id(Encoding::Json, payload.as_bytes()).map(|id| id.to_string());
+        let id = |payload: &str| correlation_id(Encoding::Json, kind::REQUEST_HEADERS, payload.as_bytes()).map(|id| id.to_string());
         assert_eq!(id(r#"{"correlation_id":"a","headers":5}"#).as_deref(), Some("a"));
         assert_eq!(id(r#"{"metadata":{"correlation_id":"a","x":[]},"method":1}"#).as_deref(), Some("a"));
         assert_eq!(id(r#"{"method":1}"#), None);
         assert_eq!(id("nonsense"), None);
-        assert_eq!(correlation_id(Encoding::MessagePack, br#"{"correlation_id":"a"}"#).as_deref(), Some("a"));
+        assert_eq!(correlation_id(Encoding::MessagePack, kind::CANCEL, br#"{"correlation_id":"a"}"#).as_deref(), Some("a"));
+        let both = br#"{"correlation_id":"a","metadata":{"correlation_id":"b"},"data":1}"#;
+        assert_eq!(correlation_id(Encoding::Json, kind::REQUEST_BODY, both).as_deref(), Some("a"));
+        assert_eq!(correlation_id(Encoding::Json, kind::REQUEST_HEADERS, both).as_deref(), Some("b"));
     }
 
     #[test]
@@ -176,7 +193,7 @@ mod tests {
             for encoding in [Encoding::Json, Encoding::MessagePack] {
                 let _ = event(encoding, kind, &bytes);
                 let _ = configure(encoding, &bytes);
-                let _ = correlation_id(encoding, &bytes);
+                let _ = correlation_id(encoding, kind, &bytes);
             }
         }
     }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use zentinel_wasm_contract::{Hook, Hooks, Text};
 
 use crate::answer::Encoding;
+use crate::decode::Config;
 use crate::{AGENT_ID, PROTOCOL_VERSION};
 
 /// What the agent tells of itself.
@@ -46,7 +47,7 @@ pub(crate) struct Request<'a> {
     supported_encodings: Vec<Text<'a>>,
     /// The agent's `config { }` block. Today's proxies send it as an event of its own.
     #[serde(default)]
-    pub(crate) config: serde_json::Value,
+    pub(crate) config: Config,
 }
 
 impl Request<'_> {

@@ -203,7 +203,7 @@ mod tests {
     fn a_guardrail_verdict_travels_in_the_audit_data() {
         let response =
             sent(&wire(Hook::GuardrailInspect, Proxy::default()), r#"{"guardrail_response":{"detected":true,"confidence":0.5}}"#);
-        assert_eq!(response.audit.unwrap().custom["guardrail_response"], r#"{"detected":true,"confidence":0.5}"#);
+        assert_eq!(response.audit.unwrap().custom["guardrail_response"], r#"{"confidence":0.5,"detected":true}"#);
     }
 
     #[test]

@@ -19,6 +19,9 @@ use super::{message, process, proto};
 use crate::Handler;
 use crate::connection::Stage;
 
+/// Messages in a row after which others on this thread get their turn.
+const MAX_MESSAGES: u64 = 32;
+
 /// What a proxy says in a message of a control stream, or None for what an agent would say.
 fn read(bytes: &Bytes) -> Option<Message> {
     let proto::ProxyControl { message } = proto::ProxyControl::decode(bytes.clone()).ok()?;
@@ -42,7 +45,10 @@ pub(super) fn open<H: Handler>(
     inbound: Streaming<Bytes>,
 ) -> impl Stream<Item = Result<proto::ProxyControl, Status>> + Send + 'static {
     stream::unfold((handler, stage, inbound), |(handler, mut stage, mut inbound)| async move {
-        loop {
+        for taken in 1_u64.. {
+            if taken % MAX_MESSAGES == 0 {
+                tokio::task::yield_now().await;
+            }
             let bytes = tokio::select! {
                 biased;
                 arrived = inbound.message() => arrived,
@@ -72,6 +78,7 @@ pub(super) fn open<H: Handler>(
                 _ => debug!("a message on the control stream asks for nothing"),
             }
         }
+        None
     })
 }
 

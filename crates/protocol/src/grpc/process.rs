@@ -26,7 +26,8 @@ use super::proto::proxy_to_agent::Message;
 use super::server::ConnectionError;
 use super::{borrowed, message, proto};
 use crate::answer::{Phase, Proxy};
-use crate::connection::{BATCH, HANDSHAKE_TIMEOUT, MAX_ID, MAX_UNSENT, QUIET, STALL_TIMEOUT, Stage, TOO_LONG_ID};
+use crate::connection::{BATCH, HANDSHAKE_TIMEOUT, MAX_CONFIGURE, MAX_ID, MAX_UNSENT, QUIET, STALL_TIMEOUT, Stage, TOO_LARGE, TOO_LONG_ID};
+use crate::decode::Config;
 use crate::handshake::{MAX_IN_FLIGHT, check_versions};
 use crate::session::{Call, Session, Ticket};
 use crate::{Handler, Reports, log_limited};
@@ -48,7 +49,10 @@ pub(super) fn config(json: &str) -> Result<Value, String> {
     if json.is_empty() {
         return Ok(Value::Null);
     }
-    serde_json::from_str(json).map_err(|error| format!("the configuration is not JSON: {error}"))
+    if json.len() > MAX_CONFIGURE {
+        return Err(format!("the configuration cannot be read: {TOO_LARGE}"));
+    }
+    serde_json::from_str(json).map(|Config { 0: config }| config).map_err(|error| format!("the configuration is not JSON: {error}"))
 }
 
 /// What both halves of a stream share. They run on one task, so that neither ever waits for the lock.
@@ -443,6 +447,10 @@ impl<H: Handler> Driver<H> {
 
     fn report(&self, reports: &Reports) {
         let mut exchange = self.shared.lock();
+        // A client that reads slowly gets the next one; they must not pile up.
+        if exchange.unsent >= MAX_UNSENT {
+            return;
+        }
         exchange.say(message::health(reports));
         exchange.say(message::metrics(reports));
     }
