@@ -38,6 +38,29 @@ fn seen(answer: &proto::AgentResponse) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_that_cannot_be_read_ends_its_stream() {
+    let (agent, _directory) = serve(&module::answering(&["on_request_headers"], "{}"), &AMPLE);
+    let mut good = Client::connect(&agent).await.process().await;
+    let texts = format!(r#"{{"module-config":{}}}"#, common::nested_texts());
+    let many = format!(r#"{{"module-config":[{}1]}}"#, "1,".repeat(200_000));
+    let large = format!(r#"{{"module-config":"{}"}}"#, "x".repeat(5 << 20));
+    for json in ["{", &many, &large] {
+        let stream = Client::connect(&agent).await.process().await;
+        stream.send(configure(json)).await;
+        assert_eq!(stream.end().await.unwrap_err().code(), Code::FailedPrecondition);
+    }
+    let stream = Client::connect(&agent).await.process().await;
+    // A configuration by its field, whose text is none.
+    stream.send_raw(vec![0x52, 4, 0x0a, 2, 0xff, 0xff]).await;
+    assert_eq!(stream.end().await.unwrap_err().code(), Code::FailedPrecondition);
+    let mut stream = Client::connect(&agent).await.process().await;
+    stream.send(configure(&texts)).await;
+    assert!(is_allow(&stream.ask(get("1", "/")).await));
+    assert!(is_allow(&good.ask(get("1", "/")).await));
+    agent.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_decision_arrives_with_everything_that_belongs_to_it() {
     let answer = r#"{"decision":"block","status":451,"body":"no","add_response_headers":{"X-Why":"law"},"add_request_headers":{"A":["1","2"]},
         "remove_request_headers":["B"],"tags":["t"],"rule_ids":["r"],"confidence":0.5,"reason_codes":["c"],"needs_more":true}"#;

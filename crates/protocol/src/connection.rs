@@ -69,8 +69,8 @@ const MAX_CONTROL_FRAMES: u32 = 1000;
 /// What a frame that waits takes besides its bytes, roughly: short ones must not be many for nothing.
 const FRAME_OVERHEAD: usize = 64;
 
-/// A batch that took this long is followed by a turn of the others on this thread.
-const SLOW_BATCH: Duration = Duration::from_millis(1);
+/// After this long the rest of a batch waits until the others on this thread had their turn.
+pub(crate) const SLOW_BATCH: Duration = Duration::from_millis(1);
 
 /// Frames that one system call writes at most.
 const WRITE_SLICES: usize = 64;
@@ -136,7 +136,7 @@ pub async fn serve<H: Handler>(stream: UnixStream, handler: Arc<H>, stage: watch
         proxy,
         input,
         session: Session::new(),
-        batch: Vec::new(),
+        batch: VecDeque::new(),
         output: Output::default(),
         configuring: Arc::default(),
         control_frames: 0,
@@ -219,7 +219,7 @@ struct Connection<H> {
     input: Input,
     session: Session<Vec<u8>>,
     /// Events that have arrived and were not run yet.
-    batch: Vec<(Ticket, Call<Vec<u8>>)>,
+    batch: VecDeque<(Ticket, Call<Vec<u8>>)>,
     output: Output,
     /// Held by each configuration that is under way.
     configuring: Arc<()>,
@@ -262,7 +262,7 @@ impl<H: Handler> Connection<H> {
             }
             if !self.batch.is_empty() {
                 let began = Instant::now();
-                self.run_batch().await;
+                self.run_batch(began).await;
                 quiet_since = Instant::now();
                 let took = quiet_since - began;
                 if took > LONG_BATCH && self.takes_events() {
@@ -429,7 +429,7 @@ impl<H: Handler> Connection<H> {
                 (self.session.arrived(&id), Box::pin(std::future::ready(answer)) as Call<_>)
             }
         };
-        self.batch.push((ticket, call));
+        self.batch.push_back((ticket, call));
     }
 
     fn unanswerable(&mut self, kind: u8, why: fmt::Arguments<'_>) {
@@ -479,7 +479,7 @@ impl<H: Handler> Connection<H> {
             };
             wire.encode(&answer).unwrap_or_default()
         };
-        self.batch.push((ticket, Box::pin(call)));
+        self.batch.push_back((ticket, Box::pin(call)));
     }
 
     fn cancel(&mut self, correlation_id: &str) {
@@ -493,10 +493,10 @@ impl<H: Handler> Connection<H> {
         Wire { encoding: self.encoding, proxy: self.proxy, phase, correlation_id }
     }
 
-    /// Runs every event of the batch for one slice. Those that end are answered, the others kept going.
-    async fn run_batch(&mut self) {
+    /// Runs every event of the batch for one slice, or as many as the time is for. Those that end are answered, the others kept going.
+    async fn run_batch(&mut self, began: Instant) {
         std::future::poll_fn(|context| {
-            for (ticket, mut call) in self.batch.drain(..) {
+            while let Some((ticket, mut call)) = self.batch.pop_front() {
                 // A newer event of the id came with the same read.
                 if !self.session.is_newest(ticket) {
                     continue;
@@ -504,6 +504,9 @@ impl<H: Handler> Connection<H> {
                 match call.as_mut().poll(context) {
                     Poll::Ready(answer) => self.output.answer(ticket, answer),
                     Poll::Pending => self.session.keep(ticket, call),
+                }
+                if began.elapsed() > SLOW_BATCH {
+                    break;
                 }
             }
             // As long as events keep coming, nobody else looks at the calls that took longer.

@@ -56,7 +56,7 @@ impl Unreadable {
     }
 }
 
-/// The hook of an event's field.
+/// The hook of an event's field, or that of a configuration.
 const fn hook_of(number: u32) -> Hook {
     match number {
         3 => Hook::RequestBody,
@@ -65,6 +65,7 @@ const fn hook_of(number: u32) -> Hook {
         6 => Hook::WebsocketFrame,
         7 => Hook::GuardrailInspect,
         8 => Hook::RequestComplete,
+        10 => Hook::Configure,
         _ => Hook::RequestHeaders,
     }
 }

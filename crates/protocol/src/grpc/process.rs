@@ -26,7 +26,9 @@ use super::proto::proxy_to_agent::Message;
 use super::server::ConnectionError;
 use super::{borrowed, message, proto};
 use crate::answer::{Phase, Proxy};
-use crate::connection::{BATCH, HANDSHAKE_TIMEOUT, MAX_CONFIGURE, MAX_ID, MAX_UNSENT, QUIET, STALL_TIMEOUT, Stage, TOO_LARGE, TOO_LONG_ID};
+use crate::connection::{
+    BATCH, HANDSHAKE_TIMEOUT, MAX_CONFIGURE, MAX_ID, MAX_UNSENT, QUIET, SLOW_BATCH, STALL_TIMEOUT, Stage, TOO_LARGE, TOO_LONG_ID,
+};
 use crate::decode::Config;
 use crate::handshake::{MAX_IN_FLIGHT, check_versions};
 use crate::session::{Call, Session, Ticket};
@@ -198,7 +200,7 @@ pub(super) fn open<H: Handler>(
         inbound,
         shared: shared.clone(),
         peer: Arc::default(),
-        batch: Vec::new(),
+        batch: VecDeque::new(),
         applying: None,
         ending: None,
         warned: false,
@@ -212,7 +214,7 @@ struct Driver<H> {
     shared: Shared,
     peer: Arc<Peer>,
     /// Events that have arrived and were not run yet.
-    batch: Vec<(Ticket, Call<proto::AgentToProxy>)>,
+    batch: VecDeque<(Ticket, Call<proto::AgentToProxy>)>,
     /// A configuration that is being applied. Until it is, nothing more is read: what comes after it is meant for it.
     applying: Option<Call<Result<(), String>>>,
     /// How the stream will end when all events are answered; nothing more is read.
@@ -313,8 +315,9 @@ impl<H: Handler> Driver<H> {
             }
             if !self.batch.is_empty() {
                 quiet_since = Instant::now();
-                full = self.batch.len() == BATCH;
+                let whole = self.batch.len();
                 self.run_batch().await;
+                full = whole == BATCH || !self.batch.is_empty();
             }
         }
     }
@@ -322,7 +325,7 @@ impl<H: Handler> Driver<H> {
     /// Takes what has arrived, then what has ended: an answer that ended before is not sent when its event was superseded meanwhile. Ready as soon as
     /// there was anything, or the output is empty as awaited.
     fn poll_next(&mut self, context: &mut Context<'_>, reads: bool) -> Poll<()> {
-        let mut ready = false;
+        let mut ready = !self.batch.is_empty();
         if let Some(applying) = &mut self.applying
             && let Poll::Ready(applied) = applying.as_mut().poll(context)
         {
@@ -387,7 +390,7 @@ impl<H: Handler> Driver<H> {
         }
         let ticket = exchange.session.arrived(id);
         let wire = Wire { peer: Arc::clone(&self.peer), phase: Phase::of(event), correlation_id: Arc::from(id) };
-        self.batch.push((ticket, Box::pin(self.handler.handle(event, wire))));
+        self.batch.push_back((ticket, Box::pin(self.handler.handle(event, wire))));
     }
 
     fn control(&mut self, message: Message, exchange: &mut Exchange) {
@@ -413,6 +416,13 @@ impl<H: Handler> Driver<H> {
     /// Answers an event that cannot be read, if it says whose it is.
     fn reject(&mut self, unreadable: Unreadable, exchange: &mut Exchange) {
         let Unreadable { hook, correlation_id, reason } = unreadable;
+        if hook == Hook::Configure {
+            // Who sends one takes it for applied as long as the stream lives.
+            let reason = format!("a configuration cannot be read: {reason}");
+            log_limited!(warn, "{reason}");
+            self.ending = Some(Err(refusal(Code::FailedPrecondition, &reason)));
+            return;
+        }
         let Some(id) = correlation_id.filter(|id| id.len() <= MAX_ID) else { return self.unanswerable(&reason) };
         let ticket = exchange.session.arrived(&id);
         let wire = Wire { peer: Arc::clone(&self.peer), phase: Phase { hook, chunk_index: 0 }, correlation_id: Arc::from(id) };
@@ -426,11 +436,12 @@ impl<H: Handler> Driver<H> {
         }
     }
 
-    /// Runs every event of the batch for one slice. Those that end are answered, the others kept going.
+    /// Runs every event of the batch for one slice, or as many as the time is for. Those that end are answered, the others kept going.
     async fn run_batch(&mut self) {
+        let began = Instant::now();
         std::future::poll_fn(|context| {
             let mut exchange = self.shared.lock();
-            for (ticket, mut call) in self.batch.drain(..) {
+            while let Some((ticket, mut call)) = self.batch.pop_front() {
                 // A newer event of the id came with it.
                 if !exchange.session.is_newest(ticket) {
                     continue;
@@ -438,6 +449,9 @@ impl<H: Handler> Driver<H> {
                 match call.as_mut().poll(context) {
                     Poll::Ready(answer) => exchange.push(Some(ticket), answer),
                     Poll::Pending => exchange.session.keep(ticket, call),
+                }
+                if began.elapsed() > SLOW_BATCH {
+                    break;
                 }
             }
             Poll::Ready(())
@@ -490,7 +504,7 @@ pub(super) async fn answer_one<H: Handler>(handler: Arc<H>, bytes: Bytes) -> Res
     let reject = |unreadable: Unreadable| {
         let Unreadable { hook, correlation_id, reason } = unreadable;
         let id = correlation_id
-            .filter(|id| id.len() <= MAX_ID)
+            .filter(|id| id.len() <= MAX_ID && hook != Hook::Configure)
             .ok_or_else(|| refusal(Code::InvalidArgument, &format!("the message cannot be read: {reason}")))?;
         Ok(handler.reject(invalid(hook, &reason), wire(Phase { hook, chunk_index: 0 }, &id)))
     };
