@@ -223,12 +223,8 @@ impl Agent {
                 }
                 traceparent = event.metadata.traceparent.as_deref().map(Arc::from);
                 if has_later_hooks {
-                    let remembered = Remembered {
-                        context: input::context(event, &out),
-                        traceparent: traceparent.clone(),
-                        body_open: hooks.contains(Hook::RequestBody) && announces_body(event),
-                    };
-                    self.contexts.begin(id, remembered);
+                    let remembered = Remembered { context: input::context(event, &out), traceparent: traceparent.clone() };
+                    self.contexts.begin(id, remembered, hooks.contains(Hook::RequestBody) && announces_body(event));
                 }
             }
             Event::RequestBody(chunk) => {

@@ -34,14 +34,14 @@ const MAX_IDS: usize = 1 << 20;
 pub(crate) struct Remembered {
     pub(crate) context: Context,
     pub(crate) traceparent: Option<Arc<str>>,
-    /// A body is announced whose end was not seen.
-    pub(crate) body_open: bool,
 }
 
 enum State {
     Known {
         id: Box<str>,
         remembered: Arc<Remembered>,
+        /// A body is announced whose end was not seen.
+        body_open: bool,
     },
     /// The id belongs to several requests, or to one whose context was dropped.
     Withheld,
@@ -81,8 +81,8 @@ impl Contexts {
     }
 
     /// A request has begun.
-    pub(crate) fn begin(&self, id: &str, remembered: Remembered) {
-        self.lock().begin(id, remembered, Instant::now());
+    pub(crate) fn begin(&self, id: &str, remembered: Remembered, body_open: bool) {
+        self.lock().begin(id, remembered, body_open, Instant::now());
     }
 
     /// What is known of the request of a later event.
@@ -92,12 +92,12 @@ impl Contexts {
 
     /// The request's response is known.
     pub(crate) fn respond(&self, id: &str, response: Box<[u8]>) {
-        self.lock().update(id, |remembered| remembered.context.response = response);
+        self.lock().respond(id, response);
     }
 
     /// The request's body has been seen to its end.
     pub(crate) fn body_ended(&self, id: &str) {
-        self.lock().update(id, |remembered| remembered.body_open = false);
+        self.lock().body_ended(id);
     }
 
     /// No more events of the request will come, unless its body is still under way.
@@ -116,7 +116,7 @@ impl Inner {
         self.hasher.hash_one(id)
     }
 
-    fn begin(&mut self, id: &str, remembered: Remembered, now: Instant) {
+    fn begin(&mut self, id: &str, remembered: Remembered, body_open: bool, now: Instant) {
         self.age(now);
         let key = self.key(id);
         if let Some(entry) = self.entries.get_mut(&key) {
@@ -140,7 +140,7 @@ impl Inner {
         } else {
             self.overflow_until = None;
             self.bytes += size(&remembered);
-            State::Known { id: id.into(), remembered: Arc::new(remembered) }
+            State::Known { id: id.into(), remembered: Arc::new(remembered), body_open }
         };
         self.entries.insert(key, Entry { state, touched: now });
         self.order.push_back(key);
@@ -167,32 +167,41 @@ impl Inner {
         }
         entry.touched = now;
         match &entry.state {
-            State::Known { id: known, remembered } if **known == *id => Some(Arc::clone(remembered)),
+            State::Known { id: known, remembered, .. } if **known == *id => Some(Arc::clone(remembered)),
             _ => None,
         }
     }
 
-    fn update(&mut self, id: &str, change: impl FnOnce(&mut Remembered)) {
+    fn respond(&mut self, id: &str, response: Box<[u8]>) {
         let key = self.key(id);
-        let Some(Entry { state: State::Known { id: known, remembered }, .. }) = self.entries.get_mut(&key) else { return };
+        let Some(Entry { state: State::Known { id: known, remembered, .. }, .. }) = self.entries.get_mut(&key) else { return };
         // A call that still holds the old state has no use for the new one.
         if **known == *id
             && let Some(remembered) = Arc::get_mut(remembered)
         {
             self.bytes -= size(remembered);
-            change(remembered);
+            remembered.context.response = response;
             self.bytes += size(remembered);
+        }
+    }
+
+    fn body_ended(&mut self, id: &str) {
+        let key = self.key(id);
+        if let Some(Entry { state: State::Known { id: known, body_open, .. }, .. }) = self.entries.get_mut(&key)
+            && **known == *id
+        {
+            *body_open = false;
         }
     }
 
     fn end(&mut self, id: &str) {
         let key = self.key(id);
         let Some(entry) = self.entries.get_mut(&key) else { return };
-        let State::Known { id: known, remembered } = &entry.state else { return };
+        let State::Known { id: known, body_open, .. } = &entry.state else { return };
         if **known != *id {
             return;
         }
-        let open = remembered.body_open;
+        let open = *body_open;
         self.bytes -= release(&mut entry.state);
         // The key's place in the order is found stale later.
         if !open {
@@ -251,7 +260,7 @@ mod tests {
     use super::*;
 
     fn about(uri: &str) -> Remembered {
-        Remembered { context: Context { request: uri.as_bytes().into(), ..Context::default() }, traceparent: None, body_open: false }
+        Remembered { context: Context { request: uri.as_bytes().into(), ..Context::default() }, traceparent: None }
     }
 
     fn uri(store: &mut Inner, id: &str, now: Instant) -> Option<String> {
@@ -265,24 +274,24 @@ mod tests {
     #[test]
     fn a_request_is_known_until_it_ends() {
         let (mut store, now) = (store(), Instant::now());
-        store.begin("a", about("/1"), now);
+        store.begin("a", about("/1"), false, now);
         assert_eq!(uri(&mut store, "a", now).as_deref(), Some("/1"));
         assert_eq!(uri(&mut store, "b", now), None);
         store.end("a");
         assert_eq!(uri(&mut store, "a", now), None);
-        store.begin("a", about("/2"), now);
+        store.begin("a", about("/2"), false, now);
         assert_eq!(uri(&mut store, "a", now).as_deref(), Some("/2"));
     }
 
     #[test]
     fn two_live_requests_of_one_id_get_nothing_of_each_other() {
         let (mut store, now) = (store(), Instant::now());
-        store.begin("a", about("/1"), now);
-        store.begin("a", about("/2"), now);
+        store.begin("a", about("/1"), false, now);
+        store.begin("a", about("/2"), false, now);
         assert_eq!(uri(&mut store, "a", now), None);
         // One of them ends, the other is still there: nobody knows which.
         store.end("a");
-        store.begin("a", about("/3"), now);
+        store.begin("a", about("/3"), false, now);
         assert_eq!(uri(&mut store, "a", now), None);
         assert_eq!(store.bytes, 0);
     }
@@ -290,24 +299,36 @@ mod tests {
     #[test]
     fn a_request_whose_body_is_under_way_does_not_lend_its_id() {
         let (mut store, now) = (store(), Instant::now());
-        store.begin("a", Remembered { body_open: true, ..about("/1") }, now);
+        store.begin("a", about("/1"), true, now);
         store.end("a");
-        store.begin("a", about("/2"), now);
+        store.begin("a", about("/2"), false, now);
         assert_eq!(uri(&mut store, "a", now), None);
+    }
+
+    #[test]
+    fn the_end_of_a_body_counts_while_its_call_is_under_way() {
+        let (mut store, now) = (store(), Instant::now());
+        store.begin("a", about("/1"), true, now);
+        let call = store.get("a", now);
+        store.body_ended("a");
+        drop(call);
+        store.end("a");
+        store.begin("a", about("/2"), false, now);
+        assert_eq!(uri(&mut store, "a", now).as_deref(), Some("/2"));
     }
 
     #[test]
     fn silence_takes_the_context_first_and_the_id_much_later() {
         let (mut store, now) = (store(), Instant::now());
-        store.begin("a", about("/1"), now);
+        store.begin("a", about("/1"), false, now);
         let later = now + KEPT + Duration::from_secs(1);
-        store.begin("b", about("/b"), later);
+        store.begin("b", about("/b"), false, later);
         assert_eq!(uri(&mut store, "a", later), None);
-        store.begin("a", about("/2"), later);
+        store.begin("a", about("/2"), false, later);
         assert_eq!(uri(&mut store, "a", later), None);
         let much_later = later + REMEMBERED + Duration::from_secs(1);
-        store.begin("c", about("/c"), much_later);
-        store.begin("a", about("/3"), much_later);
+        store.begin("c", about("/c"), false, much_later);
+        store.begin("a", about("/3"), false, much_later);
         assert_eq!(uri(&mut store, "a", much_later).as_deref(), Some("/3"));
     }
 
@@ -316,11 +337,11 @@ mod tests {
         let (mut store, now) = (store(), Instant::now());
         let large = "x".repeat(1 << 20);
         for at in 0..100 {
-            store.begin(&at.to_string(), about(&large), now);
+            store.begin(&at.to_string(), about(&large), false, now);
             assert!(store.bytes <= MAX_BYTES);
         }
         assert_eq!(uri(&mut store, "0", now), None);
-        store.begin("0", about("/new"), now);
+        store.begin("0", about("/new"), false, now);
         assert_eq!(uri(&mut store, "0", now), None);
         assert!(uri(&mut store, "99", now).is_some());
     }
@@ -328,10 +349,10 @@ mod tests {
     #[test]
     fn ended_requests_leave_nothing_behind() {
         let (mut store, now) = (store(), Instant::now());
-        store.begin("long", about("/"), now);
+        store.begin("long", about("/"), false, now);
         for at in 0..10_000 {
             let id = at.to_string();
-            store.begin(&id, about("/"), now);
+            store.begin(&id, about("/"), false, now);
             store.end(&id);
         }
         assert_eq!(store.entries.len(), 1);
@@ -344,12 +365,12 @@ mod tests {
         for at in 0..MAX_IDS {
             store.entries.insert(at as u64, Entry { state: State::Withheld, touched: now });
         }
-        store.begin("unremembered", about("/1"), now);
+        store.begin("unremembered", about("/1"), false, now);
         store.entries.clear();
-        store.begin("unremembered", about("/2"), now);
+        store.begin("unremembered", about("/2"), false, now);
         assert_eq!(uri(&mut store, "unremembered", now), None);
         let later = now + REMEMBERED;
-        store.begin("other", about("/3"), later);
+        store.begin("other", about("/3"), false, later);
         assert_eq!(uri(&mut store, "other", later).as_deref(), Some("/3"));
     }
 }

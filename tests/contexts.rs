@@ -15,6 +15,14 @@ fn ask(connection: &mut Connection, kind: u8, event: &Value) -> Value {
     module::seen(&connection.ask(kind, event))
 }
 
+/// The event of a request with a body of 4 bytes.
+fn post(id: &str, uri: &str) -> Value {
+    let mut event = request(id, uri);
+    event["method"] = json!("POST");
+    event["headers"]["content-length"] = json!(["4"]);
+    event
+}
+
 /// Fields of a request that a response hook may only know from the request itself.
 fn knows_request(seen: &Value) -> bool {
     let known = ["method", "uri", "client_ip"].map(|field| seen.get(field).is_some());
@@ -133,6 +141,20 @@ fn an_id_whose_request_has_ended_may_be_used_again() {
         proxy.get("again", uri);
         assert_eq!(ask(&mut proxy, kind::RESPONSE_HEADERS, &response("again", 200))["uri"], uri);
         assert_eq!(ask(&mut proxy, kind::RESPONSE_BODY, &response_body("again", "x"))["uri"], uri);
+    }
+}
+
+#[test]
+fn an_id_whose_request_had_a_body_may_be_used_again() {
+    for hooks in [&module::PAGE_HOOKS[..], &["on_request_body", "on_response_headers"]] {
+        let agent = echoing(hooks, &[]);
+        let mut proxy = agent.connect();
+        for uri in ["/one", "/two", "/three"] {
+            proxy.ask(kind::REQUEST_HEADERS, &post("again", uri));
+            assert_eq!(ask(&mut proxy, kind::REQUEST_BODY, &request_body("again", "body"))["uri"], uri);
+            assert_eq!(ask(&mut proxy, kind::RESPONSE_HEADERS, &response("again", 200))["uri"], uri);
+            proxy.ask(kind::RESPONSE_BODY, &response_body("again", "x"));
+        }
     }
 }
 
