@@ -249,27 +249,19 @@ impl Agent {
                     self.contexts.end(id);
                 }
             }
-            Event::ResponseBody(chunk) => {
-                let known = has_later_hooks.then(|| self.contexts.get(id)).flatten();
-                if has_later_hooks && chunk.is_last {
+            Event::ResponseBody(chunk) if wanted => {
+                let known = self.contexts.get(id);
+                if chunk.is_last {
                     self.contexts.end(id);
                 }
-                if wanted {
-                    input::response_body(&mut out, chunk, known.as_ref().map(|known| &known.context), limit)?;
-                }
+                input::response_body(&mut out, chunk, known.as_ref().map(|known| &known.context), limit)?;
                 traceparent = known.and_then(|known| known.traceparent.clone());
             }
             Event::WebsocketFrame(frame) if wanted => input::websocket_frame(&mut out, frame, limit)?,
             Event::GuardrailInspect(event) if wanted => input::guardrail_inspect(&mut out, event, limit)?,
-            Event::RequestComplete(event) => {
-                if has_later_hooks {
-                    self.contexts.end(id);
-                }
-                if wanted {
-                    input::request_complete(&mut out, event);
-                }
-            }
-            Event::WebsocketFrame(_) | Event::GuardrailInspect(_) => {}
+            Event::RequestComplete(event) if wanted => input::request_complete(&mut out, event),
+            // What the module does not take ends no request: another of its id may have begun since the last event that the module takes.
+            Event::ResponseBody(_) | Event::WebsocketFrame(_) | Event::GuardrailInspect(_) | Event::RequestComplete(_) => {}
         }
         if !wanted {
             inputs::keep(out);

@@ -158,6 +158,20 @@ fn an_id_whose_request_had_a_body_may_be_used_again() {
     }
 }
 
+/// The proxy may send events for which the module has no hook.
+#[test]
+fn an_event_that_the_module_does_not_take_ends_no_other_request_of_its_id() {
+    let agent = echoing(&["on_request_headers", "on_response_headers"], &[]);
+    let mut proxy = agent.connect();
+    proxy.get("same", "/one");
+    assert_eq!(ask(&mut proxy, kind::RESPONSE_HEADERS, &response("same", 200))["uri"], "/one");
+    proxy.get("same", "/two");
+    proxy.ask(kind::RESPONSE_BODY, &response_body("same", "of /one"));
+    proxy.ask(kind::REQUEST_COMPLETE, &json!({"correlation_id": "same", "status": 200, "duration_ms": 1}));
+    proxy.get("same", "/three");
+    assert!(!knows_request(&ask(&mut proxy, kind::RESPONSE_HEADERS, &response("same", 200))), "/two and /three are both under way");
+}
+
 #[test]
 fn a_response_whose_request_was_never_seen_gets_no_context() {
     let agent = echoing(&module::PAGE_HOOKS, &[]);
