@@ -243,7 +243,9 @@ impl Agent {
                     input::response(&mut out, event, known.as_ref().map(|known| &known.context), case);
                 }
                 traceparent = known.and_then(|known| known.traceparent.clone());
-                if hooks.contains(Hook::ResponseBody) {
+                if is_interim(event.status) {
+                    // The response is still to come.
+                } else if hooks.contains(Hook::ResponseBody) {
                     self.contexts.respond(id, input::response_context(event, case));
                 } else if has_later_hooks {
                     self.contexts.end(id);
@@ -328,6 +330,14 @@ fn announces_body(event: &RequestHeaders<'_>) -> bool {
         name.eq_ignore_ascii_case("transfer-encoding")
             || (name.eq_ignore_ascii_case("content-length") && values.as_slice().iter().any(|value| value.trim() != "0"))
     })
+}
+
+/// Whether another response will follow (RFC 9110, 15.2).
+const fn is_interim(status: u16) -> bool {
+    /// Switching Protocols: nothing but the new protocol follows.
+    const SWITCHING: u16 = 101;
+
+    status / 100 == 1 && status != SWITCHING
 }
 
 /// The answer to an event for which the module has none.

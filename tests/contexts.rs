@@ -173,6 +173,18 @@ fn an_event_that_the_module_does_not_take_ends_no_other_request_of_its_id() {
 }
 
 #[test]
+fn an_interim_response_ends_nothing() {
+    for hooks in [&module::PAGE_HOOKS[..], &["on_request_headers", "on_response_headers"]] {
+        let agent = echoing(hooks, &[]);
+        let mut proxy = agent.connect();
+        proxy.get("a", "/one");
+        for status in [103, 200] {
+            assert_eq!(ask(&mut proxy, kind::RESPONSE_HEADERS, &response("a", status))["uri"], "/one", "{status}");
+        }
+    }
+}
+
+#[test]
 fn a_response_whose_request_was_never_seen_gets_no_context() {
     let agent = echoing(&module::PAGE_HOOKS, &[]);
     let mut proxy = agent.connect();
