@@ -224,15 +224,13 @@ impl Agent {
                 traceparent = event.metadata.traceparent.as_deref().map(Arc::from);
                 if has_later_hooks {
                     let remembered = Remembered { context: input::context(event, &out), traceparent: traceparent.clone() };
-                    self.contexts.begin(id, remembered, hooks.contains(Hook::RequestBody) && announces_body(event));
+                    self.contexts.begin(id, remembered, hooks.contains(Hook::RequestBody) && may_have_body(event));
                 }
             }
             Event::RequestBody(chunk) => {
                 let known = has_later_hooks.then(|| self.contexts.get(id)).flatten();
-                if has_later_hooks && chunk.is_last {
-                    self.contexts.body_ended(id);
-                }
                 if wanted {
+                    self.contexts.body_open(id, !chunk.is_last);
                     input::request_body(&mut out, chunk, known.as_ref().map(|known| &known.context), limit)?;
                 }
                 traceparent = known.and_then(|known| known.traceparent.clone());
@@ -323,13 +321,18 @@ impl Generation {
     }
 }
 
-/// Whether a request says that a body will follow (RFC 9112, 6.3).
-fn announces_body(event: &RequestHeaders<'_>) -> bool {
+/// Whether a body may follow. HTTP/1.1 announces each (RFC 9112, 6.3), but HTTP/2 need not, and the event does not say which of them it was; only
+/// methods that rarely have a body are then taken to have none.
+fn may_have_body(event: &RequestHeaders<'_>) -> bool {
     let Headers(headers) = &event.headers;
-    headers.iter().any(|(name, values)| {
-        name.eq_ignore_ascii_case("transfer-encoding")
-            || (name.eq_ignore_ascii_case("content-length") && values.as_slice().iter().any(|value| value.trim() != "0"))
-    })
+    let values = |wanted: &str| headers.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, values)| values.as_slice());
+    if values("transfer-encoding").is_some() {
+        return true;
+    }
+    match values("content-length") {
+        Some(lengths) => lengths.iter().any(|length| length.trim() != "0"),
+        None => !matches!(&*event.method, "GET" | "HEAD" | "OPTIONS" | "DELETE" | "TRACE" | "CONNECT"),
+    }
 }
 
 /// Whether another response will follow (RFC 9110, 15.2).

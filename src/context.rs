@@ -40,7 +40,7 @@ enum State {
     Known {
         id: Box<str>,
         remembered: Arc<Remembered>,
-        /// A body is announced whose end was not seen.
+        /// A body may follow, or goes on.
         body_open: bool,
     },
     /// The id belongs to several requests, or to one whose context was dropped.
@@ -95,9 +95,9 @@ impl Contexts {
         self.lock().respond(id, response);
     }
 
-    /// The request's body has been seen to its end.
-    pub(crate) fn body_ended(&self, id: &str) {
-        self.lock().body_ended(id);
+    /// A chunk of the request's body has been seen, after which others follow or do not.
+    pub(crate) fn body_open(&self, id: &str, open: bool) {
+        self.lock().body_open(id, open);
     }
 
     /// No more events of the request will come, unless its body is still under way.
@@ -185,12 +185,12 @@ impl Inner {
         }
     }
 
-    fn body_ended(&mut self, id: &str) {
+    fn body_open(&mut self, id: &str, open: bool) {
         let key = self.key(id);
         if let Some(Entry { state: State::Known { id: known, body_open, .. }, .. }) = self.entries.get_mut(&key)
             && **known == *id
         {
-            *body_open = false;
+            *body_open = open;
         }
     }
 
@@ -310,7 +310,7 @@ mod tests {
         let (mut store, now) = (store(), Instant::now());
         store.begin("a", about("/1"), true, now);
         let call = store.get("a", now);
-        store.body_ended("a");
+        store.body_open("a", false);
         drop(call);
         store.end("a");
         store.begin("a", about("/2"), false, now);

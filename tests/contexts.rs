@@ -23,6 +23,13 @@ fn post(id: &str, uri: &str) -> Value {
     event
 }
 
+/// A chunk of a request's body after which others follow.
+fn open_chunk(id: &str) -> Value {
+    let mut event = request_body(id, "x");
+    event["is_last"] = json!(false);
+    event
+}
+
 /// Fields of a request that a response hook may only know from the request itself.
 fn knows_request(seen: &Value) -> bool {
     let known = ["method", "uri", "client_ip"].map(|field| seen.get(field).is_some());
@@ -181,6 +188,25 @@ fn an_interim_response_ends_nothing() {
         for status in [103, 200] {
             assert_eq!(ask(&mut proxy, kind::RESPONSE_HEADERS, &response("a", status))["uri"], "/one", "{status}");
         }
+    }
+}
+
+#[test]
+fn a_response_before_the_end_of_the_body_does_not_lend_the_id() {
+    let agent = echoing(&["on_request_body", "on_response_headers"], &[]);
+    let mut proxy = agent.connect();
+    // Under HTTP/2 a body need not be announced.
+    let mut unannounced = request("unannounced", "/one");
+    unannounced["method"] = json!("POST");
+    proxy.ask(kind::REQUEST_HEADERS, &unannounced);
+    // Nor need its method be one that has a body.
+    proxy.get("begun", "/one");
+    assert_eq!(ask(&mut proxy, kind::REQUEST_BODY, &open_chunk("begun"))["uri"], "/one");
+    proxy.ask(kind::REQUEST_HEADERS, &post("announced", "/one"));
+    for id in ["unannounced", "begun", "announced"] {
+        assert_eq!(ask(&mut proxy, kind::RESPONSE_HEADERS, &response(id, 413))["uri"], "/one");
+        proxy.ask(kind::REQUEST_HEADERS, &post(id, "/two"));
+        assert!(!knows_request(&ask(&mut proxy, kind::REQUEST_BODY, &request_body(id, "of /one"))), "{id}");
     }
 }
 
