@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use serde_json::Value;
@@ -20,6 +20,10 @@ use crate::context::{Contexts, Remembered};
 use crate::inputs;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
+
+/// A refusal that takes no longer surely ends its request. After a longer time the proxy may have given up the call and let the request through; its timeout is
+/// not known here, but is hardly ever shorter than this.
+const PROMPT: Duration = Duration::from_millis(10);
 
 /// Where the module comes from.
 #[derive(Clone, Debug)]
@@ -216,6 +220,7 @@ impl Agent {
         let id = event.correlation_id();
         let mut out = inputs::take();
         let mut traceparent = None;
+        let mut number = None;
         match event {
             Event::RequestHeaders(event) => {
                 if wanted || has_later_hooks {
@@ -223,8 +228,8 @@ impl Agent {
                 }
                 traceparent = event.metadata.traceparent.as_deref().map(Arc::from);
                 if has_later_hooks {
-                    let remembered = Remembered { context: input::context(event, &out), traceparent: traceparent.clone() };
-                    self.contexts.begin(id, remembered, hooks.contains(Hook::RequestBody) && may_have_body(event));
+                    let remembered = Remembered::new(input::context(event, &out), traceparent.clone());
+                    number = Some(self.contexts.begin(id, remembered, hooks.contains(Hook::RequestBody) && may_have_body(event)));
                 }
             }
             Event::RequestBody(chunk) => {
@@ -233,6 +238,7 @@ impl Agent {
                     self.contexts.body_open(id, !chunk.is_last);
                     input::request_body(&mut out, chunk, known.as_ref().map(|known| &known.context), limit)?;
                 }
+                number = known.as_ref().map(|known| known.number());
                 traceparent = known.and_then(|known| known.traceparent.clone());
             }
             Event::ResponseHeaders(event) => {
@@ -267,7 +273,7 @@ impl Agent {
             inputs::keep(out);
             return Ok(None);
         }
-        Ok(Some(Prepared { input: out, traceparent }))
+        Ok(Some(Prepared { input: out, traceparent, number }))
     }
 
     fn fail<E: Encode>(&self, generation: &Generation, hook: Hook, failure: &Failure, traceparent: Option<&str>, encode: &E) -> E::Encoded {
@@ -299,6 +305,8 @@ impl Agent {
 struct Prepared {
     input: Vec<u8>,
     traceparent: Option<Arc<str>>,
+    /// The request's, as long as it may be refused.
+    number: Option<u64>,
 }
 
 impl Generation {
@@ -383,7 +391,7 @@ impl Handler for Agent {
             };
             agent.metrics.in_flight.inc();
             let _in_flight = InFlight(&agent.metrics);
-            let outcome = agent.decide(&generation, hook, prepared.input, arrived, &encode).await;
+            let outcome = agent.decide(&generation, hook, prepared.input, prepared.number, arrived, &encode).await;
             agent.metrics.called(hook, arrived.elapsed());
             match outcome {
                 Ok(encoded) => {
@@ -449,6 +457,7 @@ impl Agent {
         generation: &Generation,
         hook: Hook,
         input: Vec<u8>,
+        number: Option<u64>,
         arrived: Instant,
         encode: &E,
     ) -> Result<E::Encoded, Failure> {
@@ -460,17 +469,19 @@ impl Agent {
         let mut lease = generation.pool.clone().call(request).await?;
         let answer = Answer::parse(lease.output())?;
         let encoded = encode.encode(&answer)?;
-        let refused = answer.decision != Decision::Allow;
+        // Zentinel 0.6.45 lets a request through that it shall challenge.
+        let refused = matches!(answer.decision, Decision::Block { .. } | Decision::Redirect { .. }) && !answer.needs_more;
         if matches!(answer.decision, Decision::Block { .. }) {
             self.metrics.blocked.inc();
         }
-        let ends = refused && !answer.needs_more && matches!(hook, Hook::RequestHeaders | Hook::RequestBody);
         drop(answer);
         inputs::keep(lease.take_input());
         lease.accept();
-        if ends {
-            // A refused request has no later events.
-            self.contexts.end(encode.correlation_id());
+        if let Some(number) = number
+            && refused
+            && arrived.elapsed() < PROMPT
+        {
+            self.contexts.refused(encode.correlation_id(), number);
         }
         Ok(encoded)
     }

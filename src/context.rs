@@ -34,6 +34,18 @@ const MAX_IDS: usize = 1 << 20;
 pub(crate) struct Remembered {
     pub(crate) context: Context,
     pub(crate) traceparent: Option<Arc<str>>,
+    /// Tells it from other requests of its id.
+    number: u64,
+}
+
+impl Remembered {
+    pub(crate) fn new(context: Context, traceparent: Option<Arc<str>>) -> Self {
+        Self { context, traceparent, number: 0 }
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
 }
 
 enum State {
@@ -61,6 +73,8 @@ struct Inner {
     /// Keys in the order in which they were last looked at here; an entry may be younger than its place.
     order: VecDeque<u64>,
     bytes: usize,
+    /// How many requests have begun.
+    begun: u64,
     /// Until then, requests are under way that could not be remembered.
     overflow_until: Option<Instant>,
 }
@@ -72,6 +86,7 @@ impl Contexts {
             entries: HashMap::new(),
             order: VecDeque::new(),
             bytes: 0,
+            begun: 0,
             overflow_until: None,
         }))
     }
@@ -80,9 +95,9 @@ impl Contexts {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A request has begun.
-    pub(crate) fn begin(&self, id: &str, remembered: Remembered, body_open: bool) {
-        self.lock().begin(id, remembered, body_open, Instant::now());
+    /// A request has begun, whose number this is.
+    pub(crate) fn begin(&self, id: &str, remembered: Remembered, body_open: bool) -> u64 {
+        self.lock().begin(id, remembered, body_open, Instant::now())
     }
 
     /// What is known of the request of a later event.
@@ -104,6 +119,11 @@ impl Contexts {
     pub(crate) fn end(&self, id: &str) {
         self.lock().end(id);
     }
+
+    /// The request was refused: nothing more of it will come.
+    pub(crate) fn refused(&self, id: &str, number: u64) {
+        self.lock().refused(id, number);
+    }
 }
 
 fn size(remembered: &Remembered) -> usize {
@@ -116,13 +136,16 @@ impl Inner {
         self.hasher.hash_one(id)
     }
 
-    fn begin(&mut self, id: &str, remembered: Remembered, body_open: bool, now: Instant) {
+    fn begin(&mut self, id: &str, mut remembered: Remembered, body_open: bool, now: Instant) -> u64 {
         self.age(now);
+        self.begun += 1;
+        let number = self.begun;
+        remembered.number = number;
         let key = self.key(id);
         if let Some(entry) = self.entries.get_mut(&key) {
             self.bytes -= release(&mut entry.state);
             entry.touched = now;
-            return;
+            return number;
         }
         if self.entries.len() >= MAX_IDS {
             if self.overflow_until.is_none() {
@@ -132,7 +155,7 @@ impl Inner {
                 );
             }
             self.overflow_until = Some(now + REMEMBERED);
-            return;
+            return number;
         }
         let withheld = self.overflow_until.is_some_and(|until| now < until);
         let state = if withheld {
@@ -146,6 +169,7 @@ impl Inner {
         self.order.push_back(key);
         self.compact();
         self.shrink();
+        number
     }
 
     /// Rids the order of the keys of ended requests before they outnumber the others.
@@ -209,6 +233,15 @@ impl Inner {
         }
     }
 
+    fn refused(&mut self, id: &str, number: u64) {
+        let key = self.key(id);
+        let Some(entry) = self.entries.get_mut(&key) else { return };
+        if matches!(&entry.state, State::Known { remembered, .. } if remembered.number == number) {
+            self.bytes -= release(&mut entry.state);
+            self.entries.remove(&key);
+        }
+    }
+
     /// Looks at the oldest few: forgets ids that are silent for too long, and gives their memory back before that.
     fn age(&mut self, now: Instant) {
         const LOOKS: usize = 4;
@@ -260,7 +293,7 @@ mod tests {
     use super::*;
 
     fn about(uri: &str) -> Remembered {
-        Remembered { context: Context { request: uri.as_bytes().into(), ..Context::default() }, traceparent: None }
+        Remembered::new(Context { request: uri.as_bytes().into(), ..Context::default() }, None)
     }
 
     fn uri(store: &mut Inner, id: &str, now: Instant) -> Option<String> {
@@ -315,6 +348,24 @@ mod tests {
         store.end("a");
         store.begin("a", about("/2"), false, now);
         assert_eq!(uri(&mut store, "a", now).as_deref(), Some("/2"));
+    }
+
+    #[test]
+    fn a_refusal_ends_its_own_request_and_no_newer_one() {
+        let (mut store, now) = (store(), Instant::now());
+        let first = store.begin("a", about("/1"), false, now);
+        store.end("a");
+        let second = store.begin("a", about("/2"), true, now);
+        store.refused("a", first);
+        assert_eq!(uri(&mut store, "a", now).as_deref(), Some("/2"));
+        store.refused("a", second);
+        assert_eq!((store.entries.len(), store.bytes), (0, 0));
+        // Of two that share an id, none is forgotten.
+        store.begin("a", about("/3"), false, now);
+        let fourth = store.begin("a", about("/4"), false, now);
+        store.refused("a", fourth);
+        store.begin("a", about("/5"), false, now);
+        assert_eq!(uri(&mut store, "a", now), None);
     }
 
     #[test]

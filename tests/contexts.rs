@@ -210,6 +210,21 @@ fn a_response_before_the_end_of_the_body_does_not_lend_the_id() {
     }
 }
 
+/// Refusals that the proxy may not have heeded.
+#[test]
+fn a_refusal_that_is_late_or_a_challenge_does_not_lend_the_id() {
+    let challenge = r#"{"decision":"challenge","challenge_type":"captcha"}"#;
+    for (milliseconds, refusal) in [(30, r#"{"decision":"block"}"#), (0, challenge)] {
+        let modules = tempfile::tempdir().unwrap();
+        let module = module::write(modules.path(), "refusing.wasm", &module::refusing_some(milliseconds, refusal));
+        let agent = Agent::start(&module, &["--timeout-ms", "5000"]);
+        let mut proxy = agent.connect();
+        assert_ne!(decision(&proxy.get("same", "/refused")), "allow");
+        proxy.get("same", "/two");
+        assert!(!knows_request(&ask(&mut proxy, kind::RESPONSE_HEADERS, &response("same", 200))), "{refusal}");
+    }
+}
+
 #[test]
 fn a_response_whose_request_was_never_seen_gets_no_context() {
     let agent = echoing(&module::PAGE_HOOKS, &[]);
