@@ -168,7 +168,7 @@ impl Inner {
         self.entries.insert(key, Entry { state, touched: now });
         self.order.push_back(key);
         self.compact();
-        self.shrink();
+        self.shrink(key);
         number
     }
 
@@ -206,6 +206,7 @@ impl Inner {
             self.bytes -= size(remembered);
             remembered.context.response = response;
             self.bytes += size(remembered);
+            self.shrink(key);
         }
     }
 
@@ -266,16 +267,24 @@ impl Inner {
         }
     }
 
-    /// Drops contexts, the oldest first, until the rest is within bounds.
-    fn shrink(&mut self) {
-        let mut looks = self.order.len();
-        while self.bytes > MAX_BYTES && looks > 0 {
-            looks -= 1;
-            let Some(key) = self.order.pop_front() else { return };
+    /// Drops contexts, the oldest first, until the rest is within bounds. Where a few looks do not find enough, the one that has just grown goes too,
+    /// for every other request waits meanwhile.
+    fn shrink(&mut self, grown: u64) {
+        const LOOKS: usize = 64;
+        for _ in 0..LOOKS {
+            if self.bytes <= MAX_BYTES {
+                return;
+            }
+            let Some(key) = self.order.pop_front() else { break };
             if let Some(entry) = self.entries.get_mut(&key) {
                 self.bytes -= release(&mut entry.state);
                 self.order.push_back(key);
             }
+        }
+        if self.bytes > MAX_BYTES
+            && let Some(entry) = self.entries.get_mut(&grown)
+        {
+            self.bytes -= release(&mut entry.state);
         }
     }
 }
@@ -395,6 +404,39 @@ mod tests {
         store.begin("0", about("/new"), false, now);
         assert_eq!(uri(&mut store, "0", now), None);
         assert!(uri(&mut store, "99", now).is_some());
+    }
+
+    #[test]
+    fn many_ids_without_a_context_neither_stretch_the_memory_nor_the_search() {
+        let (mut store, now) = (store(), Instant::now());
+        for key in 0..200 {
+            store.entries.insert(key, Entry { state: State::Withheld, touched: now });
+            store.order.push_back(key);
+        }
+        let large = "x".repeat(MAX_BYTES / 2);
+        let mut known = Vec::new();
+        for id in ["a", "b", "c", "d", "e", "f"] {
+            let front = *store.order.front().unwrap();
+            store.begin(id, about(&large), false, now);
+            assert!(store.bytes <= MAX_BYTES);
+            let moved = store.order.len() - store.order.iter().position(|key| *key == front).unwrap();
+            assert!(moved <= 64 || store.order[0] == front, "{moved} were looked at");
+            known.push(uri(&mut store, id, now).is_some());
+        }
+        // "a" is found at last, and makes room for "e".
+        assert_eq!(known, [true, false, false, false, true, false]);
+    }
+
+    #[test]
+    fn the_memory_of_responses_is_bounded_too() {
+        let (mut store, now) = (store(), Instant::now());
+        for at in 0..100 {
+            store.begin(&at.to_string(), about("/"), false, now);
+        }
+        for at in 0..100 {
+            store.respond(&at.to_string(), vec![0; 1 << 20].into());
+            assert!(store.bytes <= MAX_BYTES);
+        }
     }
 
     #[test]
