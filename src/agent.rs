@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use serde_json::Value;
@@ -20,6 +20,10 @@ use crate::context::{Contexts, Remembered};
 use crate::inputs;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
+
+/// A refusal that takes no longer surely ends its request. After a longer time the proxy may have given up the call and let the request through; its timeout is
+/// not known here, but is hardly ever shorter than this.
+const PROMPT: Duration = Duration::from_millis(10);
 
 /// Where the module comes from.
 #[derive(Clone, Debug)]
@@ -217,6 +221,7 @@ impl Agent {
         let id = event.correlation_id();
         let mut out = inputs::take();
         let mut traceparent = None;
+        let mut number = None;
         match event {
             Event::RequestHeaders(event) => {
                 if wanted || has_later_hooks {
@@ -224,22 +229,17 @@ impl Agent {
                 }
                 traceparent = event.metadata.traceparent.as_deref().map(Arc::from);
                 if has_later_hooks {
-                    let remembered = Remembered {
-                        context: input::context(event, &out),
-                        traceparent: traceparent.clone(),
-                        body_open: hooks.contains(Hook::RequestBody) && announces_body(event),
-                    };
-                    self.contexts.begin(id, remembered);
+                    let remembered = Remembered::new(input::context(event, &out), traceparent.clone());
+                    number = Some(self.contexts.begin(id, remembered, hooks.contains(Hook::RequestBody) && may_have_body(event)));
                 }
             }
             Event::RequestBody(chunk) => {
                 let known = has_later_hooks.then(|| self.contexts.get(id)).flatten();
-                if has_later_hooks && chunk.is_last {
-                    self.contexts.body_ended(id);
-                }
                 if wanted {
+                    self.contexts.body_open(id, !chunk.is_last);
                     input::request_body(&mut out, chunk, known.as_ref().map(|known| &known.context), limit)?;
                 }
+                number = known.as_ref().map(|known| known.number());
                 traceparent = known.and_then(|known| known.traceparent.clone());
             }
             Event::ResponseHeaders(event) => {
@@ -248,39 +248,33 @@ impl Agent {
                     input::response(&mut out, event, known.as_ref().map(|known| &known.context), case);
                 }
                 traceparent = known.and_then(|known| known.traceparent.clone());
-                if hooks.contains(Hook::ResponseBody) {
+                if is_interim(event.status) {
+                    // The response is still to come.
+                } else if hooks.contains(Hook::ResponseBody) {
                     self.contexts.respond(id, input::response_context(event, case));
                 } else if has_later_hooks {
                     self.contexts.end(id);
                 }
             }
-            Event::ResponseBody(chunk) => {
-                let known = has_later_hooks.then(|| self.contexts.get(id)).flatten();
-                if has_later_hooks && chunk.is_last {
+            Event::ResponseBody(chunk) if wanted => {
+                let known = self.contexts.get(id);
+                if chunk.is_last {
                     self.contexts.end(id);
                 }
-                if wanted {
-                    input::response_body(&mut out, chunk, known.as_ref().map(|known| &known.context), limit)?;
-                }
+                input::response_body(&mut out, chunk, known.as_ref().map(|known| &known.context), limit)?;
                 traceparent = known.and_then(|known| known.traceparent.clone());
             }
             Event::WebsocketFrame(frame) if wanted => input::websocket_frame(&mut out, frame, limit)?,
             Event::GuardrailInspect(event) if wanted => input::guardrail_inspect(&mut out, event, limit)?,
-            Event::RequestComplete(event) => {
-                if has_later_hooks {
-                    self.contexts.end(id);
-                }
-                if wanted {
-                    input::request_complete(&mut out, event);
-                }
-            }
-            Event::WebsocketFrame(_) | Event::GuardrailInspect(_) => {}
+            Event::RequestComplete(event) if wanted => input::request_complete(&mut out, event),
+            // What the module does not take ends no request: another of its id may have begun since the last event that the module takes.
+            Event::ResponseBody(_) | Event::WebsocketFrame(_) | Event::GuardrailInspect(_) | Event::RequestComplete(_) => {}
         }
         if !wanted {
             inputs::keep(out);
             return Ok(None);
         }
-        Ok(Some(Prepared { input: out, traceparent }))
+        Ok(Some(Prepared { input: out, traceparent, number }))
     }
 
     fn fail<E: Encode>(&self, generation: &Generation, hook: Hook, failure: &Failure, traceparent: Option<&str>, encode: &E) -> E::Encoded {
@@ -312,6 +306,8 @@ impl Agent {
 struct Prepared {
     input: Vec<u8>,
     traceparent: Option<Arc<str>>,
+    /// The request's, as long as it may be refused.
+    number: Option<u64>,
 }
 
 impl Generation {
@@ -334,13 +330,26 @@ impl Generation {
     }
 }
 
-/// Whether a request says that a body will follow (RFC 9112, 6.3).
-fn announces_body(event: &RequestHeaders<'_>) -> bool {
+/// Whether a body may follow. HTTP/1.1 announces each (RFC 9112, 6.3), but HTTP/2 need not, and the event does not say which of them it was; only
+/// methods that rarely have a body are then taken to have none.
+fn may_have_body(event: &RequestHeaders<'_>) -> bool {
     let Headers(headers) = &event.headers;
-    headers.iter().any(|(name, values)| {
-        name.eq_ignore_ascii_case("transfer-encoding")
-            || (name.eq_ignore_ascii_case("content-length") && values.as_slice().iter().any(|value| value.trim() != "0"))
-    })
+    let values = |wanted: &str| headers.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, values)| values.as_slice());
+    if values("transfer-encoding").is_some() {
+        return true;
+    }
+    match values("content-length") {
+        Some(lengths) => lengths.iter().any(|length| length.trim() != "0"),
+        None => !matches!(&*event.method, "GET" | "HEAD" | "OPTIONS" | "DELETE" | "TRACE" | "CONNECT"),
+    }
+}
+
+/// Whether another response will follow (RFC 9110, 15.2).
+const fn is_interim(status: u16) -> bool {
+    /// Switching Protocols: nothing but the new protocol follows.
+    const SWITCHING: u16 = 101;
+
+    status / 100 == 1 && status != SWITCHING
 }
 
 /// The answer to an event for which the module has none.
@@ -383,7 +392,7 @@ impl Handler for Agent {
             };
             agent.metrics.in_flight.inc();
             let _in_flight = InFlight(&agent.metrics);
-            let outcome = agent.decide(&generation, hook, prepared.input, arrived, &encode).await;
+            let outcome = agent.decide(&generation, hook, prepared.input, prepared.number, arrived, &encode).await;
             agent.metrics.called(hook, arrived.elapsed());
             match outcome {
                 Ok(encoded) => {
@@ -449,6 +458,7 @@ impl Agent {
         generation: &Generation,
         hook: Hook,
         input: Vec<u8>,
+        number: Option<u64>,
         arrived: Instant,
         encode: &E,
     ) -> Result<E::Encoded, Failure> {
@@ -460,17 +470,19 @@ impl Agent {
         let mut lease = generation.pool.clone().call(request).await?;
         let answer = Answer::parse(lease.output())?;
         let encoded = encode.encode(&answer)?;
-        let refused = answer.decision != Decision::Allow;
+        // Zentinel 0.6.45 lets a request through that it shall challenge.
+        let refused = matches!(answer.decision, Decision::Block { .. } | Decision::Redirect { .. }) && !answer.needs_more;
         if matches!(answer.decision, Decision::Block { .. }) {
             self.metrics.blocked.inc();
         }
-        let ends = refused && !answer.needs_more && matches!(hook, Hook::RequestHeaders | Hook::RequestBody);
         drop(answer);
         inputs::keep(lease.take_input());
         lease.accept();
-        if ends {
-            // A refused request has no later events.
-            self.contexts.end(encode.correlation_id());
+        if let Some(number) = number
+            && refused
+            && arrived.elapsed() < PROMPT
+        {
+            self.contexts.refused(encode.correlation_id(), number);
         }
         Ok(encoded)
     }

@@ -34,14 +34,26 @@ const MAX_IDS: usize = 1 << 20;
 pub(crate) struct Remembered {
     pub(crate) context: Context,
     pub(crate) traceparent: Option<Arc<str>>,
-    /// A body is announced whose end was not seen.
-    pub(crate) body_open: bool,
+    /// Tells it from other requests of its id.
+    number: u64,
+}
+
+impl Remembered {
+    pub(crate) fn new(context: Context, traceparent: Option<Arc<str>>) -> Self {
+        Self { context, traceparent, number: 0 }
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
 }
 
 enum State {
     Known {
         id: Box<str>,
         remembered: Arc<Remembered>,
+        /// A body may follow, or goes on.
+        body_open: bool,
     },
     /// The id belongs to several requests, or to one whose context was dropped.
     Withheld,
@@ -61,6 +73,8 @@ struct Inner {
     /// Keys in the order in which they were last looked at here; an entry may be younger than its place.
     order: VecDeque<u64>,
     bytes: usize,
+    /// How many requests have begun.
+    begun: u64,
     /// Until then, requests are under way that could not be remembered.
     overflow_until: Option<Instant>,
 }
@@ -72,6 +86,7 @@ impl Contexts {
             entries: HashMap::new(),
             order: VecDeque::new(),
             bytes: 0,
+            begun: 0,
             overflow_until: None,
         }))
     }
@@ -80,9 +95,9 @@ impl Contexts {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A request has begun.
-    pub(crate) fn begin(&self, id: &str, remembered: Remembered) {
-        self.lock().begin(id, remembered, Instant::now());
+    /// A request has begun, whose number this is.
+    pub(crate) fn begin(&self, id: &str, remembered: Remembered, body_open: bool) -> u64 {
+        self.lock().begin(id, remembered, body_open, Instant::now())
     }
 
     /// What is known of the request of a later event.
@@ -92,17 +107,22 @@ impl Contexts {
 
     /// The request's response is known.
     pub(crate) fn respond(&self, id: &str, response: Box<[u8]>) {
-        self.lock().update(id, |remembered| remembered.context.response = response);
+        self.lock().respond(id, response);
     }
 
-    /// The request's body has been seen to its end.
-    pub(crate) fn body_ended(&self, id: &str) {
-        self.lock().update(id, |remembered| remembered.body_open = false);
+    /// A chunk of the request's body has been seen, after which others follow or do not.
+    pub(crate) fn body_open(&self, id: &str, open: bool) {
+        self.lock().body_open(id, open);
     }
 
     /// No more events of the request will come, unless its body is still under way.
     pub(crate) fn end(&self, id: &str) {
         self.lock().end(id);
+    }
+
+    /// The request was refused: nothing more of it will come.
+    pub(crate) fn refused(&self, id: &str, number: u64) {
+        self.lock().refused(id, number);
     }
 }
 
@@ -116,13 +136,16 @@ impl Inner {
         self.hasher.hash_one(id)
     }
 
-    fn begin(&mut self, id: &str, remembered: Remembered, now: Instant) {
+    fn begin(&mut self, id: &str, mut remembered: Remembered, body_open: bool, now: Instant) -> u64 {
         self.age(now);
+        self.begun += 1;
+        let number = self.begun;
+        remembered.number = number;
         let key = self.key(id);
         if let Some(entry) = self.entries.get_mut(&key) {
             self.bytes -= release(&mut entry.state);
             entry.touched = now;
-            return;
+            return number;
         }
         if self.entries.len() >= MAX_IDS {
             if self.overflow_until.is_none() {
@@ -132,7 +155,7 @@ impl Inner {
                 );
             }
             self.overflow_until = Some(now + REMEMBERED);
-            return;
+            return number;
         }
         let withheld = self.overflow_until.is_some_and(|until| now < until);
         let state = if withheld {
@@ -140,12 +163,13 @@ impl Inner {
         } else {
             self.overflow_until = None;
             self.bytes += size(&remembered);
-            State::Known { id: id.into(), remembered: Arc::new(remembered) }
+            State::Known { id: id.into(), remembered: Arc::new(remembered), body_open }
         };
         self.entries.insert(key, Entry { state, touched: now });
         self.order.push_back(key);
         self.compact();
-        self.shrink();
+        self.shrink(key);
+        number
     }
 
     /// Rids the order of the keys of ended requests before they outnumber the others.
@@ -167,35 +191,54 @@ impl Inner {
         }
         entry.touched = now;
         match &entry.state {
-            State::Known { id: known, remembered } if **known == *id => Some(Arc::clone(remembered)),
+            State::Known { id: known, remembered, .. } if **known == *id => Some(Arc::clone(remembered)),
             _ => None,
         }
     }
 
-    fn update(&mut self, id: &str, change: impl FnOnce(&mut Remembered)) {
+    fn respond(&mut self, id: &str, response: Box<[u8]>) {
         let key = self.key(id);
-        let Some(Entry { state: State::Known { id: known, remembered }, .. }) = self.entries.get_mut(&key) else { return };
+        let Some(Entry { state: State::Known { id: known, remembered, .. }, .. }) = self.entries.get_mut(&key) else { return };
         // A call that still holds the old state has no use for the new one.
         if **known == *id
             && let Some(remembered) = Arc::get_mut(remembered)
         {
             self.bytes -= size(remembered);
-            change(remembered);
+            remembered.context.response = response;
             self.bytes += size(remembered);
+            self.shrink(key);
+        }
+    }
+
+    fn body_open(&mut self, id: &str, open: bool) {
+        let key = self.key(id);
+        if let Some(Entry { state: State::Known { id: known, body_open, .. }, .. }) = self.entries.get_mut(&key)
+            && **known == *id
+        {
+            *body_open = open;
         }
     }
 
     fn end(&mut self, id: &str) {
         let key = self.key(id);
         let Some(entry) = self.entries.get_mut(&key) else { return };
-        let State::Known { id: known, remembered } = &entry.state else { return };
+        let State::Known { id: known, body_open, .. } = &entry.state else { return };
         if **known != *id {
             return;
         }
-        let open = remembered.body_open;
+        let open = *body_open;
         self.bytes -= release(&mut entry.state);
         // The key's place in the order is found stale later.
         if !open {
+            self.entries.remove(&key);
+        }
+    }
+
+    fn refused(&mut self, id: &str, number: u64) {
+        let key = self.key(id);
+        let Some(entry) = self.entries.get_mut(&key) else { return };
+        if matches!(&entry.state, State::Known { remembered, .. } if remembered.number == number) {
+            self.bytes -= release(&mut entry.state);
             self.entries.remove(&key);
         }
     }
@@ -224,16 +267,24 @@ impl Inner {
         }
     }
 
-    /// Drops contexts, the oldest first, until the rest is within bounds.
-    fn shrink(&mut self) {
-        let mut looks = self.order.len();
-        while self.bytes > MAX_BYTES && looks > 0 {
-            looks -= 1;
-            let Some(key) = self.order.pop_front() else { return };
+    /// Drops contexts, the oldest first, until the rest is within bounds. Where a few looks do not find enough, the one that has just grown goes too,
+    /// for every other request waits meanwhile.
+    fn shrink(&mut self, grown: u64) {
+        const LOOKS: usize = 64;
+        for _ in 0..LOOKS {
+            if self.bytes <= MAX_BYTES {
+                return;
+            }
+            let Some(key) = self.order.pop_front() else { break };
             if let Some(entry) = self.entries.get_mut(&key) {
                 self.bytes -= release(&mut entry.state);
                 self.order.push_back(key);
             }
+        }
+        if self.bytes > MAX_BYTES
+            && let Some(entry) = self.entries.get_mut(&grown)
+        {
+            self.bytes -= release(&mut entry.state);
         }
     }
 }
@@ -251,7 +302,7 @@ mod tests {
     use super::*;
 
     fn about(uri: &str) -> Remembered {
-        Remembered { context: Context { request: uri.as_bytes().into(), ..Context::default() }, traceparent: None, body_open: false }
+        Remembered::new(Context { request: uri.as_bytes().into(), ..Context::default() }, None)
     }
 
     fn uri(store: &mut Inner, id: &str, now: Instant) -> Option<String> {
@@ -265,24 +316,24 @@ mod tests {
     #[test]
     fn a_request_is_known_until_it_ends() {
         let (mut store, now) = (store(), Instant::now());
-        store.begin("a", about("/1"), now);
+        store.begin("a", about("/1"), false, now);
         assert_eq!(uri(&mut store, "a", now).as_deref(), Some("/1"));
         assert_eq!(uri(&mut store, "b", now), None);
         store.end("a");
         assert_eq!(uri(&mut store, "a", now), None);
-        store.begin("a", about("/2"), now);
+        store.begin("a", about("/2"), false, now);
         assert_eq!(uri(&mut store, "a", now).as_deref(), Some("/2"));
     }
 
     #[test]
     fn two_live_requests_of_one_id_get_nothing_of_each_other() {
         let (mut store, now) = (store(), Instant::now());
-        store.begin("a", about("/1"), now);
-        store.begin("a", about("/2"), now);
+        store.begin("a", about("/1"), false, now);
+        store.begin("a", about("/2"), false, now);
         assert_eq!(uri(&mut store, "a", now), None);
         // One of them ends, the other is still there: nobody knows which.
         store.end("a");
-        store.begin("a", about("/3"), now);
+        store.begin("a", about("/3"), false, now);
         assert_eq!(uri(&mut store, "a", now), None);
         assert_eq!(store.bytes, 0);
     }
@@ -290,24 +341,54 @@ mod tests {
     #[test]
     fn a_request_whose_body_is_under_way_does_not_lend_its_id() {
         let (mut store, now) = (store(), Instant::now());
-        store.begin("a", Remembered { body_open: true, ..about("/1") }, now);
+        store.begin("a", about("/1"), true, now);
         store.end("a");
-        store.begin("a", about("/2"), now);
+        store.begin("a", about("/2"), false, now);
+        assert_eq!(uri(&mut store, "a", now), None);
+    }
+
+    #[test]
+    fn the_end_of_a_body_counts_while_its_call_is_under_way() {
+        let (mut store, now) = (store(), Instant::now());
+        store.begin("a", about("/1"), true, now);
+        let call = store.get("a", now);
+        store.body_open("a", false);
+        drop(call);
+        store.end("a");
+        store.begin("a", about("/2"), false, now);
+        assert_eq!(uri(&mut store, "a", now).as_deref(), Some("/2"));
+    }
+
+    #[test]
+    fn a_refusal_ends_its_own_request_and_no_newer_one() {
+        let (mut store, now) = (store(), Instant::now());
+        let first = store.begin("a", about("/1"), false, now);
+        store.end("a");
+        let second = store.begin("a", about("/2"), true, now);
+        store.refused("a", first);
+        assert_eq!(uri(&mut store, "a", now).as_deref(), Some("/2"));
+        store.refused("a", second);
+        assert_eq!((store.entries.len(), store.bytes), (0, 0));
+        // Of two that share an id, none is forgotten.
+        store.begin("a", about("/3"), false, now);
+        let fourth = store.begin("a", about("/4"), false, now);
+        store.refused("a", fourth);
+        store.begin("a", about("/5"), false, now);
         assert_eq!(uri(&mut store, "a", now), None);
     }
 
     #[test]
     fn silence_takes_the_context_first_and_the_id_much_later() {
         let (mut store, now) = (store(), Instant::now());
-        store.begin("a", about("/1"), now);
+        store.begin("a", about("/1"), false, now);
         let later = now + KEPT + Duration::from_secs(1);
-        store.begin("b", about("/b"), later);
+        store.begin("b", about("/b"), false, later);
         assert_eq!(uri(&mut store, "a", later), None);
-        store.begin("a", about("/2"), later);
+        store.begin("a", about("/2"), false, later);
         assert_eq!(uri(&mut store, "a", later), None);
         let much_later = later + REMEMBERED + Duration::from_secs(1);
-        store.begin("c", about("/c"), much_later);
-        store.begin("a", about("/3"), much_later);
+        store.begin("c", about("/c"), false, much_later);
+        store.begin("a", about("/3"), false, much_later);
         assert_eq!(uri(&mut store, "a", much_later).as_deref(), Some("/3"));
     }
 
@@ -316,22 +397,55 @@ mod tests {
         let (mut store, now) = (store(), Instant::now());
         let large = "x".repeat(1 << 20);
         for at in 0..100 {
-            store.begin(&at.to_string(), about(&large), now);
+            store.begin(&at.to_string(), about(&large), false, now);
             assert!(store.bytes <= MAX_BYTES);
         }
         assert_eq!(uri(&mut store, "0", now), None);
-        store.begin("0", about("/new"), now);
+        store.begin("0", about("/new"), false, now);
         assert_eq!(uri(&mut store, "0", now), None);
         assert!(uri(&mut store, "99", now).is_some());
     }
 
     #[test]
+    fn many_ids_without_a_context_neither_stretch_the_memory_nor_the_search() {
+        let (mut store, now) = (store(), Instant::now());
+        for key in 0..200 {
+            store.entries.insert(key, Entry { state: State::Withheld, touched: now });
+            store.order.push_back(key);
+        }
+        let large = "x".repeat(MAX_BYTES / 2);
+        let mut known = Vec::new();
+        for id in ["a", "b", "c", "d", "e", "f"] {
+            let front = *store.order.front().unwrap();
+            store.begin(id, about(&large), false, now);
+            assert!(store.bytes <= MAX_BYTES);
+            let moved = store.order.len() - store.order.iter().position(|key| *key == front).unwrap();
+            assert!(moved <= 64 || store.order[0] == front, "{moved} were looked at");
+            known.push(uri(&mut store, id, now).is_some());
+        }
+        // "a" is found at last, and makes room for "e".
+        assert_eq!(known, [true, false, false, false, true, false]);
+    }
+
+    #[test]
+    fn the_memory_of_responses_is_bounded_too() {
+        let (mut store, now) = (store(), Instant::now());
+        for at in 0..100 {
+            store.begin(&at.to_string(), about("/"), false, now);
+        }
+        for at in 0..100 {
+            store.respond(&at.to_string(), vec![0; 1 << 20].into());
+            assert!(store.bytes <= MAX_BYTES);
+        }
+    }
+
+    #[test]
     fn ended_requests_leave_nothing_behind() {
         let (mut store, now) = (store(), Instant::now());
-        store.begin("long", about("/"), now);
+        store.begin("long", about("/"), false, now);
         for at in 0..10_000 {
             let id = at.to_string();
-            store.begin(&id, about("/"), now);
+            store.begin(&id, about("/"), false, now);
             store.end(&id);
         }
         assert_eq!(store.entries.len(), 1);
@@ -344,12 +458,12 @@ mod tests {
         for at in 0..MAX_IDS {
             store.entries.insert(at as u64, Entry { state: State::Withheld, touched: now });
         }
-        store.begin("unremembered", about("/1"), now);
+        store.begin("unremembered", about("/1"), false, now);
         store.entries.clear();
-        store.begin("unremembered", about("/2"), now);
+        store.begin("unremembered", about("/2"), false, now);
         assert_eq!(uri(&mut store, "unremembered", now), None);
         let later = now + REMEMBERED;
-        store.begin("other", about("/3"), later);
+        store.begin("other", about("/3"), false, later);
         assert_eq!(uri(&mut store, "other", later).as_deref(), Some("/3"));
     }
 }

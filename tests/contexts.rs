@@ -15,6 +15,21 @@ fn ask(connection: &mut Connection, kind: u8, event: &Value) -> Value {
     module::seen(&connection.ask(kind, event))
 }
 
+/// The event of a request with a body of 4 bytes.
+fn post(id: &str, uri: &str) -> Value {
+    let mut event = request(id, uri);
+    event["method"] = json!("POST");
+    event["headers"]["content-length"] = json!(["4"]);
+    event
+}
+
+/// A chunk of a request's body after which others follow.
+fn open_chunk(id: &str) -> Value {
+    let mut event = request_body(id, "x");
+    event["is_last"] = json!(false);
+    event
+}
+
 /// Fields of a request that a response hook may only know from the request itself.
 fn knows_request(seen: &Value) -> bool {
     let known = ["method", "uri", "client_ip"].map(|field| seen.get(field).is_some());
@@ -133,6 +148,80 @@ fn an_id_whose_request_has_ended_may_be_used_again() {
         proxy.get("again", uri);
         assert_eq!(ask(&mut proxy, kind::RESPONSE_HEADERS, &response("again", 200))["uri"], uri);
         assert_eq!(ask(&mut proxy, kind::RESPONSE_BODY, &response_body("again", "x"))["uri"], uri);
+    }
+}
+
+#[test]
+fn an_id_whose_request_had_a_body_may_be_used_again() {
+    for hooks in [&module::PAGE_HOOKS[..], &["on_request_body", "on_response_headers"]] {
+        let agent = echoing(hooks, &[]);
+        let mut proxy = agent.connect();
+        for uri in ["/one", "/two", "/three"] {
+            proxy.ask(kind::REQUEST_HEADERS, &post("again", uri));
+            assert_eq!(ask(&mut proxy, kind::REQUEST_BODY, &request_body("again", "body"))["uri"], uri);
+            assert_eq!(ask(&mut proxy, kind::RESPONSE_HEADERS, &response("again", 200))["uri"], uri);
+            proxy.ask(kind::RESPONSE_BODY, &response_body("again", "x"));
+        }
+    }
+}
+
+/// The proxy may send events for which the module has no hook.
+#[test]
+fn an_event_that_the_module_does_not_take_ends_no_other_request_of_its_id() {
+    let agent = echoing(&["on_request_headers", "on_response_headers"], &[]);
+    let mut proxy = agent.connect();
+    proxy.get("same", "/one");
+    assert_eq!(ask(&mut proxy, kind::RESPONSE_HEADERS, &response("same", 200))["uri"], "/one");
+    proxy.get("same", "/two");
+    proxy.ask(kind::RESPONSE_BODY, &response_body("same", "of /one"));
+    proxy.ask(kind::REQUEST_COMPLETE, &json!({"correlation_id": "same", "status": 200, "duration_ms": 1}));
+    proxy.get("same", "/three");
+    assert!(!knows_request(&ask(&mut proxy, kind::RESPONSE_HEADERS, &response("same", 200))), "/two and /three are both under way");
+}
+
+#[test]
+fn an_interim_response_ends_nothing() {
+    for hooks in [&module::PAGE_HOOKS[..], &["on_request_headers", "on_response_headers"]] {
+        let agent = echoing(hooks, &[]);
+        let mut proxy = agent.connect();
+        proxy.get("a", "/one");
+        for status in [103, 200] {
+            assert_eq!(ask(&mut proxy, kind::RESPONSE_HEADERS, &response("a", status))["uri"], "/one", "{status}");
+        }
+    }
+}
+
+#[test]
+fn a_response_before_the_end_of_the_body_does_not_lend_the_id() {
+    let agent = echoing(&["on_request_body", "on_response_headers"], &[]);
+    let mut proxy = agent.connect();
+    // Under HTTP/2 a body need not be announced.
+    let mut unannounced = request("unannounced", "/one");
+    unannounced["method"] = json!("POST");
+    proxy.ask(kind::REQUEST_HEADERS, &unannounced);
+    // Nor need its method be one that has a body.
+    proxy.get("begun", "/one");
+    assert_eq!(ask(&mut proxy, kind::REQUEST_BODY, &open_chunk("begun"))["uri"], "/one");
+    proxy.ask(kind::REQUEST_HEADERS, &post("announced", "/one"));
+    for id in ["unannounced", "begun", "announced"] {
+        assert_eq!(ask(&mut proxy, kind::RESPONSE_HEADERS, &response(id, 413))["uri"], "/one");
+        proxy.ask(kind::REQUEST_HEADERS, &post(id, "/two"));
+        assert!(!knows_request(&ask(&mut proxy, kind::REQUEST_BODY, &request_body(id, "of /one"))), "{id}");
+    }
+}
+
+/// Refusals that the proxy may not have heeded.
+#[test]
+fn a_refusal_that_is_late_or_a_challenge_does_not_lend_the_id() {
+    let challenge = r#"{"decision":"challenge","challenge_type":"captcha"}"#;
+    for (milliseconds, refusal) in [(30, r#"{"decision":"block"}"#), (0, challenge)] {
+        let modules = tempfile::tempdir().unwrap();
+        let module = module::write(modules.path(), "refusing.wasm", &module::refusing_some(milliseconds, refusal));
+        let agent = Agent::start(&module, &["--timeout-ms", "5000"]);
+        let mut proxy = agent.connect();
+        assert_ne!(decision(&proxy.get("same", "/refused")), "allow");
+        proxy.get("same", "/two");
+        assert!(!knows_request(&ask(&mut proxy, kind::RESPONSE_HEADERS, &response("same", 200))), "{refusal}");
     }
 }
 

@@ -107,24 +107,41 @@ pub fn seen(answer: &serde_json::Value) -> serde_json::Value {
     serde_json::from_str(event).unwrap_or_else(|error| panic!("{error}: {event}"))
 }
 
+/// What a module needs for [`waiting`], at the address 16.
+const CLOCK: &str = r#"(import "wasi_snapshot_preview1" "clock_time_get" (func $clock (param i32 i64 i32) (result i32)))
+    (func $now (result i64)
+        (drop (call $clock (i32.const 1) (i64.const 1) (i32.const 16)))
+        (i64.load (i32.const 16)))"#;
+
+/// Code that is busy for some time, with a local `$until`.
+fn waiting(milliseconds: u64) -> String {
+    let nanoseconds = milliseconds * 1_000_000;
+    format!(
+        "(local.set $until (i64.add (call $now) (i64.const {nanoseconds})))
+        (loop $wait (br_if $wait (i64.lt_u (call $now) (local.get $until))))"
+    )
+}
+
 /// A module that is busy for some time on every request and then allows, tagged.
 pub fn busy(milliseconds: u64, tag: &str) -> String {
     let (data, result) = text(1024, &format!(r#"{{"decision":"allow","tags":["{tag}"]}}"#));
-    let more = format!(
-        r#"(import "wasi_snapshot_preview1" "clock_time_get" (func $clock (param i32 i64 i32) (result i32)))
-        {data}
-        (func $now (result i64)
-            (drop (call $clock (i32.const 1) (i64.const 1) (i32.const 16)))
-            (i64.load (i32.const 16)))"#
-    );
-    let nanoseconds = milliseconds * 1_000_000;
+    let wait = waiting(milliseconds);
+    with_hooks(&["on_request_headers"], |_| format!("(local $until i64) {wait} {result}"), &format!("{CLOCK} {data}"))
+}
+
+/// A module that is busy for some time on a GET of `/r…` and then answers it with `refusal`. Beside that it is an [`echo`].
+pub fn refusing_some(milliseconds: u64, refusal: &str) -> String {
+    let (data, result) = text(3072, refusal);
+    let more = format!("{CLOCK} {data} {}", quoting(r#"{"routing_metadata":{"event":""#, r#""}}"#));
+    let first = r#"{"method":"GET","uri":"/"#.len();
+    let wait = waiting(milliseconds);
     let code = format!(
-        "(local $until i64)
-        (local.set $until (i64.add (call $now) (i64.const {nanoseconds})))
-        (loop $wait (br_if $wait (i64.lt_u (call $now) (local.get $until))))
-        {result}"
+        "(if (i32.eq (local.get $choice) (i32.const {refused})) (then {wait} (return ({result}))))
+        (call $quote (local.get $ptr) (local.get $len))",
+        refused = b'r',
     );
-    with_hooks(&["on_request_headers"], |_| code.clone(), &more)
+    let choice = format!("(local $until i64) (local $choice i32) (local.set $choice (i32.load8_u offset={first} (local.get $ptr)))");
+    with_hooks(&["on_request_headers", "on_response_headers"], |_| format!("{choice} {code}"), &more)
 }
 
 /// A module that does on each GET what the first letter of its path says: `/t…` traps, `/l…` loops, anything else allows.
