@@ -161,6 +161,8 @@ impl Pool {
             if shared.settings.isolation == Isolation::Pooled {
                 shared.idle().push(instance);
             }
+            // There may be many of them, and others want this thread.
+            tokio::task::yield_now().await;
         }
         shared.permits.add_permits(shared.settings.size as usize);
         Ok(Self(shared))
@@ -183,11 +185,12 @@ impl Pool {
 
     /// How the pool is doing.
     pub fn stats(&self) -> PoolStats {
+        let shared = &self.0;
         PoolStats {
-            available: self.0.permits.available_permits(),
-            waiting: self.0.waiting.load(Relaxed),
-            discarded: self.0.discarded.load(Relaxed),
-            largest_memory: self.0.idle().iter().map(|instance| instance.memory_size()).max().unwrap_or(0),
+            available: shared.permits.available_permits(),
+            waiting: shared.waiting.load(Relaxed),
+            discarded: shared.discarded.load(Relaxed),
+            largest_memory: shared.idle().iter().map(|instance| instance.memory_size()).max().unwrap_or(0),
         }
     }
 
@@ -391,5 +394,40 @@ impl Lease {
             self.0.shared.permits.add_permits(1);
             self.0.settled = true;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A module that traps at every call and rejects every configuration.
+    const BROKEN: &str = r#"(module (memory (export "memory") 1)
+        (data (i32.const 64) "{\"error\":\"no\"}")
+        (func (export "alloc") (param i32) (result i32) i32.const 1024)
+        (func (export "dealloc") (param i32 i32))
+        (func (export "on_request_headers") (param i32 i32) (result i64) unreachable)
+        (func (export "on_configure") (param i32 i32) (result i64) i64.const 0x40_0000000e))"#;
+
+    fn module() -> Arc<Module> {
+        Arc::new(Module::from_bytes("test.wasm", wat::parse_str(BROKEN).unwrap(), None).unwrap())
+    }
+
+    fn settings(size: u32) -> Settings {
+        Settings { size, max_memory: 1 << 20, max_output: 1024, isolation: Isolation::Pooled, config: None }
+    }
+
+    #[tokio::test]
+    async fn starting_gives_way_to_others_between_two_instances() {
+        const SIZE: u32 = 20;
+        let (runtime, module) = (Runtime::start().unwrap(), module());
+        let mut start = Box::pin(Pool::start(&runtime, &module, settings(SIZE), None));
+        let mut polls = 0;
+        let started = std::future::poll_fn(|context| {
+            polls += 1;
+            start.as_mut().poll(context)
+        });
+        started.await.unwrap();
+        assert!(polls > SIZE, "{polls}");
     }
 }
