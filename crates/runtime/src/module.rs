@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
 use wasmtime::{Engine, ExternType, FuncType, InstancePre, Linker, ModuleExport, ValType};
@@ -12,6 +12,7 @@ use zentinel_wasm_contract::{Hook, Hooks};
 
 use crate::cache::Cache;
 use crate::instance::State;
+use crate::log::GuestLog;
 use crate::{adapter, engine, host, wasi};
 
 /// Largest module file, in bytes. Real ones have up to 5 MB; compiling one much larger would take minutes.
@@ -34,6 +35,8 @@ pub struct Module {
     path: String,
     bytes: Vec<u8>,
     digest: String,
+    /// Shared by all instances, whatever pool they are in.
+    pub(crate) log: Arc<GuestLog>,
     /// What was compiled last, from which an engine of another size is served without compiling again.
     compiled: Mutex<Option<wasmtime::Module>>,
 }
@@ -78,7 +81,8 @@ impl Module {
             let problem = format!("its SHA-256 is {digest}, not {expected} as `--module-sha256` wants");
             return Err(LoadError { path, problem });
         }
-        Ok(Self { path, bytes, digest, compiled: Mutex::new(None) })
+        let log = Arc::new(GuestLog::new(digest.clone()));
+        Ok(Self { path, bytes, digest, log, compiled: Mutex::new(None) })
     }
 
     /// SHA-256 of the file, in lower-case hexadecimal.

@@ -136,12 +136,12 @@ impl Pool {
     /// The module cannot be served, does not start, or rejects its configuration.
     pub async fn start(runtime: &Runtime, module: &Arc<Module>, settings: Settings, cache: Option<&Cache>) -> Result<Self, StartError> {
         let (module, cache, slots, max_memory) = (Arc::clone(module), cache.cloned(), settings.size + SPARE_SLOTS, settings.max_memory);
-        let log = Arc::new(GuestLog::new(module.digest().to_owned()));
+        let log = Arc::clone(&module.log);
         let compiled = tokio::task::spawn_blocking(move || module.compile(slots, max_memory, cache.as_ref())).await;
         let compiled = compiled.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
         runtime.ticker().watch(&compiled.engine);
         if settings.config.is_some() && !compiled.hooks.contains(Hook::Configure) {
-            warn!("the module has a configuration but does not export `{}`", Hook::Configure);
+            log.unconfigurable.call_once(|| warn!("the module has a configuration but does not export `{}`", Hook::Configure));
         }
         let shared = Arc::new(Shared {
             runtime: runtime.clone(),
@@ -311,7 +311,9 @@ impl Shared {
             match self.make_ready().await {
                 Ok(instance) => break instance,
                 Err(error) => {
-                    warn!("cannot replace an instance, trying again in {pause:?}: {error}");
+                    if let Some(suppressed) = self.log.replacements.take() {
+                        warn!(suppressed, "cannot replace an instance, trying again in {pause:?}: {error}");
+                    }
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(MAX_RETRY);
                 }
@@ -415,6 +417,14 @@ mod tests {
 
     fn settings(size: u32) -> Settings {
         Settings { size, max_memory: 1 << 20, max_output: 1024, isolation: Isolation::Pooled, config: None }
+    }
+
+    #[tokio::test]
+    async fn new_settings_bring_no_new_log() {
+        let (runtime, module) = (Runtime::start().unwrap(), module());
+        let first = Pool::start(&runtime, &module, settings(1), None).await.unwrap();
+        let second = Pool::start(&runtime, &module, settings(2), None).await.unwrap();
+        assert!(Arc::ptr_eq(&first.0.log, &second.0.log));
     }
 
     #[tokio::test]
