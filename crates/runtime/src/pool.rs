@@ -112,7 +112,16 @@ type Idle = Vec<Box<Instance>>;
 
 /// The instances of one module. Clones share them.
 #[derive(Clone)]
-pub struct Pool(Arc<Shared>);
+pub struct Pool(Arc<Front>);
+
+/// What all clones of a pool hold and its calls and replacements do not: when it goes, nobody waits for instances any more.
+struct Front(Arc<Shared>);
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        self.0.permits.close();
+    }
+}
 
 struct Shared {
     runtime: Runtime,
@@ -122,7 +131,7 @@ struct Shared {
     settings: Settings,
     log: Arc<GuestLog>,
     idle: Mutex<Idle>,
-    /// A permit is the right to take an idle instance or, with [`Isolation::Request`], to make one.
+    /// A permit is the right to take an idle instance or, with [`Isolation::Request`], to make one. Closed when the pool has gone.
     permits: Semaphore,
     waiting: AtomicUsize,
     discarded: AtomicU64,
@@ -165,12 +174,16 @@ impl Pool {
             tokio::task::yield_now().await;
         }
         shared.permits.add_permits(shared.settings.size as usize);
-        Ok(Self(shared))
+        Ok(Self(Arc::new(Front(shared))))
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.0.0
     }
 
     /// The hooks that the module exports.
     pub fn hooks(&self) -> Hooks {
-        self.0.compiled.hooks
+        self.shared().compiled.hooks
     }
 
     /// Whether `other` has the same instances.
@@ -180,12 +193,12 @@ impl Pool {
 
     /// How the pool was set up.
     pub fn settings(&self) -> &Settings {
-        &self.0.settings
+        &self.shared().settings
     }
 
     /// How the pool is doing.
     pub fn stats(&self) -> PoolStats {
-        let shared = &self.0;
+        let shared = self.shared();
         PoolStats {
             available: shared.permits.available_permits(),
             waiting: shared.waiting.load(Relaxed),
@@ -208,7 +221,7 @@ impl Pool {
         if let Poll::Ready(result) = first_slice(running.as_mut()).await {
             return result;
         }
-        let mut slow: AbortOnDrop<_> = self.0.runtime.spawn_slow(running);
+        let mut slow: AbortOnDrop<_> = self.shared().runtime.spawn_slow(running);
         match tokio::time::timeout_at(deadline.into(), &mut slow.0).await {
             Ok(Ok(result)) => result,
             Ok(Err(error)) => Err(Failure::new(FailureKind::Trap, format!("the agent failed at the call: {error}"))),
@@ -218,7 +231,7 @@ impl Pool {
     }
 
     async fn slot(&self, deadline: Instant) -> Result<Slot, Failure> {
-        let shared = &self.0;
+        let shared = self.shared();
         let permit = match shared.permits.try_acquire() {
             Ok(permit) => permit,
             // Boxed, as is making an instance below: what is rare must not make every call's future large.
@@ -304,8 +317,7 @@ impl Shared {
         drop(discarded);
         let mut pause = MIN_RETRY;
         let instance = loop {
-            // The pool has gone, and nobody waits for its instances.
-            if Arc::strong_count(&self) == 1 {
+            if self.permits.is_closed() {
                 return;
             }
             match self.make_ready().await {
@@ -419,12 +431,39 @@ mod tests {
         Settings { size, max_memory: 1 << 20, max_output: 1024, isolation: Isolation::Pooled, config: None }
     }
 
+    async fn wait_until(what: &str, done: impl Fn() -> bool) {
+        let started = Instant::now();
+        while !done() {
+            assert!(started.elapsed() < Duration::from_secs(60), "waited in vain until {what}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn instances_that_cannot_be_replaced_are_given_up_with_the_pool_and_not_told_of_without_end() {
+        const SIZE: u32 = 8;
+        let module = module();
+        let mut pool = Pool::start(&Runtime::start().unwrap(), &module, settings(SIZE), None).await.unwrap();
+        // From now on no instance can be made.
+        Arc::get_mut(&mut Arc::get_mut(&mut pool.0).unwrap().0).unwrap().settings.config = Some(Arc::from(*b"{}"));
+        for _ in 0..SIZE {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            let request = Request { hook: Hook::RequestHeaders, input: Vec::new(), deadline, correlation_id: Arc::from("") };
+            assert_eq!(pool.clone().call(request).await.err().unwrap().kind, FailureKind::Trap);
+        }
+        wait_until("warnings are left out", || module.log.replacements.suppressed() > 0).await;
+        assert_eq!(pool.stats().available, 0);
+        let shared = Arc::downgrade(pool.shared());
+        drop(pool);
+        wait_until("the pool has gone", || shared.strong_count() == 0).await;
+    }
+
     #[tokio::test]
     async fn new_settings_bring_no_new_log() {
         let (runtime, module) = (Runtime::start().unwrap(), module());
         let first = Pool::start(&runtime, &module, settings(1), None).await.unwrap();
         let second = Pool::start(&runtime, &module, settings(2), None).await.unwrap();
-        assert!(Arc::ptr_eq(&first.0.log, &second.0.log));
+        assert!(Arc::ptr_eq(&first.shared().log, &second.shared().log));
     }
 
     #[tokio::test]
