@@ -41,6 +41,7 @@ impl Cache {
     }
 
     /// The compiled form of the module `wasm` with this digest, if it was kept for this engine.
+    #[allow(unsafe_code, reason = "loading native code trusts it")]
     pub(crate) fn load(&self, engine: &Engine, digest: &str) -> Option<Module> {
         let file = self.path(engine, digest);
         let bytes = fs::read(&file).ok()?;

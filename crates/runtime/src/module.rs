@@ -91,6 +91,7 @@ impl Module {
     }
 
     /// The module as it was compiled for an engine of another size.
+    #[allow(unsafe_code, reason = "loading native code trusts it")]
     fn compiled_before(&self, engine: &Engine) -> Option<wasmtime::Module> {
         let compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
         let code = compiled.as_ref()?.serialize().ok()?;
