@@ -6,7 +6,7 @@ use anyhow::Result;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Workspaces beside the root's; fuzzing is not among them, since it needs a nightly compiler.
+/// Workspaces beside the root's; fuzzing is not among them, for its targets are part of the root's `tests/fuzz_seeds.rs`.
 const NESTED: [&str; 3] = ["sdk", "examples", "fixtures"];
 
 pub(crate) fn run_all() -> Result<()> {
