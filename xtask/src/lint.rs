@@ -55,8 +55,8 @@ fn deny() -> Result<()> {
     // absence is said and not a failure; an advisory that it holds is one.
     let fetch = Command::new(&program).current_dir(tools::root()).args(["fetch", "db"]).env("GIT_TERMINAL_PROMPT", "0").output()?;
     if fetch.status.success() {
-        step(&mut deny("Cargo.toml", &["--disable-fetch", "advisories"]))?;
-        return step(&mut sdk(&["--disable-fetch", "advisories"]));
+        step(&mut deny("Cargo.toml", &["advisories"]))?;
+        return step(&mut sdk(&["advisories"]));
     }
     println!("advisories not checked: the advisory database cannot be fetched from here");
     Ok(())
