@@ -9,9 +9,11 @@ use anyhow::Context as _;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tracing::{debug, info};
@@ -23,8 +25,8 @@ use crate::agent::Agent;
 /// Connections at once: a scraper or two, and a person.
 const MAX_CONNECTIONS: usize = 32;
 
-/// Time that a client has to send a request.
-const READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time that a connection has, from its first byte to the last of its one answer: a few kilobytes each way.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Pause after the system has refused a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -58,19 +60,27 @@ pub async fn serve(listener: TcpListener, agent: Arc<Agent>) {
         let agent = Arc::clone(&agent);
         tokio::spawn(async move {
             let _slot = slot;
-            let service = service_fn(|request| {
-                let response = respond(&request, &agent);
-                async move { Ok::<_, Infallible>(response) }
-            });
-            let served = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(READ_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
-            if let Err(error) = served {
-                debug!("a connection on the admin address has failed: {error}");
-            }
+            serve_one(stream, TIMEOUT, |request| respond(request, &agent)).await;
         });
+    }
+}
+
+/// Answers the first request of a connection and closes it: a client that sent many and read nothing would hold its slot for ever. Scrapers
+/// connect anew.
+async fn serve_one<S>(stream: S, timeout: Duration, respond: impl Fn(&Request<Incoming>) -> Response<Full<Bytes>>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let service = service_fn(|request| {
+        let response = respond(&request);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    // The timeout is over the whole.
+    let served = http1::Builder::new().keep_alive(false).header_read_timeout(None).serve_connection(TokioIo::new(stream), service);
+    match tokio::time::timeout(timeout, served).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!("a connection on the admin address has failed: {error}"),
+        Err(_) => debug!("a connection on the admin address has taken too long"),
     }
 }
 
@@ -100,4 +110,20 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt as _;
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_or_says_nothing_is_not_waited_for() {
+        for request in ["GET / HTTP/1.1\r\nHost: a\r\n\r\n", "GET", ""] {
+            // The answer does not fit in.
+            let (mut client, server) = tokio::io::duplex(64);
+            client.write_all(request.as_bytes()).await.unwrap();
+            serve_one(server, Duration::from_millis(1), |_| text(StatusCode::OK, "x".repeat(1000))).await;
+        }
+    }
 }

@@ -4,6 +4,7 @@
 //! are answered at once by the failure mode; now and then one is let through, and the first that succeeds closes the breaker again.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use zentinel_wasm_contract::FailureKind;
@@ -21,9 +22,11 @@ const PROBE: Duration = Duration::from_secs(1);
 /// The breaker of one module.
 pub(crate) struct Breaker {
     made: Instant,
+    /// Milliseconds since `made` of the first failure in a row. Held while the row or `open` changes, so that the breaker is never open with no
+    /// failure counted: no success would close it.
+    first_failure: Mutex<u64>,
+    /// Failures in a row. A success looks at it first, and has nothing to do when there are none.
     failures: AtomicU32,
-    /// Milliseconds since `made` of the first failure in a row.
-    first_failure: AtomicU64,
     open: AtomicBool,
     /// Milliseconds since `made` of the next probe.
     next_probe: AtomicU64,
@@ -33,8 +36,8 @@ impl Breaker {
     pub(crate) fn new() -> Self {
         Self {
             made: Instant::now(),
+            first_failure: Mutex::new(0),
             failures: AtomicU32::new(0),
-            first_failure: AtomicU64::new(0),
             open: AtomicBool::new(false),
             next_probe: AtomicU64::new(0),
         }
@@ -60,6 +63,7 @@ impl Breaker {
         if self.failures.load(Relaxed) == 0 {
             return false;
         }
+        let _changing = self.first_failure();
         self.failures.store(0, Relaxed);
         self.open.swap(false, Relaxed)
     }
@@ -80,16 +84,23 @@ impl Breaker {
     }
 
     fn failed_at(&self, now: u64) -> bool {
-        let failures = self.failures.fetch_add(1, Relaxed).saturating_add(1);
+        let mut first_failure = self.first_failure();
+        let failures = self.failures.load(Relaxed).saturating_add(1);
+        self.failures.store(failures, Relaxed);
         if failures == 1 {
-            self.first_failure.store(now, Relaxed);
+            *first_failure = now;
         }
-        let lasted = now.saturating_sub(self.first_failure.load(Relaxed));
-        if failures < MIN_FAILURES || lasted < WINDOW.as_millis() as u64 || self.open.swap(true, Relaxed) {
+        let lasted = now.saturating_sub(*first_failure);
+        if self.is_open() || failures < MIN_FAILURES || lasted < WINDOW.as_millis() as u64 {
             return false;
         }
         self.next_probe.store(now + PROBE.as_millis() as u64, Relaxed);
+        self.open.store(true, Relaxed);
         true
+    }
+
+    fn first_failure(&self) -> MutexGuard<'_, u64> {
+        self.first_failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn millis(&self, now: Instant) -> u64 {
@@ -100,6 +111,7 @@ impl Breaker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::AtomicUsize;
 
     const LONG: u64 = WINDOW.as_millis() as u64;
 
@@ -144,6 +156,45 @@ mod tests {
         assert!(breaker.is_open());
         assert!(breaker.succeeded());
         assert!(!breaker.is_open() && breaker.admits());
+    }
+
+    #[test]
+    fn a_success_closes_it_whatever_happened_at_once() {
+        const ROUNDS: usize = 3000;
+        let breakers: Vec<_> = (0..ROUNDS).map(|_| Breaker::new()).collect();
+        for breaker in &breakers {
+            (1..MIN_FAILURES).for_each(|_| assert!(!breaker.failed_at(0)));
+        }
+        let ready = AtomicUsize::new(0);
+        let spin_until = |done: &dyn Fn() -> bool| {
+            for spins in 1.. {
+                if done() {
+                    break;
+                }
+                if spins % 10_000 == 0 {
+                    // The other thread may be waiting for this core.
+                    std::thread::yield_now();
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for (round, breaker) in breakers.iter().enumerate() {
+                    spin_until(&|| ready.load(Relaxed) > round);
+                    breaker.failed_at(LONG);
+                }
+            });
+            // The success comes as soon as the last failure is counted.
+            for breaker in &breakers {
+                ready.fetch_add(1, Relaxed);
+                spin_until(&|| breaker.failures.load(Relaxed) == MIN_FAILURES);
+                breaker.succeeded();
+            }
+        });
+        for breaker in &breakers {
+            breaker.succeeded();
+            assert!(!breaker.is_open());
+        }
     }
 
     #[test]

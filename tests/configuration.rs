@@ -4,7 +4,7 @@ mod common;
 
 use std::thread;
 
-use common::{Admin, Agent, Connection, decision, id_of, kind, module, module_error, request};
+use common::{Admin, Agent, Connection, decision, id_of, kind, module, module_error, request, wait_for};
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -265,6 +265,20 @@ fn requests_under_way_see_the_old_or_the_new_configuration_and_no_error() {
         assert!(load.join().unwrap() > 0);
     });
     assert_eq!(admin.metric(RELOADED), 30.0);
+}
+
+#[test]
+fn configurations_that_no_module_takes_are_told_of_once() {
+    const CONFIGURATIONS: usize = 5;
+    let (agent, admin) = start(&module::choosing(), &[]);
+    let mut proxy = agent.connect();
+    for number in 0..CONFIGURATIONS {
+        proxy.configure(&json!({"module-config": number})).unwrap();
+    }
+    assert_eq!(admin.metric(RELOADED), CONFIGURATIONS as f64);
+    let count = |text: &str| agent.log.entries().iter().filter(|entry| entry["message"].as_str().unwrap().contains(text)).count();
+    wait_for("the log", || (count("configuration is applied") == CONFIGURATIONS).then_some(()));
+    assert_eq!(count("does not export `on_configure`"), 1);
 }
 
 #[test]

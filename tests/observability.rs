@@ -3,12 +3,13 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::io::Write;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{Admin, Agent, decision, id_of, kind, module, module_error, request, response, wait_for};
+use common::{Admin, Agent, PATIENCE, decision, id_of, kind, module, module_error, request, response, wait_for};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -217,6 +218,37 @@ fn the_admin_address_answers_what_it_knows_and_nothing_else() {
     assert_eq!(admin.get("/readyz"), (200, "ready\n".into()));
     assert_eq!(admin.get("/").0, 404);
     assert_eq!(admin.get("/metrics/../etc/passwd").0, 404);
+}
+
+#[test]
+fn a_connection_of_the_admin_address_has_one_answer_and_ends() {
+    let agent = start(&module::choosing(), &ADMIN);
+    let mut stream = TcpStream::connect(agent.admin().0).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all("GET /metrics HTTP/1.1\r\nHost: agent\r\n\r\n".repeat(2).as_bytes()).unwrap();
+    let mut answers = String::new();
+    stream.read_to_string(&mut answers).unwrap();
+    assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 1, "{answers}");
+}
+
+#[test]
+fn clients_of_the_admin_address_that_never_read_do_not_hold_it() {
+    /// More than there are slots.
+    const CLIENTS: usize = 40;
+    let agent = start(&module::choosing(), &ADMIN);
+    let admin = agent.admin();
+    let requests = "GET /metrics HTTP/1.1\r\nHost: agent\r\n\r\n".repeat(20_000);
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let mut client = TcpStream::connect(admin.0).unwrap();
+            client.set_nonblocking(true).unwrap();
+            // As much as is taken: the connection may be closed meanwhile.
+            let _ = client.write_all(requests.as_bytes());
+            client
+        })
+        .collect();
+    assert_eq!(admin.get("/healthz").0, 200);
+    drop(clients);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use anyhow::Result;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Workspaces beside the root's; fuzzing is not among them, since it needs a nightly compiler.
+/// Workspaces beside the root's; fuzzing is not among them, for its targets are part of the root's `tests/fuzz_seeds.rs`.
 const NESTED: [&str; 3] = ["sdk", "examples", "fixtures"];
 
 pub(crate) fn run_all() -> Result<()> {
@@ -38,20 +38,25 @@ fn clippy(command: &mut Command) -> &mut Command {
     command.args(["--workspace", "--all-targets", "--", "-D", "warnings"])
 }
 
-/// Licences, sources and duplicate crates; known vulnerabilities where their database can be had.
+/// Licences, sources and duplicate crates of what is shipped; known vulnerabilities where their database can be had.
 fn deny() -> Result<()> {
     let program = cargo_deny()?;
-    let deny = |checks: &[&str]| {
+    let deny = |manifest: &str, checks: &[&str]| {
         let mut command = Command::new(&program);
-        command.current_dir(tools::root()).args(["check", "--hide-inclusion-graph"]).args(checks);
+        command.current_dir(tools::root()).args(["--locked", "--manifest-path", manifest, "--config", "deny.toml"]);
+        command.args(["check", "--hide-inclusion-graph"]).args(checks);
         command
     };
-    step(&mut deny(&["bans", "licenses", "sources"]))?;
+    // What is skipped for the agent the SDK does not have.
+    let sdk = |checks: &[&str]| deny("sdk/rust/Cargo.toml", &[&["--allow", "unmatched-skip"], checks].concat());
+    step(&mut deny("Cargo.toml", &["bans", "licenses", "sources"]))?;
+    step(&mut sdk(&["bans", "licenses", "sources"]))?;
     // The database is a git repository. Without a way to it the other checks still stand, so its
     // absence is said and not a failure; an advisory that it holds is one.
     let fetch = Command::new(&program).current_dir(tools::root()).args(["fetch", "db"]).env("GIT_TERMINAL_PROMPT", "0").output()?;
     if fetch.status.success() {
-        return step(&mut deny(&["--disable-fetch", "advisories"]));
+        step(&mut deny("Cargo.toml", &["advisories"]))?;
+        return step(&mut sdk(&["advisories"]));
     }
     println!("advisories not checked: the advisory database cannot be fetched from here");
     Ok(())

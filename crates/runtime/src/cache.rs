@@ -41,6 +41,7 @@ impl Cache {
     }
 
     /// The compiled form of the module `wasm` with this digest, if it was kept for this engine.
+    #[allow(unsafe_code, reason = "loading native code trusts it")]
     pub(crate) fn load(&self, engine: &Engine, digest: &str) -> Option<Module> {
         let file = self.path(engine, digest);
         let bytes = fs::read(&file).ok()?;
@@ -93,7 +94,10 @@ impl Cache {
         let mut files = Vec::new();
         for entry in fs::read_dir(&self.directory)? {
             let entry = entry?;
-            files.push((entry.metadata()?.modified()?, entry.path()));
+            // The directory may hold what somebody else has put there.
+            if entry.file_name().to_str().is_some_and(is_own) {
+                files.push((entry.metadata()?.modified()?, entry.path()));
+            }
         }
         files.sort();
         for (_, file) in files.iter().rev().skip(MAX_FILES) {
@@ -107,6 +111,14 @@ impl Cache {
         engine.precompile_compatibility_hash().hash(&mut hasher);
         self.directory.join(format!("{digest}-{:016x}.cwasm", hasher.finish()))
     }
+}
+
+/// Whether a file of this name is one that `path` names, or one that `write` did not finish.
+fn is_own(name: &str) -> bool {
+    let is_hex = |text: &str, len| text.len() == len && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let Some((stem, extension)) = name.split_once('.') else { return false };
+    stem.split_once('-').is_some_and(|(digest, engine)| is_hex(digest, 64) && is_hex(engine, 16))
+        && (extension == "cwasm" || extension.strip_suffix(".tmp").is_some_and(|process| process.parse::<u32>().is_ok()))
 }
 
 #[cfg(test)]
@@ -140,13 +152,21 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_files_is_bounded() {
+    fn the_number_of_own_files_is_bounded_and_no_other_is_touched() {
         let directory = scratch("bounded");
         let cache = Cache::open(&directory).unwrap();
+        let engine = Engine::default();
+        let own = |at: usize| cache.path(&engine, &format!("{at:064x}"));
+        let unfinished = own(1000).with_extension("4711.tmp");
+        let others = ["key.pem", "other.cwasm", "4711.tmp", "a.b.c"].map(|name| directory.join(name));
+        others.iter().chain([&unfinished]).for_each(|file| fs::write(file, b"x").unwrap());
+        fs::File::open(&unfinished).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+        fs::create_dir(directory.join("folder")).unwrap();
         for at in 0..MAX_FILES + 5 {
-            cache.write(&directory.join(format!("{at}.cwasm")), b"x").unwrap();
+            cache.write(&own(at), b"x").unwrap();
         }
-        assert_eq!(fs::read_dir(&directory).unwrap().count(), MAX_FILES);
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), MAX_FILES + others.len() + 1);
+        assert!(others.iter().all(|file| file.exists()) && !unfinished.exists());
         fs::remove_dir_all(directory).unwrap();
     }
 

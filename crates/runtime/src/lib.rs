@@ -12,6 +12,7 @@
 //! priority, so that a module that loops delays nobody else.
 
 #![deny(missing_docs)]
+#![deny(unsafe_code)]
 
 mod adapter;
 mod cache;

@@ -1,7 +1,6 @@
 //! What modules write goes to the agent's log, marked as theirs and bounded.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::{debug, error, info, trace, warn};
@@ -14,6 +13,12 @@ const LINES_PER_SECOND: f64 = 100.0;
 
 /// Lines taken at once: enough for a panic with its backtrace in every instance.
 const BURST: f64 = 500.0;
+
+/// Warnings of instances that cannot be replaced, at once and then a second. All slots of a pool may be tried at once, and each for ever.
+const REPLACEMENT_BURST: f64 = 5.0;
+
+/// See [`REPLACEMENT_BURST`].
+const REPLACEMENTS_PER_SECOND: f64 = 0.2;
 
 /// How serious a line is, as the import `zentinel.log` numbers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,13 +53,27 @@ impl Level {
     }
 }
 
-/// The budget of lines that all instances of a module share.
+/// What is logged of a module, and how much of it. It belongs to the module and not to a pool, so that new settings bring no new budget.
+#[derive(Debug)]
 pub(crate) struct GuestLog {
     module: String,
-    budget: Mutex<Budget>,
+    lines: Budget,
+    /// For the agent's warnings that an instance cannot be replaced.
+    pub(crate) replacements: Budget,
+    /// For the agent's warning that nothing takes the configuration.
+    pub(crate) unconfigurable: Once,
 }
 
-struct Budget {
+/// A number of lines at once, and then so many a second.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    burst: f64,
+    per_second: f64,
+    left: Mutex<Left>,
+}
+
+#[derive(Debug)]
+struct Left {
     lines: f64,
     refilled: Instant,
     suppressed: u64,
@@ -63,7 +82,12 @@ struct Budget {
 impl GuestLog {
     /// `module` is the digest that lines are marked with.
     pub(crate) fn new(module: String) -> Self {
-        Self { module, budget: Mutex::new(Budget { lines: BURST, refilled: Instant::now(), suppressed: 0 }) }
+        Self {
+            module,
+            lines: Budget::new(BURST, LINES_PER_SECOND),
+            replacements: Budget::new(REPLACEMENT_BURST, REPLACEMENTS_PER_SECOND),
+            unconfigurable: Once::new(),
+        }
     }
 
     /// Logs one line of a module, unless its level is off or the budget is used up.
@@ -71,7 +95,7 @@ impl GuestLog {
         if !level.enabled() {
             return;
         }
-        let Some(suppressed) = self.take() else { return };
+        let Some(suppressed) = self.lines.take() else { return };
         let module = self.module.as_str();
         if suppressed > 0 {
             warn!(target: "guest", module, suppressed, "the module logs too much: lines were left out");
@@ -87,20 +111,31 @@ impl GuestLog {
             Level::Error => error!(target: "guest", module, correlation_id, "{line}"),
         }
     }
+}
 
-    /// Takes one line from the budget and tells how many were left out before it, or counts it as left out.
-    fn take(&self) -> Option<u64> {
-        let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+impl Budget {
+    fn new(burst: f64, per_second: f64) -> Self {
+        Self { burst, per_second, left: Mutex::new(Left { lines: burst, refilled: Instant::now(), suppressed: 0 }) }
+    }
+
+    /// Takes one line and tells how many were left out before it, or counts it as left out.
+    pub(crate) fn take(&self) -> Option<u64> {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        let passed = now.saturating_duration_since(budget.refilled).min(Duration::from_secs(60));
-        budget.lines = (budget.lines + passed.as_secs_f64() * LINES_PER_SECOND).min(BURST);
-        budget.refilled = now;
-        if budget.lines < 1.0 {
-            budget.suppressed += 1;
+        let passed = now.saturating_duration_since(left.refilled).min(Duration::from_secs(60));
+        left.lines = (left.lines + passed.as_secs_f64() * self.per_second).min(self.burst);
+        left.refilled = now;
+        if left.lines < 1.0 {
+            left.suppressed += 1;
             return None;
         }
-        budget.lines -= 1.0;
-        Some(std::mem::take(&mut budget.suppressed))
+        left.lines -= 1.0;
+        Some(std::mem::take(&mut left.suppressed))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn suppressed(&self) -> u64 {
+        self.left.lock().unwrap().suppressed
     }
 }
 
@@ -153,9 +188,9 @@ mod tests {
     #[test]
     fn a_module_that_logs_without_end_is_cut_off_and_counted() {
         let log = GuestLog::new("m".into());
-        let taken = (0..1_000_000).filter(|_| log.take().is_some()).count();
+        let taken = (0..1_000_000).filter(|_| log.lines.take().is_some()).count();
         // The refill during the loop is small, however slow the machine is: a hundred lines a second.
         assert!(taken >= BURST as usize && taken < 100_000, "{taken}");
-        assert!(log.budget.lock().unwrap().suppressed > 0);
+        assert!(log.lines.suppressed() > 0);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
 use wasmtime::{Engine, ExternType, FuncType, InstancePre, Linker, ModuleExport, ValType};
@@ -12,6 +12,7 @@ use zentinel_wasm_contract::{Hook, Hooks};
 
 use crate::cache::Cache;
 use crate::instance::State;
+use crate::log::GuestLog;
 use crate::{adapter, engine, host, wasi};
 
 /// Largest module file, in bytes. Real ones have up to 5 MB; compiling one much larger would take minutes.
@@ -40,6 +41,8 @@ pub struct Module {
     path: String,
     bytes: Vec<u8>,
     digest: String,
+    /// Shared by all instances, whatever pool they are in.
+    pub(crate) log: Arc<GuestLog>,
     /// What was compiled last, from which an engine of another size is served without compiling again.
     compiled: Mutex<Option<wasmtime::Module>>,
 }
@@ -84,7 +87,8 @@ impl Module {
             let problem = format!("its SHA-256 is {digest}, not {expected} as `--module-sha256` wants");
             return Err(LoadError { path, problem });
         }
-        Ok(Self { path, bytes, digest, compiled: Mutex::new(None) })
+        let log = Arc::new(GuestLog::new(digest.clone()));
+        Ok(Self { path, bytes, digest, log, compiled: Mutex::new(None) })
     }
 
     /// SHA-256 of the file, in lower-case hexadecimal.
@@ -93,6 +97,7 @@ impl Module {
     }
 
     /// The module as it was compiled for an engine of another size.
+    #[allow(unsafe_code, reason = "loading native code trusts it")]
     fn compiled_before(&self, engine: &Engine) -> Option<wasmtime::Module> {
         let compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
         let code = compiled.as_ref()?.serialize().ok()?;

@@ -112,7 +112,16 @@ type Idle = Vec<Box<Instance>>;
 
 /// The instances of one module. Clones share them.
 #[derive(Clone)]
-pub struct Pool(Arc<Shared>);
+pub struct Pool(Arc<Front>);
+
+/// What all clones of a pool hold and its calls and replacements do not: when it goes, nobody waits for instances any more.
+struct Front(Arc<Shared>);
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        self.0.permits.close();
+    }
+}
 
 struct Shared {
     runtime: Runtime,
@@ -122,7 +131,7 @@ struct Shared {
     settings: Settings,
     log: Arc<GuestLog>,
     idle: Mutex<Idle>,
-    /// A permit is the right to take an idle instance or, with [`Isolation::Request`], to make one.
+    /// A permit is the right to take an idle instance or, with [`Isolation::Request`], to make one. Closed when the pool has gone.
     permits: Semaphore,
     waiting: AtomicUsize,
     discarded: AtomicU64,
@@ -136,12 +145,12 @@ impl Pool {
     /// The module cannot be served, does not start, or rejects its configuration.
     pub async fn start(runtime: &Runtime, module: &Arc<Module>, settings: Settings, cache: Option<&Cache>) -> Result<Self, StartError> {
         let (module, cache, slots, max_memory) = (Arc::clone(module), cache.cloned(), settings.size + SPARE_SLOTS, settings.max_memory);
-        let log = Arc::new(GuestLog::new(module.digest().to_owned()));
+        let log = Arc::clone(&module.log);
         let compiled = tokio::task::spawn_blocking(move || module.compile(slots, max_memory, cache.as_ref())).await;
         let compiled = compiled.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
         runtime.ticker().watch(&compiled.engine);
         if settings.config.is_some() && !compiled.hooks.contains(Hook::Configure) {
-            warn!("the module has a configuration but does not export `{}`", Hook::Configure);
+            log.unconfigurable.call_once(|| warn!("the module has a configuration but does not export `{}`", Hook::Configure));
         }
         let shared = Arc::new(Shared {
             runtime: runtime.clone(),
@@ -161,14 +170,20 @@ impl Pool {
             if shared.settings.isolation == Isolation::Pooled {
                 shared.idle().push(instance);
             }
+            // There may be many of them, and others want this thread.
+            tokio::task::yield_now().await;
         }
         shared.permits.add_permits(shared.settings.size as usize);
-        Ok(Self(shared))
+        Ok(Self(Arc::new(Front(shared))))
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.0.0
     }
 
     /// The hooks that the module exports.
     pub fn hooks(&self) -> Hooks {
-        self.0.compiled.hooks
+        self.shared().compiled.hooks
     }
 
     /// Whether `other` has the same instances.
@@ -178,16 +193,17 @@ impl Pool {
 
     /// How the pool was set up.
     pub fn settings(&self) -> &Settings {
-        &self.0.settings
+        &self.shared().settings
     }
 
     /// How the pool is doing.
     pub fn stats(&self) -> PoolStats {
+        let shared = self.shared();
         PoolStats {
-            available: self.0.permits.available_permits(),
-            waiting: self.0.waiting.load(Relaxed),
-            discarded: self.0.discarded.load(Relaxed),
-            largest_memory: self.0.idle().iter().map(|instance| instance.memory_size()).max().unwrap_or(0),
+            available: shared.permits.available_permits(),
+            waiting: shared.waiting.load(Relaxed),
+            discarded: shared.discarded.load(Relaxed),
+            largest_memory: shared.idle().iter().map(|instance| instance.memory_size()).max().unwrap_or(0),
         }
     }
 
@@ -205,7 +221,7 @@ impl Pool {
         if let Poll::Ready(result) = first_slice(running.as_mut()).await {
             return result;
         }
-        let mut slow: AbortOnDrop<_> = self.0.runtime.spawn_slow(running);
+        let mut slow: AbortOnDrop<_> = self.shared().runtime.spawn_slow(running);
         match tokio::time::timeout_at(deadline.into(), &mut slow.0).await {
             Ok(Ok(result)) => result,
             Ok(Err(error)) => Err(Failure::new(FailureKind::Trap, format!("the agent failed at the call: {error}"))),
@@ -215,7 +231,7 @@ impl Pool {
     }
 
     async fn slot(&self, deadline: Instant) -> Result<Slot, Failure> {
-        let shared = &self.0;
+        let shared = self.shared();
         let permit = match shared.permits.try_acquire() {
             Ok(permit) => permit,
             // Boxed, as is making an instance below: what is rare must not make every call's future large.
@@ -301,14 +317,15 @@ impl Shared {
         drop(discarded);
         let mut pause = MIN_RETRY;
         let instance = loop {
-            // The pool has gone, and nobody waits for its instances.
-            if Arc::strong_count(&self) == 1 {
+            if self.permits.is_closed() {
                 return;
             }
             match self.make_ready().await {
                 Ok(instance) => break instance,
                 Err(error) => {
-                    warn!("cannot replace an instance, trying again in {pause:?}: {error}");
+                    if let Some(suppressed) = self.log.replacements.take() {
+                        warn!(suppressed, "cannot replace an instance, trying again in {pause:?}: {error}");
+                    }
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(MAX_RETRY);
                 }
@@ -391,5 +408,75 @@ impl Lease {
             self.0.shared.permits.add_permits(1);
             self.0.settled = true;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A module that traps at every call and rejects every configuration.
+    const BROKEN: &str = r#"(module (memory (export "memory") 1)
+        (data (i32.const 64) "{\"error\":\"no\"}")
+        (func (export "alloc") (param i32) (result i32) i32.const 1024)
+        (func (export "dealloc") (param i32 i32))
+        (func (export "on_request_headers") (param i32 i32) (result i64) unreachable)
+        (func (export "on_configure") (param i32 i32) (result i64) i64.const 0x40_0000000e))"#;
+
+    fn module() -> Arc<Module> {
+        Arc::new(Module::from_bytes("test.wasm", wat::parse_str(BROKEN).unwrap(), None).unwrap())
+    }
+
+    fn settings(size: u32) -> Settings {
+        Settings { size, max_memory: 1 << 20, max_output: 1024, isolation: Isolation::Pooled, config: None }
+    }
+
+    async fn wait_until(what: &str, done: impl Fn() -> bool) {
+        let started = Instant::now();
+        while !done() {
+            assert!(started.elapsed() < Duration::from_secs(60), "waited in vain until {what}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn instances_that_cannot_be_replaced_are_given_up_with_the_pool_and_not_told_of_without_end() {
+        const SIZE: u32 = 8;
+        let module = module();
+        let mut pool = Pool::start(&Runtime::start().unwrap(), &module, settings(SIZE), None).await.unwrap();
+        // From now on no instance can be made.
+        Arc::get_mut(&mut Arc::get_mut(&mut pool.0).unwrap().0).unwrap().settings.config = Some(Arc::from(*b"{}"));
+        for _ in 0..SIZE {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            let request = Request { hook: Hook::RequestHeaders, input: Vec::new(), deadline, correlation_id: Arc::from("") };
+            assert_eq!(pool.clone().call(request).await.err().unwrap().kind, FailureKind::Trap);
+        }
+        wait_until("warnings are left out", || module.log.replacements.suppressed() > 0).await;
+        assert_eq!(pool.stats().available, 0);
+        let shared = Arc::downgrade(pool.shared());
+        drop(pool);
+        wait_until("the pool has gone", || shared.strong_count() == 0).await;
+    }
+
+    #[tokio::test]
+    async fn new_settings_bring_no_new_log() {
+        let (runtime, module) = (Runtime::start().unwrap(), module());
+        let first = Pool::start(&runtime, &module, settings(1), None).await.unwrap();
+        let second = Pool::start(&runtime, &module, settings(2), None).await.unwrap();
+        assert!(Arc::ptr_eq(&first.shared().log, &second.shared().log));
+    }
+
+    #[tokio::test]
+    async fn starting_gives_way_to_others_between_two_instances() {
+        const SIZE: u32 = 20;
+        let (runtime, module) = (Runtime::start().unwrap(), module());
+        let mut start = Box::pin(Pool::start(&runtime, &module, settings(SIZE), None));
+        let mut polls = 0;
+        let started = std::future::poll_fn(|context| {
+            polls += 1;
+            start.as_mut().poll(context)
+        });
+        started.await.unwrap();
+        assert!(polls > SIZE, "{polls}");
     }
 }
