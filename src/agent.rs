@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 use zentinel_wasm_contract::event::{Headers, RequestHeaders};
 use zentinel_wasm_contract::{Answer, Decision, Event, Failure, FailureKind, Hook, Text, WebsocketDecision, input};
 use zentinel_wasm_protocol::log::RateLimit;
-use zentinel_wasm_protocol::{Capabilities, Encode, Handler, Reports, log_limited, report};
+use zentinel_wasm_protocol::{Capabilities, Encode, Handler, Reports, aside, log_limited, report};
 use zentinel_wasm_runtime::{Cache, Module, Pool, Request, Runtime};
 
 use crate::breaker::Breaker;
@@ -468,7 +468,7 @@ impl Agent {
         let deadline = arrived + generation.settings.timeout;
         let request = Request { hook, input, deadline, correlation_id: Arc::clone(encode.correlation_id()) };
         let mut lease = generation.pool.clone().call(request).await?;
-        let answer = Answer::parse(lease.output())?;
+        let answer = aside(lease.output().len(), || Answer::parse(lease.output()))?;
         let encoded = encode.encode(&answer)?;
         // Zentinel 0.6.45 lets a request through that it shall challenge.
         let refused = matches!(answer.decision, Decision::Block { .. } | Decision::Redirect { .. }) && !answer.needs_more;

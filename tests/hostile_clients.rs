@@ -8,21 +8,44 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Agent, Connection, Stop, decision, frame, id_of, kind, module, module_error, wait_for};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 /// Connections that the agent serves at once.
 const MAX_CONNECTIONS: usize = 1024;
 
-/// Starts the agent on a [`module::judging`].
-fn agent(options: &[&str]) -> (Agent, tempfile::TempDir) {
+/// Every hook that an event is for.
+const EVENT_HOOKS: [&str; 7] = [
+    "on_request_headers",
+    "on_request_body",
+    "on_response_headers",
+    "on_response_body",
+    "on_request_complete",
+    "on_websocket_frame",
+    "on_guardrail_inspect",
+];
+
+/// The deadline of calls on a machine that may do other things too.
+const AMPLE: [&str; 2] = ["--timeout-ms", "20000"];
+
+/// Starts the agent on a module of `wat`.
+fn serve(wat: &str, options: &[&str]) -> (Agent, TempDir) {
     let folder = tempfile::tempdir().unwrap();
-    let module = module::write(folder.path(), "m.wasm", &module::judging());
-    let mut all = vec!["--timeout-ms", "20000"];
-    all.extend(options);
-    (Agent::start(&module, &all), folder)
+    let module = module::write(folder.path(), "m.wasm", wat);
+    (Agent::start(&module, options), folder)
+}
+
+/// Starts the agent on a [`module::judging`].
+fn agent(options: &[&str]) -> (Agent, TempDir) {
+    serve(&module::judging(), &[&AMPLE[..], options].concat())
+}
+
+/// Starts the agent on a module that allows every event, so that whatever reaches it comes back allowed.
+fn lenient(options: &[&str]) -> (Agent, TempDir) {
+    serve(&module::answering(&EVENT_HOOKS, r#"{"tags":["good"]}"#), &[&AMPLE[..], options].concat())
 }
 
 #[track_caller]
@@ -174,13 +197,45 @@ fn types_that_nobody_knows_are_passed_over_and_never_allowed() {
     agent.end_unharmed();
 }
 
+/// One event of each type, as it should be.
+fn right_events(id: &str) -> [(u8, Value); 7] {
+    [
+        (kind::REQUEST_HEADERS, common::request(id, "/")),
+        (kind::REQUEST_BODY, common::request_body(id, "body")),
+        (kind::RESPONSE_HEADERS, common::response(id, 200)),
+        (kind::RESPONSE_BODY, common::response_body(id, "body")),
+        (
+            kind::REQUEST_COMPLETE,
+            json!({
+                "correlation_id": id, "status": 200, "duration_ms": 5, "request_body_size": 4, "response_body_size": 4, "upstream_attempts": 1,
+                "error": null,
+            }),
+        ),
+        (
+            kind::WEBSOCKET_FRAME,
+            json!({
+                "correlation_id": id, "opcode": "text", "data": common::base64(b"hello"), "client_to_server": true, "frame_index": 0,
+                "fin": true, "route_id": "all", "client_ip": "192.0.2.7",
+            }),
+        ),
+        (
+            kind::GUARDRAIL_INSPECT,
+            json!({
+                "correlation_id": id, "inspection_type": "pii_detection", "content": "hello", "model": "m", "categories": ["email"],
+                "route_id": "all", "metadata": {"a": "b"},
+            }),
+        ),
+    ]
+}
+
+fn replaced(mut event: Value, pointer: &str, value: Value) -> Value {
+    *event.pointer_mut(pointer).unwrap() = value;
+    event
+}
+
 /// Events that say whose they are and are wrong otherwise.
 fn wrong_events(id: &str) -> Vec<(u8, Vec<u8>)> {
     let mut wrong = Vec::new();
-    let replaced = |mut event: Value, pointer: &str, value: Value| {
-        *event.pointer_mut(pointer).unwrap() = value;
-        event
-    };
     let without = |mut event: Value, field: &str| {
         event.as_object_mut().unwrap().remove(field).unwrap();
         event
@@ -199,23 +254,60 @@ fn wrong_events(id: &str) -> Vec<(u8, Vec<u8>)> {
     for value in [json!("x"), json!(-1), json!(1e300), json!(u64::MAX), json!({})] {
         wrong.push((kind::REQUEST_HEADERS, replaced(request.clone(), "/metadata/client_port", value)));
     }
-    let body = common::request_body(id, "body");
-    for field in ["data", "is_last"] {
-        wrong.push((kind::REQUEST_BODY, without(body.clone(), field)));
-        wrong.push((kind::REQUEST_BODY, replaced(body.clone(), &format!("/{field}"), number.clone())));
+    // A list of the right values in the right order is no object, and what is beside it says whose event it is.
+    let mut listed = replaced(request.clone(), "/metadata", json!([id, "r", "192.0.2.7:1"]));
+    listed["correlation_id"] = json!(id);
+    wrong.push((kind::REQUEST_HEADERS, listed));
+    wrong.push((kind::GUARDRAIL_INSPECT, json!({"correlation_id": id, "content": "x", "metadata": 1})));
+    let [_, (_, body), (_, response), (_, response_body), (_, complete), (_, websocket), (_, guardrail)] = right_events(id);
+    let not_base64 = ["%", "a", "====", "YQ=\n", "\u{e4}"];
+    for (kind, body) in [(kind::REQUEST_BODY, &body), (kind::RESPONSE_BODY, &response_body)] {
+        for field in ["data", "is_last"] {
+            wrong.push((kind, without(body.clone(), field)));
+            wrong.push((kind, replaced(body.clone(), &format!("/{field}"), number.clone())));
+        }
+        for text in not_base64 {
+            wrong.push((kind, replaced(body.clone(), "/data", json!(text))));
+        }
+        for index in [json!(-1), json!(4_294_967_296_u64), json!("0")] {
+            wrong.push((kind, replaced(body.clone(), "/chunk_index", index)));
+        }
+        wrong.push((kind, replaced(body.clone(), "/total_size", json!("4"))));
     }
-    for text in ["%", "a", "====", "YQ=\n", "\u{e4}"] {
-        wrong.push((kind::REQUEST_BODY, replaced(body.clone(), "/data", json!(text))));
+    for (kind, event) in [(kind::RESPONSE_HEADERS, &response), (kind::REQUEST_COMPLETE, &complete)] {
+        for status in [json!(-1), json!(65536), json!("200"), json!(null)] {
+            wrong.push((kind, replaced(event.clone(), "/status", status)));
+        }
     }
-    for index in [json!(-1), json!(4_294_967_296_u64), json!("0")] {
-        wrong.push((kind::REQUEST_BODY, replaced(body.clone(), "/chunk_index", index)));
+    for field in ["duration_ms", "request_body_size", "response_body_size", "upstream_attempts"] {
+        for value in [json!(-1), json!(1.5), json!("1"), json!([1])] {
+            wrong.push((kind::REQUEST_COMPLETE, replaced(complete.clone(), &format!("/{field}"), value)));
+        }
     }
-    let response = common::response(id, 200);
-    for status in [json!(-1), json!(65536), json!("200"), json!(null)] {
-        wrong.push((kind::RESPONSE_HEADERS, replaced(response.clone(), "/status", status)));
+    wrong.push((kind::REQUEST_COMPLETE, replaced(complete.clone(), "/upstream_attempts", json!(4_294_967_296_u64))));
+    wrong.push((kind::REQUEST_COMPLETE, replaced(complete, "/error", number.clone())));
+    for field in ["opcode", "data", "client_to_server"] {
+        wrong.push((kind::WEBSOCKET_FRAME, without(websocket.clone(), field)));
     }
-    wrong.push((kind::REQUEST_BODY, request.clone()));
-    wrong.push((kind::RESPONSE_HEADERS, body));
+    for field in ["opcode", "data", "client_to_server", "fin", "route_id", "client_ip"] {
+        wrong.push((kind::WEBSOCKET_FRAME, replaced(websocket.clone(), &format!("/{field}"), number.clone())));
+    }
+    for text in not_base64 {
+        wrong.push((kind::WEBSOCKET_FRAME, replaced(websocket.clone(), "/data", json!(text))));
+    }
+    wrong.push((kind::WEBSOCKET_FRAME, replaced(websocket, "/frame_index", json!(-1))));
+    wrong.push((kind::GUARDRAIL_INSPECT, without(guardrail.clone(), "content")));
+    for field in ["inspection_type", "content", "model", "categories", "route_id"] {
+        wrong.push((kind::GUARDRAIL_INSPECT, replaced(guardrail.clone(), &format!("/{field}"), number.clone())));
+    }
+    wrong.push((kind::GUARDRAIL_INSPECT, replaced(guardrail.clone(), "/categories", json!([number]))));
+    wrong.push((kind::GUARDRAIL_INSPECT, replaced(guardrail, "/metadata", json!({"a": number}))));
+    // Each as one of another type.
+    wrong.push((kind::REQUEST_BODY, request));
+    for kind in [kind::RESPONSE_HEADERS, kind::WEBSOCKET_FRAME, kind::GUARDRAIL_INSPECT] {
+        wrong.push((kind, body.clone()));
+    }
+    wrong.push((kind::RESPONSE_BODY, response));
     let mut wrong: Vec<_> = wrong.into_iter().map(|(kind, event)| (kind, event.to_string().into_bytes())).collect();
     let deep = format!(r#"{{"correlation_id":"{id}","is_last":true,"data":{}"x"{}}}"#, "[".repeat(100), "]".repeat(100));
     wrong.push((kind::REQUEST_BODY, deep.into_bytes()));
@@ -224,17 +316,177 @@ fn wrong_events(id: &str) -> Vec<(u8, Vec<u8>)> {
 
 #[test]
 fn an_event_that_cannot_be_read_is_never_waved_through() {
-    let (agent, _folder) = agent(&[]);
-    let mut connection = agent.connect();
-    for (at, (kind, payload)) in wrong_events("wrong").into_iter().enumerate() {
-        println!("{at}: {kind:#04x} {}", String::from_utf8_lossy(&payload));
-        connection.send_raw(&frame(kind, &payload));
-        let answer = connection.answer();
-        assert_eq!(id_of(&answer), "wrong");
-        assert_eq!(module_error(&answer), Some("WASM_INVALID_EVENT"), "{answer}");
-        assert_eq!(decision(&answer), "block");
+    for fail_open in [false, true] {
+        let (agent, _folder) = lenient(if fail_open { &["--fail-open"] } else { &[] });
+        let mut connection = agent.connect();
+        for (at, (kind, payload)) in wrong_events("wrong").into_iter().enumerate() {
+            println!("{at}: {kind:#04x} {}", String::from_utf8_lossy(&payload));
+            connection.send_raw(&frame(kind, &payload));
+            let answer = connection.answer();
+            assert_eq!(id_of(&answer), "wrong");
+            assert_eq!(answer["audit"]["reason_codes"], json!(["WASM_INVALID_EVENT"]), "{answer}");
+            if fail_open {
+                assert_eq!((decision(&answer), &answer["audit"]["tags"]), ("allow", &json!(["wasm-error", "fail-open"])));
+                continue;
+            }
+            assert_eq!((decision(&answer), &answer["audit"]["tags"]), ("block", &json!(["wasm-error"])));
+            // Of these two the proxy looks at something else.
+            match kind {
+                kind::WEBSOCKET_FRAME => assert!(answer["websocket_decision"]["close"].is_object(), "{answer}"),
+                kind::GUARDRAIL_INSPECT => {
+                    let verdict = answer["routing_metadata"]["guardrail_response"].as_str().unwrap();
+                    assert_eq!(serde_json::from_str::<Value>(verdict).unwrap()["detected"], true, "{answer}");
+                }
+                _ => {}
+            }
+        }
+        assert_serves(&mut connection);
+        drop(connection);
+        agent.end_unharmed();
     }
-    assert_serves(&mut connection);
+}
+
+/// Sends frames that hold no event, and then a good one: that alone is allowed. Gives the number of those that were answered.
+#[track_caller]
+fn refused(connection: &mut Connection, encode: fn(&Value) -> Vec<u8>, wrong: &[u8]) -> usize {
+    connection.send_raw(wrong);
+    connection.send_raw(&frame(kind::REQUEST_HEADERS, &encode(&common::request("still-there", "/"))));
+    let mut refused = 0;
+    loop {
+        let answer = raw_answer(connection);
+        if answer.contains("still-there") {
+            assert!(answer.contains("good"), "{answer}");
+            return refused;
+        }
+        assert!(answer.contains("WASM_INVALID_EVENT") && answer.contains("block") && !answer.contains("good"), "{answer}");
+        refused += 1;
+    }
+}
+
+/// The next answer in any encoding. Texts are in it as they are in all of them.
+#[track_caller]
+fn raw_answer(connection: &mut Connection) -> String {
+    // Reports come all the time.
+    let deadline = Instant::now() + common::PATIENCE;
+    loop {
+        assert!(Instant::now() < deadline, "there is no answer");
+        if let (kind::AGENT_RESPONSE, payload) = connection.receive_raw().unwrap() {
+            return String::from_utf8_lossy(&payload).into_owned();
+        }
+    }
+}
+
+/// Connects as a proxy that speaks MessagePack.
+#[track_caller]
+fn connect_packed(agent: &Agent) -> Connection {
+    let mut connection = Connection::open_silent(&agent.socket);
+    connection.send(
+        kind::HANDSHAKE_REQUEST,
+        &json!({"supported_versions": [2], "proxy_version": "0.6.54", "supported_encodings": ["cbor", "msgpack", "json"]}),
+    );
+    let (_, handshake) = connection.receive().unwrap();
+    assert_eq!(handshake["encoding"], "msgpack");
+    connection
+}
+
+fn written(event: &Value) -> Vec<u8> {
+    event.to_string().into_bytes()
+}
+
+/// The same as MessagePack, every length and number in its longest form.
+fn packed(value: &Value) -> Vec<u8> {
+    let begun = |kind: u8, length: usize| [&[kind][..], &(length as u32).to_be_bytes()].concat();
+    match value {
+        Value::Null => vec![0xc0],
+        Value::Bool(value) => vec![0xc2 + u8::from(*value)],
+        Value::Number(number) => match (number.as_u64(), number.as_i64()) {
+            (Some(number), _) => [&[0xcf][..], &number.to_be_bytes()].concat(),
+            (_, Some(number)) => [&[0xd3][..], &number.to_be_bytes()].concat(),
+            _ => [&[0xcb][..], &number.as_f64().unwrap().to_be_bytes()].concat(),
+        },
+        Value::String(text) => [begun(0xdb, text.len()), text.clone().into_bytes()].concat(),
+        Value::Array(values) => [begun(0xdd, values.len()), values.iter().flat_map(packed).collect()].concat(),
+        Value::Object(fields) => {
+            let fields: Vec<u8> = fields.iter().flat_map(|(name, value)| [packed(&json!(name)), packed(value)].concat()).collect();
+            [begun(0xdf, value.as_object().unwrap().len()), fields].concat()
+        }
+    }
+}
+
+/// An event as MessagePack with `bytes` in the place of one of its values.
+fn packed_with(event: Value, pointer: &str, bytes: &[u8]) -> Vec<u8> {
+    let mark = json!("the value that is replaced");
+    let (whole, mark) = (packed(&replaced(event, pointer, mark.clone())), packed(&mark));
+    let at = whole.windows(mark.len()).position(|window| window == mark).unwrap();
+    [&whole[..at], bytes, &whole[at + mark.len()..]].concat()
+}
+
+#[test]
+fn an_event_that_is_cut_off_anywhere_is_never_waved_through() {
+    let (agent, _folder) = lenient(&[]);
+    for (mut connection, encode) in [(agent.connect(), written as fn(&Value) -> Vec<u8>), (connect_packed(&agent), packed)] {
+        for (kind, event) in right_events("cut") {
+            let whole = encode(&event);
+            connection.send_raw(&frame(kind, &whole));
+            assert!(raw_answer(&mut connection).contains("good"), "{event}");
+            let cut: Vec<u8> = (0..whole.len()).flat_map(|cut| frame(kind, &whole[..cut])).collect();
+            refused(&mut connection, encode, &cut);
+        }
+    }
+    agent.end_unharmed();
+}
+
+#[test]
+fn an_event_of_message_pack_that_cannot_be_read_is_never_waved_through() {
+    let (agent, _folder) = lenient(&[]);
+    let mut connection = connect_packed(&agent);
+    let before = agent.resident();
+    let wrong = wrong_events("wrong");
+    let mut answered = 0;
+    for (kind, payload) in &wrong {
+        println!("{kind:#04x} {}", String::from_utf8_lossy(payload));
+        let event = serde_json::from_slice(payload).unwrap();
+        let more = refused(&mut connection, packed, &frame(*kind, &packed(&event)));
+        if more == 0 {
+            println!("UNANSWERED");
+        }
+        answered += more;
+    }
+    // The last one goes so deep that nobody looks whose it is.
+    assert_eq!(answered, wrong.len() - 1);
+
+    let mut values = vec![
+        // Types of the sender's own, and one that does not exist.
+        b"\xd4\x01a".to_vec(),
+        b"\xc7\x03\x05abc".to_vec(),
+        b"\xd6\xff\0\0\0\0".to_vec(),
+        b"\xc1".to_vec(),
+        [0x91].repeat(100_000),
+        b"\x81\xa1a".repeat(100_000),
+    ];
+    // All that a length can say, of bytes, an own type, a text, a list, and an object.
+    values.extend([0xc6, 0xc9, 0xdb, 0xdd, 0xdf].map(|kind| vec![kind, 0xff, 0xff, 0xff, 0xff, 1]));
+    for (kind, event) in right_events("wrong") {
+        let mut places: Vec<String> = event.as_object().unwrap().keys().map(|field| format!("/{field}")).collect();
+        let inner = ["/metadata/correlation_id", "/metadata/client_ip", "/metadata/client_port", "/headers/host", "/headers/host/0"];
+        places.extend(inner.map(String::from).into_iter().filter(|place| event.pointer(place).is_some()));
+        for value in &values {
+            for place in &places {
+                println!("{kind:#04x} {place} {:02x?}", &value[..value.len().min(8)]);
+                refused(&mut connection, packed, &frame(kind, &packed_with(event.clone(), place, value)));
+            }
+            refused(&mut connection, packed, &frame(kind, value));
+        }
+        // Names and values side by side, values alone, and events within lists.
+        let fields = event.as_object().unwrap();
+        let sides = fields.iter().flat_map(|(name, value)| [json!(name), value.clone()]).collect();
+        let alone = fields.values().cloned().collect();
+        for list in [sides, alone, vec![event.clone()], vec![json!("wrong"), event.clone()], Vec::new()] {
+            println!("{kind:#04x} {list:?}");
+            refused(&mut connection, packed, &frame(kind, &packed(&Value::Array(list))));
+        }
+    }
+    assert!(agent.resident() < before + (32 << 20), "{}", agent.resident() - before);
     drop(connection);
     agent.end_unharmed();
 }
@@ -287,22 +539,10 @@ fn a_flood_of_what_cannot_be_read_does_not_flood_the_log() {
 fn the_wrong_encoding_is_a_wrong_event() {
     let (agent, _folder) = agent(&[]);
     // Agreed on MessagePack, and JSON comes.
-    let mut connection = Connection::open_silent(&agent.socket);
-    connection.send(
-        kind::HANDSHAKE_REQUEST,
-        &json!({"supported_versions": [2], "proxy_version": "0.6.54", "supported_encodings": ["cbor", "msgpack", "json"]}),
-    );
-    let (_, handshake) = connection.receive().unwrap();
-    assert_eq!(handshake["encoding"], "msgpack");
+    let mut connection = connect_packed(&agent);
     connection.send(kind::REQUEST_HEADERS, &common::request("json", "/"));
-    let payload = loop {
-        match connection.receive_raw().unwrap() {
-            (kind::AGENT_RESPONSE, payload) => break payload,
-            _ => continue,
-        }
-    };
-    let text = String::from_utf8_lossy(&payload);
-    assert!(text.contains("WASM_INVALID_EVENT") && text.contains("block"), "{text}");
+    let answer = raw_answer(&mut connection);
+    assert!(answer.contains("WASM_INVALID_EVENT") && answer.contains("block"), "{answer}");
 
     // Agreed on JSON, and MessagePack comes, which nobody can tell whose it is.
     let mut connection = agent.connect();
@@ -314,25 +554,36 @@ fn the_wrong_encoding_is_a_wrong_event() {
 
 #[test]
 fn large_events_are_taken_as_they_are() {
-    let (agent, _folder) = agent(&["--max-memory-mb", "128"]);
+    let options = [&AMPLE[..], &["--max-memory-mb", "128", "--max-output-bytes", "10000000", "--header-case", "lower"]].concat();
+    let (agent, _folder) = serve(&module::echo(&["on_request_headers"]), &options);
     let mut connection = agent.connect();
-    let mut many = common::request("many", "/");
-    many["headers"] = (0..100_000).map(|at| (format!("x-{at}"), json!(["v"]))).collect::<serde_json::Map<_, _>>().into();
-    assert_good(&connection.ask(kind::REQUEST_HEADERS, &many));
-
-    let mut long = common::request("long", "/");
-    long["headers"]["x-long"] = json!(["x".repeat(1 << 20), "\"\\\u{1}".repeat(100_000)]);
-    long["headers"]["n".repeat(1 << 20)] = json!(["x"]);
-    assert_good(&connection.ask(kind::REQUEST_HEADERS, &long));
-    let mut same = common::request("same", "/");
-    same["headers"]["x-same"] = json!(vec![""; 500_000]);
-    assert_good(&connection.ask(kind::REQUEST_HEADERS, &same));
+    let many = (0..100_000).map(|at| (format!("x-{at}"), vec!["v".to_owned()])).collect();
+    let long = vec![
+        ("x-long".to_owned(), vec!["x".repeat(1 << 20)]),
+        ("x-escaped".to_owned(), vec!["\"\\\u{1}".repeat(100_000)]),
+        ("n".repeat(1 << 20), vec!["x".to_owned()]),
+    ];
+    let same = vec![("x-same".to_owned(), vec![String::new(); 500_000])];
+    for (id, headers) in [("many", many), ("long", long), ("same", same)] {
+        let headers: Vec<(String, Vec<String>)> = headers;
+        let object = |value: fn(&[String]) -> Value, several: bool| {
+            let wanted = headers.iter().filter(|(_, values)| !several || values.len() > 1);
+            Value::Object(wanted.map(|(name, values)| (name.clone(), value(values))).collect())
+        };
+        let seen = module::seen(
+            &connection.ask(kind::REQUEST_HEADERS, &replaced(common::request(id, "/"), "/headers", object(|values| json!(values), false))),
+        );
+        // Not as an equation: nobody wants to read what would be printed.
+        assert!(seen["headers"] == object(|values| json!(values.join(", ")), false), "{id}");
+        let several = object(|values| json!(values), true);
+        assert!(seen.get("header_values").unwrap_or(&json!({})) == &several, "{id}");
+    }
 
     // More than the instance has memory for: its own failure, and nobody else's.
     let huge = common::request("huge", &format!("/{}", "x".repeat(15 << 20)));
     let answer = connection.ask(kind::REQUEST_HEADERS, &huge);
     assert_eq!(module_error(&answer), Some("WASM_ALLOC_FAILED"), "{}", answer["audit"]);
-    assert_serves(&mut connection);
+    assert_eq!(module::seen(&connection.get("still-there", "/here"))["uri"], "/here");
     drop(connection);
     agent.end_unharmed();
 }
@@ -408,6 +659,85 @@ fn events_after_a_cancel_are_answered_for_themselves() {
         assert_eq!((id_of(&answer), decision(&answer)), (id.as_str(), "block"));
     }
     assert_serves(&mut connection);
+    drop(connection);
+    agent.end_unharmed();
+}
+
+/// Sees that nothing is answered that was not, and that nothing is under way any more which could be.
+#[track_caller]
+fn assert_silent(agent: &Agent, connection: &mut Connection) {
+    agent.admin().wait_for_metric("wasm_agent_in_flight", 0.0);
+    connection.send_raw(&frame(kind::PING, b""));
+    loop {
+        match connection.receive().unwrap() {
+            (kind::PONG, _) => return,
+            (kind::AGENT_RESPONSE, answer) => panic!("an answer to nobody: {answer}"),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_cancelled_event_is_not_answered_and_gives_its_instance_back() {
+    let options = ["--timeout-ms", "50000", "--pool-size", "1", "--admin-address", "127.0.0.1:0"];
+    let (agent, _folder) = serve(&module::choosing(), &options);
+    let mut connection = agent.connect();
+    connection.send(kind::REQUEST_HEADERS, &common::request("a", "/loop"));
+    agent.admin().wait_for_metric("wasm_agent_in_flight", 1.0);
+    connection.send(kind::CANCEL, &json!({"correlation_id": "a"}));
+    assert_silent(&agent, &mut connection);
+    let answer = connection.get("b", "/");
+    assert_eq!((id_of(&answer), decision(&answer), module_error(&answer)), ("b", "allow", None), "{answer}");
+    assert_silent(&agent, &mut connection);
+    assert_eq!(agent.admin().metric(r#"wasm_agent_errors_total{kind="timeout"}"#), 0.0, "the call was left to its deadline");
+    drop(connection);
+    agent.end_unharmed();
+}
+
+#[test]
+fn a_client_that_goes_away_takes_its_calls_with_it() {
+    let options = ["--timeout-ms", "50000", "--pool-size", "1", "--admin-address", "127.0.0.1:0"];
+    let (agent, _folder) = serve(&module::choosing(), &options);
+    let mut other = agent.connect();
+    let mut connection = agent.connect();
+    connection.send(kind::REQUEST_HEADERS, &common::request("a", "/loop"));
+    agent.admin().wait_for_metric("wasm_agent_in_flight", 1.0);
+    drop(connection);
+    let answer = other.get("b", "/");
+    assert_eq!((id_of(&answer), decision(&answer), module_error(&answer)), ("b", "allow", None), "{answer}");
+    agent.admin().wait_for_metric("wasm_agent_connections", 1.0);
+    assert_eq!(agent.admin().metric(r#"wasm_agent_errors_total{kind="timeout"}"#), 0.0, "the call was left to its deadline");
+    drop(other);
+    agent.end_unharmed();
+}
+
+#[test]
+fn of_many_live_requests_of_one_id_only_the_newest_is_answered() {
+    /// Nearly as many as a connection may have under way.
+    const LIVE: usize = 190;
+
+    // Blocks `/b...`, and loops for ever on anything else.
+    let code = format!(
+        "(if (i32.ne (i32.load8_u offset={} (local.get $ptr)) (i32.const {})) (then (loop $ever (br $ever))))
+        i64.const 0x10_00000014",
+        r#"{"method":"GET","uri":"/"#.len(),
+        b'b'
+    );
+    let refusal = r#"(data (i32.const 16) "{\"decision\":\"block\"}")"#;
+    let wat = module::with_hooks(&["on_request_headers"], |_| code.clone(), refusal);
+    let (agent, _folder) = serve(&wat, &["--timeout-ms", "5000", "--pool-size", "200", "--admin-address", "127.0.0.1:0"]);
+    let mut connection = agent.connect();
+    for _ in 0..LIVE {
+        connection.send(kind::REQUEST_HEADERS, &common::request("same", "/slow"));
+        // Otherwise several might arrive at once, and the older ones would not even be run.
+        connection.send_raw(&frame(kind::PING, b""));
+        connection.report(kind::PONG);
+    }
+    let answer = connection.get("same", "/blocked");
+    assert_eq!((id_of(&answer), decision(&answer), module_error(&answer)), ("same", "block", None), "{answer}");
+    // All the others were run, and have come to their ends.
+    agent.admin().wait_for_metric(r#"wasm_agent_errors_total{kind="timeout"}"#, LIVE as f64);
+    assert_silent(&agent, &mut connection);
     drop(connection);
     agent.end_unharmed();
 }
@@ -572,6 +902,40 @@ fn connections_beyond_the_bound_are_turned_away_and_the_others_served() {
     agent.end_unharmed();
 }
 
+/// How much there is in a directory of the agent's in /proc: file descriptors or threads.
+fn held(agent: &Agent, what: &str) -> usize {
+    std::fs::read_dir(format!("/proc/{}/{what}", agent.pid().as_raw_nonzero())).unwrap().count()
+}
+
+#[test]
+fn connections_that_come_and_go_leave_nothing_behind() {
+    let (agent, _folder) = agent(&[]);
+    let mut good = agent.connect();
+    assert_serves(&mut good);
+    let before = ["fd", "task"].map(|what| held(&agent, what));
+    let resident = agent.resident();
+    let whole = event(&common::request("churn", "/"));
+    let greeting = frame(kind::HANDSHAKE_REQUEST, br#"{"supported_versions":[2]}"#);
+    for at in 0..3000 {
+        match at % 5 {
+            0 => drop(Connection::open_silent(&agent.socket)),
+            1 => Connection::open_silent(&agent.socket).send_raw(&greeting[..greeting.len() / 2]),
+            2 => drop(agent.connect()),
+            3 => agent.connect().send_raw(&whole[..whole.len() / 2]),
+            // It does not wait for the answer.
+            _ => agent.connect().send_raw(&whole),
+        }
+    }
+    for (what, before) in ["fd", "task"].into_iter().zip(before) {
+        wait_for(&format!("{what} to be {before} again"), || (held(&agent, what) <= before).then_some(()));
+    }
+    println!("{} kB more", agent.resident().saturating_sub(resident) >> 10);
+    assert!(agent.resident() < resident + (32 << 20), "{}", agent.resident() - resident);
+    assert_serves(&mut good);
+    drop(good);
+    agent.end_unharmed();
+}
+
 #[test]
 fn what_a_client_says_makes_no_long_line_in_the_log() {
     let (agent, _folder) = agent(&[]);
@@ -599,10 +963,21 @@ fn half_a_frame_and_unread_answers_are_not_waited_for() {
     let mut half = agent.connect();
     let whole = event(&common::request("half", "/"));
     half.send_raw(&whole[..whole.len() - 1]);
+    // One that goes on bit by bit gets no more time for it. It would go on for as long as anything here is waited for.
+    let mut slow = agent.connect();
+    let mut writer = slow.writer();
+    let drip = std::thread::spawn(move || {
+        whole[..300].iter().any(|byte| {
+            std::thread::sleep(Duration::from_millis(200));
+            writer.write_all(&[*byte]).is_err()
+        })
+    });
     let mut good = agent.connect();
     let deaf = agent.connect();
     flood(&deaf);
     assert_closed(&mut half);
+    assert!(drip.join().unwrap(), "it takes a frame for as long as bytes of it come");
+    assert_closed(&mut slow);
     for reason in ["did not finish a frame", "took no answer"] {
         agent.log.wait_for_line(reason, |line| line.contains(reason));
     }

@@ -12,7 +12,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use client::{
     AMPLE, CONTROL_STREAM, Client, HEALTH_CHECK, HEALTH_WATCH, PROCESS_EVENT, PROCESS_STREAM, Stream, address, body, configure, drain, get,
@@ -21,12 +21,14 @@ use client::{
 use common::{Agent, PATIENCE, Stop, module};
 use http2::{Wire, flag, frame, framed, kind};
 use prost::Message as _;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tonic::{Code, Status, Streaming};
 use zentinel_wasm_protocol::grpc::MAX_MESSAGE;
 use zentinel_wasm_protocol::grpc::health_proto::health_check_response::ServingStatus;
 use zentinel_wasm_protocol::grpc::proto;
+use zentinel_wasm_protocol::grpc::proto::agent_response::Decision;
 use zentinel_wasm_protocol::grpc::proto::agent_to_proxy::Message as FromAgent;
 use zentinel_wasm_protocol::grpc::proto::proxy_to_agent::Message as ToAgent;
 
@@ -426,26 +428,32 @@ fn wrong_events(id: &str) -> Vec<Vec<u8>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_cannot_be_read_is_never_waved_through() {
-    let (agent, _folder) = agent(&[]);
-    let mut client = Client::connect(&agent).await;
-    let mut stream = client.process().await;
-    for bytes in wrong_events("wrong") {
-        println!("{}", bytes.escape_ascii());
-        stream.send_raw(bytes.clone()).await;
-        let on_stream = stream.answer().await;
-        let alone: proto::AgentToProxy = client.one(PROCESS_EVENT, bytes).await.unwrap();
-        let Some(FromAgent::Response(alone)) = alone.message else { panic!("no answer but {alone:?}") };
-        for answer in [on_stream, alone] {
-            assert_eq!((module_error(&answer), answer.correlation_id.as_str()), (Some("WASM_INVALID_EVENT"), "wrong"));
-            assert!(!is_allow(&answer), "{answer:?}");
+    for fail_open in [false, true] {
+        let (agent, _folder) = agent(if fail_open { &["--fail-open"] } else { &[] });
+        let mut client = Client::connect(&agent).await;
+        let mut stream = client.process().await;
+        let assert_refused = |answer: &proto::AgentResponse, id: &str| {
+            assert_eq!((module_error(answer), answer.correlation_id.as_str()), (Some("WASM_INVALID_EVENT"), id));
+            assert_eq!(is_allow(answer), fail_open, "{answer:?}");
+            let tags: &[&str] = if fail_open { &["wasm-error", "fail-open"] } else { &["wasm-error"] };
+            assert_eq!(answer.audit.as_ref().unwrap().tags, tags);
+        };
+        for bytes in wrong_events("wrong") {
+            println!("{}", bytes.escape_ascii());
+            stream.send_raw(bytes.clone()).await;
+            let on_stream = stream.answer().await;
+            let alone: proto::AgentToProxy = client.one(PROCESS_EVENT, bytes).await.unwrap();
+            let Some(FromAgent::Response(alone)) = alone.message else { panic!("no answer but {alone:?}") };
+            for answer in [on_stream, alone] {
+                assert_refused(&answer, "wrong");
+            }
         }
+        // Headers without metadata belong to the request whose id is empty.
+        stream.send_raw(field(2, b"")).await;
+        assert_refused(&stream.answer().await, "");
+        assert_serves(&mut stream).await;
+        agent.end_unharmed();
     }
-    // Headers without metadata belong to the request whose id is empty.
-    stream.send_raw(field(2, b"")).await;
-    let answer = stream.answer().await;
-    assert_eq!((module_error(&answer), answer.correlation_id.as_str()), (Some("WASM_INVALID_EVENT"), ""));
-    assert_serves(&mut stream).await;
-    agent.end_unharmed();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -556,9 +564,20 @@ async fn what_does_not_go_on_is_not_waited_for() {
         halves.push(stream);
     }
     let silent = wire.open(CONTROL_STREAM);
+    // One that goes on bit by bit gets no more time for it. It would go on for as long as anything here is waited for.
+    let (mut slow, dripping) = processing(&agent);
+    let whole = message(get("slow", &format!("/{}", "x".repeat(300))));
+    let drip = std::thread::spawn(move || {
+        whole[..300].iter().any(|byte| {
+            std::thread::sleep(Duration::from_millis(200));
+            slow.data(dripping, &[*byte], false);
+            !slow.settle() || slow.has_ended(dripping)
+        })
+    });
     for stream in halves {
         assert!(answer_or_end(&mut wire, stream).is_none());
     }
+    assert!(drip.join().unwrap(), "it takes a message for as long as bytes of it come");
     wire.data(good, &event, false);
     assert_good(&answer(&mut wire, good));
     assert!(!wire.has_ended(silent) && !wire.has_ended(good));
@@ -655,30 +674,45 @@ async fn a_control_stream_that_is_misused_changes_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_events_are_taken_as_they_are() {
-    let (agent, _folder) = agent(&["--max-memory-mb", "128"]);
+    let options = [&AMPLE[..], &["--max-memory-mb", "128", "--max-output-bytes", "10000000", "--header-case", "lower"]].concat();
+    let (agent, _folder) = client::serve(&module::revealing(&["on_request_headers"]), &options);
     let mut stream = well_behaved(&agent).await;
-    let header = |name: String, value: String| proto::Header { name, value };
-    let with = |id: &str, headers: Vec<proto::Header>| match get(id, "/") {
-        ToAgent::RequestHeaders(event) => ToAgent::RequestHeaders(proto::RequestHeadersEvent { headers, ..event }),
-        other => other,
-    };
-    let many = (0..100_000).map(|at| header(format!("x-{at}"), "v".into())).collect();
-    assert_good(&stream.ask(with("many", many)).await);
-    let long = vec![
-        header("x-long".into(), "x".repeat(1 << 20)),
-        header("x-escaped".into(), "\"\\\u{1}".repeat(100_000)),
-        header("n".repeat(1 << 20), "x".into()),
-    ];
-    assert_good(&stream.ask(with("long", long)).await);
-    let same = (0..500_000).map(|_| header("x-same".into(), String::new())).collect();
-    assert_good(&stream.ask(with("same", same)).await);
+    let many: Vec<(String, String)> = (0..100_000).map(|at| (format!("x-{at}"), "v".into())).collect();
+    // Each fits into an answer.
+    let long =
+        vec![("x-long".into(), "x".repeat(1 << 20)), ("x-escaped".into(), "\"\\\u{1}".repeat(100_000)), ("n".repeat(1 << 20), "x".into())];
+    for (id, headers) in [("many", many), ("long", long)] {
+        let seen = seen(&stream.ask(with_headers(id, &headers)).await);
+        // Not as an equation: nobody wants to read what would be printed.
+        assert!(seen["headers"] == Value::Object(headers.into_iter().map(|(name, value)| (name, value.into())).collect()), "{id}");
+    }
+    let same = vec![("x-same".to_owned(), String::new()); 500_000];
+    let seen_same = seen(&stream.ask(with_headers("same", &same)).await);
+    assert!(seen_same["header_values"] == json!({"x-same": vec![""; 500_000]}));
 
     // More than the instance has memory for: its own failure, and nobody else's.
     let answer = stream.ask(get("huge", &format!("/{}", "x".repeat(15 << 20)))).await;
     assert_eq!(module_error(&answer), Some("WASM_ALLOC_FAILED"));
     assert!(!is_allow(&answer));
-    assert_serves(&mut stream).await;
+    assert_eq!(seen(&stream.ask(get("still-there", "/here")).await)["uri"], "/here");
     agent.end_unharmed();
+}
+
+/// What a module of [`module::revealing`] was given.
+#[track_caller]
+fn seen(answer: &proto::AgentResponse) -> Value {
+    match &answer.decision {
+        Some(Decision::Block(proto::BlockDecision { body: Some(body), .. })) => serde_json::from_str(body).unwrap(),
+        _ => panic!("nothing is shown by {answer:?}"),
+    }
+}
+
+fn with_headers(id: &str, headers: &[(String, String)]) -> ToAgent {
+    let headers = headers.iter().map(|(name, value)| proto::Header { name: name.clone(), value: value.clone() }).collect();
+    match get(id, "/") {
+        ToAgent::RequestHeaders(event) => ToAgent::RequestHeaders(proto::RequestHeadersEvent { headers, ..event }),
+        other => other,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

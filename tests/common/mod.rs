@@ -371,7 +371,10 @@ impl Connection {
     /// The next answer, or None when the agent has closed the connection.
     #[track_caller]
     pub fn answer_or_end(&mut self) -> Option<Value> {
+        // Reports come all the time.
+        let deadline = Instant::now() + PATIENCE;
         loop {
+            assert!(Instant::now() < deadline, "there is neither an answer nor an end");
             let (kind, payload) = self.receive()?;
             if kind == kind::AGENT_RESPONSE {
                 return Some(payload);

@@ -11,7 +11,7 @@ use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visi
 use serde_json::Value;
 
 use crate::header;
-use crate::text::{Pairs, Text};
+use crate::text::{Object, Pairs, Text};
 use crate::value::Bounded;
 
 /// A module's answer to one event. [`Default`] is to allow it unchanged.
@@ -460,29 +460,6 @@ fn checked_guardrail<'a>(verdict: &Value) -> Result<Text<'a>, AnswerError> {
 /// Guest text is shown in messages by its beginning only, and without control characters.
 fn shortened(text: &str) -> String {
     text.chars().take(40).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
-}
-
-/// A struct that is read from an object only: serde takes lists for structs too, field by field.
-struct Object<T>(T);
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct ObjectVisitor<T>(std::marker::PhantomData<T>);
-
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
-            type Value = T;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
-                T::deserialize(serde::de::value::MapAccessDeserializer::new(map))
-            }
-        }
-
-        deserializer.deserialize_map(ObjectVisitor(std::marker::PhantomData)).map(Object)
-    }
 }
 
 /// One header value or a list of them.

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::hook::Hook;
-use crate::text::{Pairs, Text};
+use crate::text::{Object, Pairs, Text};
 
 /// One event of one request.
 #[derive(Clone, Debug)]
@@ -62,6 +62,7 @@ impl Event<'_> {
 #[serde(bound(deserialize = "'de: 'a"))]
 pub struct RequestHeaders<'a> {
     /// Where the request comes from and which way it takes.
+    #[serde(deserialize_with = "object")]
     pub metadata: Metadata<'a>,
     /// HTTP method.
     pub method: Text<'a>,
@@ -224,6 +225,10 @@ pub struct RequestComplete<'a> {
     /// What went wrong.
     #[serde(default)]
     pub error: Option<Text<'a>>,
+}
+
+fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Object::deserialize(deserializer).map(|Object(value)| value)
 }
 
 /// Headers in the order in which they came: a name and its values.

@@ -172,7 +172,9 @@ async fn shake_hands<H: Handler>(
     };
     let request = match &*payload {
         large if large.len() > MAX_CONFIGURE => Err(TOO_LARGE.to_owned()),
-        payload => serde_json::from_slice::<handshake::Request<'_>>(payload).map_err(|error| error.to_string()),
+        payload => {
+            crate::aside(payload.len(), || serde_json::from_slice::<handshake::Request<'_>>(payload).map_err(|error| error.to_string()))
+        }
     };
     let (response, agreed) = match request {
         Ok(request) => match agree(&request, handler).await {
@@ -256,9 +258,13 @@ impl<H: Handler> Connection<H> {
                 self.decode()?;
             }
             self.output.write(&self.stream, &mut self.session)?;
-            if self.control_frames >= MAX_CONTROL_FRAMES {
+            if self.control_frames == MAX_CONTROL_FRAMES {
                 self.control_frames = 0;
                 tokio::task::yield_now().await;
+                if self.batch.is_empty() {
+                    // There may be more of what has arrived already.
+                    continue;
+                }
             }
             if !self.batch.is_empty() {
                 let began = Instant::now();
@@ -372,7 +378,6 @@ impl<H: Handler> Connection<H> {
     fn decode_from(&mut self, input: &mut Input) -> Result<(), ConnectionError> {
         while self.session.pending() + self.batch.len() < MAX_IN_FLIGHT
             && self.batch.len() < BATCH
-            && self.output.unsent() < MAX_UNSENT
             && self.control_frames < MAX_CONTROL_FRAMES
         {
             let Some((frame, len)) = frame::next(input.bytes())? else { break };

@@ -26,13 +26,25 @@ impl DecodeError {
 }
 
 fn read<'a, T: Deserialize<'a>>(encoding: Encoding, payload: &'a [u8]) -> Result<T, DecodeError> {
-    match encoding {
+    // serde would take a list for an event, field by field.
+    if !is_object(encoding, payload) {
+        return Err(DecodeError("it is not an object".into()));
+    }
+    crate::aside(payload.len(), || match encoding {
         Encoding::Json => serde_json::from_str(text(payload)?).map_err(DecodeError::new),
         Encoding::MessagePack => {
             let mut deserializer = rmp_serde::Deserializer::from_read_ref(payload);
             deserializer.set_max_depth(MAX_DEPTH);
             T::deserialize(&mut deserializer).map_err(DecodeError::new)
         }
+    })
+}
+
+fn is_object(encoding: Encoding, payload: &[u8]) -> bool {
+    match encoding {
+        Encoding::Json => payload.trim_ascii_start().first() == Some(&b'{'),
+        // Maps of up to 15, 2^16 and 2^32 entries (<https://github.com/msgpack/msgpack/blob/master/spec.md>).
+        Encoding::MessagePack => matches!(payload.first(), Some(0x80..=0x8f | 0xde | 0xdf)),
     }
 }
 
@@ -106,6 +118,13 @@ pub fn correlation_id(encoding: Encoding, kind: u8, payload: &[u8]) -> Option<Te
         _headers: IgnoredAny,
     }
 
+    /// What is left where the metadata are not what they should be.
+    #[derive(Deserialize)]
+    struct Bare<'a> {
+        #[serde(default, borrow)]
+        correlation_id: Option<Text<'a>>,
+    }
+
     #[derive(Deserialize)]
     struct Nested<'a> {
         #[serde(default, borrow)]
@@ -114,7 +133,9 @@ pub fn correlation_id(encoding: Encoding, kind: u8, payload: &[u8]) -> Option<Te
 
     let other = (encoding != Encoding::Json).then_some(Encoding::Json);
     std::iter::once(encoding).chain(other).find_map(|encoding| {
-        let id = read::<Id<'_>>(encoding, payload).ok()?;
+        let Ok(id) = read::<Id<'_>>(encoding, payload) else {
+            return read::<Bare<'_>>(encoding, payload).ok()?.correlation_id;
+        };
         let nested = id.metadata.and_then(|metadata| metadata.correlation_id);
         // Where an event of the type has its id comes first.
         if kind == kind::REQUEST_HEADERS { nested.or(id.correlation_id) } else { id.correlation_id.or(nested) }
@@ -167,7 +188,9 @@ mod tests {
         let id = |payload: &str| correlation_id(Encoding::Json, kind::REQUEST_HEADERS, payload.as_bytes()).map(|id| id.to_string());
         assert_eq!(id(r#"{"correlation_id":"a","headers":5}"#).as_deref(), Some("a"));
         assert_eq!(id(r#"{"metadata":{"correlation_id":"a","x":[]},"method":1}"#).as_deref(), Some("a"));
+        assert_eq!(id(r#"{"correlation_id":"a","metadata":1}"#).as_deref(), Some("a"));
         assert_eq!(id(r#"{"method":1}"#), None);
+        assert_eq!(id(r#"["a"]"#), None);
         assert_eq!(id("nonsense"), None);
         assert_eq!(correlation_id(Encoding::MessagePack, kind::CANCEL, br#"{"correlation_id":"a"}"#).as_deref(), Some("a"));
         let both = br#"{"correlation_id":"a","metadata":{"correlation_id":"b"},"data":1}"#;

@@ -54,7 +54,9 @@ pub(super) fn config(json: &str) -> Result<Value, String> {
     if json.len() > MAX_CONFIGURE {
         return Err(format!("the configuration cannot be read: {TOO_LARGE}"));
     }
-    serde_json::from_str(json).map(|Config { 0: config }| config).map_err(|error| format!("the configuration is not JSON: {error}"))
+    crate::aside(json.len(), || serde_json::from_str(json))
+        .map(|Config { 0: config }| config)
+        .map_err(|error| format!("the configuration is not JSON: {error}"))
 }
 
 /// What both halves of a stream share. They run on one task, so that neither ever waits for the lock.
