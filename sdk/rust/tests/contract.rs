@@ -120,7 +120,7 @@ fn verdicts_are_what_the_proxy_takes() {
         .redacted("to ***");
     let json = inspection.to_json();
     let response = Answer::parse(json.as_bytes()).unwrap().guardrail_response.unwrap();
-    let response: serde_json::Value = serde_json::from_str(response).unwrap();
+    let response: serde_json::Value = serde_json::from_str(&response).unwrap();
     let expected = serde_json::json!({
         "detected": true,
         "confidence": 0.9,
