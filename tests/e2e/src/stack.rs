@@ -4,12 +4,14 @@ use crate::http::Message;
 use crate::kdl::{ALL_EVENTS, Settings, Transport, render, render_hop};
 use crate::upstream::Upstream;
 use crate::{Ask, wait};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use tempfile::TempDir;
 
 /// Log lines shown when a test fails.
@@ -391,7 +393,13 @@ impl Stack {
     }
 }
 
-/// A port of the loopback interface that was free a moment ago.
+/// A port of the loopback interface that was free a moment ago. It is given out once: two tests that run at once must not take the same.
 pub fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr()).expect("a free port").port()
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    loop {
+        let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr()).expect("a free port").port();
+        if GIVEN.lock().unwrap_or_else(PoisonError::into_inner).insert(port) {
+            return port;
+        }
+    }
 }
