@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
+use crate::failure::brief;
 use crate::header;
 use crate::text::{Object, Pairs, Text};
 use crate::value::Bounded;
@@ -164,17 +165,9 @@ impl<'a> Answer<'a> {
         };
         match serde_json::from_str::<Object<Wire<'a>>>(text) {
             Ok(Object(wire)) => wire.check(),
-            Err(error) => invalid(brief(format_args!("the answer is not what the contract says: {error}"))),
+            Err(error) => invalid(brief(&format!("the answer is not what the contract says: {error}"))),
         }
     }
-}
-
-/// Characters that are told of what is wrong, and of the reason for which a module rejects its configuration.
-const MAX_REASON: usize = 1000;
-
-/// One line of it, cut off: it holds what the guest has said.
-fn brief(reason: impl ToString) -> String {
-    reason.to_string().chars().take(MAX_REASON).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// Reads what `on_configure` answered: nothing, an object without an `error`, or the reason for which the module rejects its configuration.
@@ -194,8 +187,8 @@ pub fn parse_configured(bytes: &[u8]) -> Result<Option<String>, AnswerError> {
     }
     match serde_json::from_slice::<Object<Configured>>(bytes) {
         // It is logged, and handed to the proxy.
-        Ok(Object(configured)) => Ok(configured.error.map(brief)),
-        Err(error) => invalid(brief(format_args!("the answer of `on_configure` is not what the contract says: {error}"))),
+        Ok(Object(configured)) => Ok(configured.error.as_deref().map(brief)),
+        Err(error) => invalid(brief(&format!("the answer of `on_configure` is not what the contract says: {error}"))),
     }
 }
 

@@ -84,15 +84,16 @@ pub struct Failure {
     pub detail: String,
 }
 
+/// What a guest or a client may have put words into, as one line that is cut off.
+pub(crate) fn brief(text: &str) -> String {
+    const SHOWN: usize = 1000;
+    text.chars().take(SHOWN).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 impl Failure {
-    /// A module error of `kind`, told in one line. What is longer than a thousand characters is cut off: it may hold what a guest or a client has sent.
+    /// A module error of `kind`, told in one line of at most a thousand characters.
     pub fn new(kind: FailureKind, detail: impl Into<String>) -> Self {
-        const SHOWN: usize = 1000;
-        let mut detail = detail.into();
-        if let Some((end, _)) = detail.char_indices().nth(SHOWN) {
-            detail.truncate(end);
-        }
-        Self { kind, detail }
+        Self { kind, detail: brief(&detail.into()) }
     }
 }
 

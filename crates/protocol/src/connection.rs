@@ -58,7 +58,7 @@ pub(crate) const TOO_LONG_ID: &str = "its correlation id has more than 64 KiB";
 pub(crate) const MAX_CONFIGURE: usize = 4 << 20;
 
 /// Why a larger one is not read.
-pub(crate) const TOO_LARGE: &str = "it has more than 4 MiB";
+const TOO_LARGE: &str = "it has more than 4 MiB";
 
 /// Configurations of one connection that may be under way. A proxy sends one and waits.
 const MAX_CONFIGURING: usize = 4;

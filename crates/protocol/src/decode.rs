@@ -113,20 +113,14 @@ pub fn correlation_id(encoding: Encoding, kind: u8, payload: &[u8]) -> Option<Te
         #[serde(default, borrow)]
         correlation_id: Option<Text<'a>>,
         #[serde(default, borrow)]
-        metadata: Option<Nested<'a>>,
+        metadata: Option<Bare<'a>>,
         #[serde(default, rename = "headers")]
         _headers: IgnoredAny,
     }
 
-    /// What is left where the metadata are not what they should be.
+    /// The metadata, or the event where they are not what they should be.
     #[derive(Deserialize)]
     struct Bare<'a> {
-        #[serde(default, borrow)]
-        correlation_id: Option<Text<'a>>,
-    }
-
-    #[derive(Deserialize)]
-    struct Nested<'a> {
         #[serde(default, borrow)]
         correlation_id: Option<Text<'a>>,
     }

@@ -19,9 +19,6 @@ const FIRST_SLICE: Duration = Duration::from_micros(250);
 /// Frames of a backtrace that are told.
 const FRAMES: usize = 6;
 
-/// Characters of a failure's detail that are told: a few long C++ names.
-const MAX_DETAIL: usize = 1000;
-
 /// What an instance may use.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -280,8 +277,6 @@ impl Instance {
                 detail = format!("{detail} in {}", names.join(" < "));
             }
         }
-        // Names come from the module.
-        let detail: String = detail.chars().take(MAX_DETAIL).map(|c| if c.is_control() { ' ' } else { c }).collect();
         if state.refused {
             let limit = state.limits.memory;
             return Failure::new(

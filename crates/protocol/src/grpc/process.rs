@@ -27,7 +27,7 @@ use super::server::ConnectionError;
 use super::{borrowed, message, proto};
 use crate::answer::{Phase, Proxy};
 use crate::connection::{
-    BATCH, HANDSHAKE_TIMEOUT, MAX_CONFIGURE, MAX_ID, MAX_UNSENT, QUIET, SLOW_BATCH, STALL_TIMEOUT, Stage, TOO_LARGE, TOO_LONG_ID,
+    BATCH, HANDSHAKE_TIMEOUT, MAX_CONFIGURE, MAX_ID, MAX_UNSENT, QUIET, SLOW_BATCH, STALL_TIMEOUT, Stage, TOO_LONG_ID,
 };
 use crate::decode::Config;
 use crate::handshake::{MAX_IN_FLIGHT, check_versions};
@@ -52,10 +52,10 @@ pub(super) fn config(json: &str) -> Result<Value, String> {
         return Ok(Value::Null);
     }
     if json.len() > MAX_CONFIGURE {
-        return Err(format!("the configuration cannot be read: {TOO_LARGE}"));
+        return Err("the configuration has more than 4 MiB".into());
     }
     crate::aside(json.len(), || serde_json::from_str(json))
-        .map(|Config { 0: config }| config)
+        .map(|config: Config| config.0)
         .map_err(|error| format!("the configuration is not JSON: {error}"))
 }
 
@@ -406,10 +406,7 @@ impl<H: Handler> Driver<H> {
             }
             Message::Configure(configure) => match config(&configure.config_json) {
                 Ok(config) => self.applying = Some(Box::pin(self.handler.configure(config))),
-                Err(reason) => {
-                    log_limited!(warn, "a configuration cannot be read: {reason}");
-                    self.ending = Some(Err(refusal(Code::FailedPrecondition, &reason)));
-                }
+                Err(reason) => self.unconfigurable(&reason),
             },
             _ => self.ending = Some(Err(Status::failed_precondition("there was a second handshake"))),
         }
@@ -419,17 +416,19 @@ impl<H: Handler> Driver<H> {
     fn reject(&mut self, unreadable: Unreadable, exchange: &mut Exchange) {
         let Unreadable { hook, correlation_id, reason } = unreadable;
         if hook == Hook::Configure {
-            // Who sends one takes it for applied as long as the stream lives.
-            let reason = format!("a configuration cannot be read: {reason}");
-            log_limited!(warn, "{reason}");
-            self.ending = Some(Err(refusal(Code::FailedPrecondition, &reason)));
-            return;
+            return self.unconfigurable(&reason);
         }
         let Some(id) = correlation_id.filter(|id| id.len() <= MAX_ID) else { return self.unanswerable(&reason) };
         let ticket = exchange.session.arrived(&id);
         let wire = Wire { peer: Arc::clone(&self.peer), phase: Phase { hook, chunk_index: 0 }, correlation_id: Arc::from(id) };
         let answer = self.handler.reject(invalid(hook, &reason), wire);
         exchange.push(Some(ticket), answer);
+    }
+
+    /// Ends the stream, for who sends a configuration takes it for applied as long as the stream lives.
+    fn unconfigurable(&mut self, reason: &str) {
+        log_limited!(warn, "a configuration cannot be read: {reason}");
+        self.ending = Some(Err(refusal(Code::FailedPrecondition, reason)));
     }
 
     fn unanswerable(&mut self, reason: &str) {
