@@ -4,18 +4,12 @@ use wasmtime::{Caller, Linker, Result};
 use zentinel_wasm_contract::FailureKind;
 
 use crate::instance::State;
-use crate::log::{Level, MAX_LINE};
+use crate::log::{Level, MAX_LINE, cost};
 
 /// Defines every import but WASI's.
 pub(crate) fn define(linker: &mut Linker<State>) -> Result<()> {
-    linker.func_wrap("zentinel", "log", |mut caller: Caller<'_, State>, level: i32, ptr: i32, len: i32| -> Result<()> {
-        let (memory, state) = State::memory(&mut caller)?;
-        let line = slice(memory, ptr, len.cast_unsigned().min(MAX_LINE as u32));
-        match line {
-            Some(line) => state.log(Level::from_guest(level), line),
-            None => return Err(state.fail(FailureKind::Trap, "it called `zentinel.log` with text outside its memory")),
-        }
-        state.check_deadline()
+    linker.func_wrap_async("zentinel", "log", |caller, (level, ptr, len): (i32, i32, i32)| {
+        Box::new(log(caller, level, ptr, len.cast_unsigned().min(MAX_LINE as u32)))
     })?;
     linker.func_wrap("env", "emscripten_notify_memory_growth", |_memory: i32| {})?;
     linker.func_wrap("env", "abort", |mut caller: Caller<'_, State>, message: i32, file: i32, line: i32, column: i32| -> Result<()> {
@@ -27,6 +21,18 @@ pub(crate) fn define(linker: &mut Linker<State>) -> Result<()> {
         Err(state.fail(FailureKind::Trap, detail))
     })?;
     Ok(())
+}
+
+async fn log(mut caller: Caller<'_, State>, level: i32, ptr: i32, len: u32) -> Result<()> {
+    State::spend(&mut caller, cost(1, len as usize)).await?;
+    let (memory, state) = State::memory(&mut caller)?;
+    match slice(memory, ptr, len) {
+        Some(line) => {
+            state.log(Level::from_guest(level), line);
+            Ok(())
+        }
+        None => Err(state.fail(FailureKind::Trap, "it called `zentinel.log` with text outside its memory")),
+    }
 }
 
 /// `len` bytes of the guest's memory at `ptr`, if it has them.

@@ -38,6 +38,8 @@ pub(crate) struct State {
     correlation_id: Arc<str>,
     deadline: Instant,
     slice: Slice,
+    /// CPU time, roughly, that host functions have used since the guest's own code was looked at.
+    hosted: Duration,
     /// Growth was refused during this call.
     refused: bool,
     failure: Option<Failure>,
@@ -52,7 +54,7 @@ enum Slice {
     Fresh,
     /// The first tick found the thread at this CPU time.
     Since(Duration),
-    /// The call has yielded and takes turns with others.
+    /// The call has left the thread once, and takes turns with others.
     Slow,
 }
 
@@ -72,6 +74,7 @@ impl State {
             correlation_id: Arc::from(""),
             deadline: Instant::now(),
             slice: Slice::Fresh,
+            hosted: Duration::ZERO,
             refused: false,
             failure: None,
             stdout: LineBuffer::default(),
@@ -83,6 +86,7 @@ impl State {
         self.correlation_id = correlation_id;
         self.deadline = deadline;
         self.slice = Slice::Fresh;
+        self.hosted = Duration::ZERO;
         self.refused = false;
         self.failure = None;
         self.output.clear();
@@ -94,9 +98,29 @@ impl State {
         wasmtime::Error::msg(failure.detail.clone())
     }
 
-    /// Ends a call that has outlived its deadline. Host functions that take time call it themselves.
+    /// Ends a call that has outlived its deadline.
     pub(crate) fn check_deadline(&mut self) -> wasmtime::Result<()> {
         if Instant::now() < self.deadline { Ok(()) } else { Err(self.fail(FailureKind::Timeout, "it did not end before its deadline")) }
+    }
+
+    /// Called by host functions before they do what takes about `cost` of CPU time: ends a call that has outlived its deadline, and gives way once the
+    /// call has used its slice. Ticks see to the guest's own code; between two calls of host functions there may be none that they look at.
+    pub(crate) async fn spend(caller: &mut Caller<'_, Self>, cost: Duration) -> wasmtime::Result<()> {
+        let state = caller.data_mut();
+        state.check_deadline()?;
+        state.hosted += cost;
+        if state.hosted >= FIRST_SLICE {
+            state.leave();
+            tokio::task::yield_now().await;
+            caller.data_mut().check_deadline()?;
+        }
+        Ok(())
+    }
+
+    /// The call is about to leave the thread, which it may do for the slow lane: what it has used there is not to be compared with another thread's.
+    pub(crate) fn leave(&mut self) {
+        self.slice = Slice::Slow;
+        self.hosted = Duration::ZERO;
     }
 
     /// When the call has to end.
@@ -144,6 +168,7 @@ impl State {
     /// What becomes of a call that a tick has found running.
     fn tick(&mut self) -> wasmtime::Result<UpdateDeadline> {
         self.check_deadline()?;
+        self.hosted = Duration::ZERO;
         // Wall time would also count the time in which the machine ran somebody else.
         let cpu = || {
             let now = clock_gettime(ClockId::ThreadCPUTime);
@@ -156,7 +181,7 @@ impl State {
             }
             Slice::Since(then) if cpu().saturating_sub(then) < FIRST_SLICE => Ok(UpdateDeadline::Continue(1)),
             Slice::Since(_) | Slice::Slow => {
-                self.slice = Slice::Slow;
+                self.leave();
                 Ok(UpdateDeadline::Yield(1))
             }
         }

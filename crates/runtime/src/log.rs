@@ -14,11 +14,23 @@ const LINES_PER_SECOND: f64 = 100.0;
 /// Lines taken at once: enough for a panic with its backtrace in every instance.
 const BURST: f64 = 500.0;
 
+/// CPU time that a line takes at most, roughly, and each byte of it.
+const LINE_COST: Duration = Duration::from_micros(5);
+
+/// See [`LINE_COST`].
+const BYTE_COST: Duration = Duration::from_nanos(10);
+
 /// Warnings of instances that cannot be replaced, at once and then a second. All slots of a pool may be tried at once, and each for ever.
 const REPLACEMENT_BURST: f64 = 5.0;
 
 /// See [`REPLACEMENT_BURST`].
 const REPLACEMENTS_PER_SECOND: f64 = 0.2;
+
+/// CPU time, roughly, that it takes to log so much.
+pub(crate) fn cost(lines: usize, bytes: usize) -> Duration {
+    // Both are bounded by what one call of a host function takes.
+    LINE_COST * lines as u32 + BYTE_COST * bytes as u32
+}
 
 /// How serious a line is, as the import `zentinel.log` numbers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,6 +15,7 @@ use zentinel_wasm_contract::FailureKind;
 
 use crate::host::{slice, slice_mut};
 use crate::instance::State;
+use crate::log;
 
 const MODULE: &str = "wasi_snapshot_preview1";
 
@@ -25,12 +26,20 @@ const INVAL: i32 = 28;
 const IO: i32 = 29;
 const SPIPE: i32 = 70;
 
-/// Bytes of random numbers made at once: some hundred microseconds. A request for more takes turns with others in between, for a host function cannot be
-/// interrupted as the guest's own code can.
-const RANDOM_CHUNK: usize = 64 << 10;
+/// Bytes of random numbers made at once, some ten microseconds' worth: a host function cannot be interrupted as the guest's own code can.
+const RANDOM_CHUNK: u32 = 8 << 10;
+
+/// CPU time that a random byte takes, roughly.
+const RANDOM_COST: Duration = Duration::from_nanos(4);
 
 /// Bytes that one write takes, for the same reason: a guest that has more calls again, as POSIX programs do anyway.
 const MAX_WRITE: usize = 8 << 10;
+
+/// Lines that one write takes.
+const MAX_WRITE_LINES: usize = 16;
+
+/// CPU time that a subscription of a poll takes, roughly.
+const SUBSCRIPTION_COST: Duration = Duration::from_nanos(100);
 
 /// Most buffers of one write, and most subscriptions of one poll.
 const MAX_ENTRIES: u32 = 1024;
@@ -116,7 +125,9 @@ pub(crate) fn define(linker: &mut Linker<State>) -> Result<()> {
 
 fn define_standard_streams(linker: &mut Linker<State>) -> Result<()> {
     let is_stream = |fd: i32| (0..=2).contains(&fd);
-    linker.func_wrap(MODULE, "fd_write", fd_write)?;
+    linker.func_wrap_async(MODULE, "fd_write", |caller, (fd, buffers, count, out): (i32, i32, i32, i32)| {
+        Box::new(fd_write(caller, fd, buffers, count.cast_unsigned(), out))
+    })?;
     linker.func_wrap(MODULE, "fd_read", |mut caller: Caller<'_, State>, fd: i32, _buffers: i32, _count: i32, out: i32| {
         // Standard input is at its end.
         if fd == 0 { Ok(errno(write(&mut caller, out, &[0; 4])?)) } else { Ok::<_, wasmtime::Error>(BADF) }
@@ -190,11 +201,8 @@ async fn random_get(mut caller: Caller<'_, State>, ptr: i32, len: u32) -> Result
     }
     let mut done = 0;
     while done < len {
-        if done > 0 {
-            tokio::task::yield_now().await;
-            caller.data_mut().check_deadline()?;
-        }
-        let chunk = (len - done).min(RANDOM_CHUNK as u32);
+        let chunk = (len - done).min(RANDOM_CHUNK);
+        State::spend(&mut caller, RANDOM_COST * chunk).await?;
         let (memory, _) = State::memory(&mut caller)?;
         let target = slice_mut(memory, ptr.wrapping_add(done.cast_signed()), chunk);
         if target.is_none_or(|target| getrandom::fill(target).is_err()) {
@@ -205,27 +213,33 @@ async fn random_get(mut caller: Caller<'_, State>, ptr: i32, len: u32) -> Result
     Ok(SUCCESS)
 }
 
-fn fd_write(mut caller: Caller<'_, State>, fd: i32, buffers: i32, count: i32, out: i32) -> Result<i32> {
+async fn fd_write(mut caller: Caller<'_, State>, fd: i32, buffers: i32, count: u32, out: i32) -> Result<i32> {
     if !matches!(fd, 1 | 2) {
         return Ok(BADF);
     }
-    let count = count.cast_unsigned();
     if count > MAX_ENTRIES {
         return Ok(INVAL);
     }
     let (memory, state) = State::memory(&mut caller)?;
     state.check_deadline()?;
     let Some(buffers) = slice(memory, buffers, count * 8) else { return Ok(FAULT) };
-    let mut written = 0;
+    let (mut written, mut lines) = (0, 0);
     for buffer in buffers.chunks_exact(8) {
         let Some(bytes) = slice(memory, read_u32(buffer, 0).cast_signed(), read_u32(buffer, 4)) else { return Ok(FAULT) };
-        let taken = &bytes[..bytes.len().min(MAX_WRITE - written)];
-        state.write_stream(fd == 2, taken);
+        let room = &bytes[..bytes.len().min(MAX_WRITE - written)];
+        let mut taken = 0;
+        for line in room.split_inclusive(|&byte| byte == b'\n').take(MAX_WRITE_LINES - lines) {
+            lines += usize::from(line.ends_with(b"\n"));
+            taken += line.len();
+        }
+        let taken = &bytes[..taken];
         written += taken.len();
+        state.write_stream(fd == 2, taken);
         if taken.len() < bytes.len() {
             break;
         }
     }
+    State::spend(&mut caller, log::cost(lines, written)).await?;
     Ok(errno(write(&mut caller, out, &(written as u32).to_le_bytes())?))
 }
 
@@ -239,6 +253,7 @@ async fn poll_oneoff(mut caller: Caller<'_, State>, subscriptions: i32, events: 
     if count == 0 || count > MAX_ENTRIES {
         return Ok(INVAL);
     }
+    State::spend(&mut caller, SUBSCRIPTION_COST * count).await?;
     let (memory, state) = State::memory(&mut caller)?;
     let Some(subscriptions) = slice(memory, subscriptions, count * SUBSCRIPTION as u32) else { return Ok(FAULT) };
     let subscriptions: Vec<[u8; SUBSCRIPTION]> = subscriptions.chunks_exact(SUBSCRIPTION).filter_map(|s| s.try_into().ok()).collect();
@@ -261,6 +276,7 @@ async fn poll_oneoff(mut caller: Caller<'_, State>, subscriptions: i32, events: 
         .collect();
     let shortest = waits.iter().map(|(wait, _)| *wait).min().unwrap_or_default();
     let deadline = state.deadline();
+    state.leave();
     let until = Instant::now().checked_add(shortest).map_or(deadline, |until| until.min(deadline));
     tokio::time::sleep_until(until.into()).await;
     caller.data_mut().check_deadline()?;

@@ -16,6 +16,8 @@ fn module(hook: &str, extra: &str) -> Arc<Module> {
         r#"(module
             (import "zentinel" "log" (func $log (param i32 i32 i32)))
             (import "wasi_snapshot_preview1" "random_get" (func $random_get (param i32 i32) (result i32)))
+            (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+            (import "wasi_snapshot_preview1" "clock_time_get" (func $clock (param i32 i64 i32) (result i32)))
             (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
             (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
             (memory (export "memory") 2)
@@ -46,6 +48,10 @@ async fn call(pool: &Pool, timeout: Duration) -> Result<Lease, Failure> {
         correlation_id: Arc::from("id"),
     };
     pool.clone().call(request).await
+}
+
+async fn call_owned(pool: Pool) -> Option<Failure> {
+    call(&pool, LONG).await.err()
 }
 
 const LONG: Duration = Duration::from_secs(20);
@@ -128,6 +134,65 @@ async fn sleeping_ends_at_the_deadline() {
                 (if (i32.ne (i32.load (i32.const 512)) (i32.const 1)) (then unreachable)) (i64.const 0)";
     let pool = pool(&module(hook, ""), settings()).await;
     call(&pool, LONG).await.unwrap();
+}
+
+/// Host functions called one after another, without a loop or a function between them that a tick could look at.
+#[tokio::test]
+async fn calls_of_host_functions_give_way_and_end_at_the_deadline() {
+    const TIMES: usize = 20_000;
+    // 64 KiB of random numbers; 8 KiB of lines' ends, which stand before the memory's end; the longest line; a poll of many clocks that have rung.
+    let random = "(drop (call $random_get (i32.const 0) (i32.const 65536)))";
+    let write = "(drop (call $write (i32.const 1) (i32.const 64) (i32.const 1) (i32.const 80)))";
+    let log = "(call $log (i32.const 0) (i32.const 65536) (i32.const 65536))";
+    let poll = "(drop (call $poll (i32.const 8192) (i32.const 65536) (i32.const 1024) (i32.const 80)))";
+    for one in [random, write, log, poll] {
+        let hook = format!(
+            "(i32.store (i32.const 64) (i32.const 65536)) (i32.store (i32.const 68) (i32.const 8192))
+             (memory.fill (i32.const 65536) (i32.const 10) (i32.const 65536)) {} (i64.const 0)",
+            one.repeat(TIMES)
+        );
+        let pool = pool(&module(&hook, ""), settings()).await;
+        // This thread runs nothing else: what stands behind the call in the queue goes on only when the call has given way.
+        let called = tokio::spawn(async move { call(&pool, Duration::from_millis(200)).await.err() });
+        tokio::task::yield_now().await;
+        assert!(!called.is_finished(), "{one}");
+        // Lines that nobody wants take hardly any time.
+        let failure = called.await.unwrap();
+        assert!(failure.as_ref().map_or(one != random, |failure| failure.kind == FailureKind::Timeout), "{one}: {failure:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_has_slept_takes_turns_on_the_slow_lane() {
+    const ENOUGH: Duration = Duration::from_secs(2);
+    // This thread has used more CPU time than any of the slow lane ever did, so that the two must not be compared.
+    let busy = Instant::now();
+    while busy.elapsed() < ENOUGH + ENOUGH / 2 {
+        std::hint::spin_loop();
+    }
+    // Work until about one tick has come, a millisecond of sleep, and then a loop without end.
+    let hook = "(local $end i64)
+        (drop (call $clock (i32.const 1) (i64.const 0) (i32.const 1024)))
+        (local.set $end (i64.add (i64.load (i32.const 1024)) (i64.const 550000)))
+        (loop $work
+            (drop (call $clock (i32.const 1) (i64.const 0) (i32.const 1024)))
+            (br_if $work (i64.lt_u (i64.load (i32.const 1024)) (local.get $end))))
+        (i64.store (i32.const 88) (i64.const 1000000))
+        (drop (call $poll (i32.const 64) (i32.const 256) (i32.const 1) (i32.const 512)))
+        (loop (br 0)) (i64.const 0)";
+    let runtime = Runtime::start().unwrap();
+    let pool = Pool::start(&runtime, &module(hook, ""), Settings { size: 6, ..settings() }, None).await.unwrap();
+    // More than the lane has threads.
+    let loops: Vec<_> = (0..6).map(|_| tokio::spawn(call_owned(pool.clone()))).collect();
+    // Woken long after those have begun to loop.
+    let hook = "(i64.store (i32.const 88) (i64.const 200000000))
+        (drop (call $poll (i32.const 64) (i32.const 256) (i32.const 1) (i32.const 512))) (i64.const 0)";
+    let sleeper = Pool::start(&runtime, &module(hook, ""), settings(), None).await.unwrap();
+    call(&sleeper, ENOUGH).await.unwrap();
+    for one in loops {
+        assert!(!one.is_finished());
+        one.abort();
+    }
 }
 
 #[tokio::test]
