@@ -431,23 +431,49 @@ fn printable_list<'a>(field: &str, list: Option<Vec<Text<'a>>>) -> Result<Vec<Te
 /// Most values of a verdict: some hundred detections.
 const MAX_VERDICT: usize = 10_000;
 
-/// The verdict as text, once what the proxy reads of it is right. The rest of the object is handed on as it is.
+/// The verdict as text, once what the proxy reads of it is right: one that it cannot read it takes for none at all. The rest is handed on as it is.
+/// Field by field as in `GuardrailResponse` of zentinel-agent-protocol 0.6.54.
 fn checked_guardrail<'a>(verdict: &Value) -> Result<Text<'a>, AnswerError> {
-    let wrong = |field: &str, wanted: &str| invalid(format!("`guardrail_response{field}` must be {wanted}"));
-    let Value::Object(fields) = verdict else { return wrong("", "an object") };
+    let Value::Object(fields) = verdict else { return invalid("`guardrail_response` must be an object") };
+    let wrong = |field: &str, wanted: &str| invalid(format!("`guardrail_response.{field}` must be {wanted}"));
     if !fields.get("detected").is_some_and(Value::is_boolean) {
-        return wrong(".detected", "true or false");
+        return wrong("detected", "true or false");
     }
-    if !fields.get("confidence").is_none_or(|value| value.as_f64().is_some_and(|value| (0.0..=1.0).contains(&value))) {
-        return wrong(".confidence", "0 to 1");
-    }
-    if !fields.get("detections").is_none_or(|value| value.as_array().is_some_and(|list| list.iter().all(Value::is_object))) {
-        return wrong(".detections", "a list of objects");
+    if !fields.get("confidence").is_none_or(is_score) {
+        return wrong("confidence", "0 to 1");
     }
     if !fields.get("redacted_content").is_none_or(|value| value.is_string() || value.is_null()) {
-        return wrong(".redacted_content", "a string");
+        return wrong("redacted_content", "a string");
+    }
+    let detections = match fields.get("detections") {
+        None => &[],
+        Some(Value::Array(detections)) => detections.as_slice(),
+        Some(_) => return wrong("detections", "a list of objects"),
+    };
+    for detection in detections {
+        let Value::Object(fields) = detection else { return wrong("detections", "a list of objects") };
+        for field in ["category", "description"] {
+            if !fields.get(field).is_some_and(Value::is_string) {
+                return wrong(&format!("detections.{field}"), "a string");
+            }
+        }
+        let is_severity = |value: &Value| value.as_str().is_some_and(|value| ["low", "medium", "high", "critical"].contains(&value));
+        if !fields.get("severity").is_none_or(is_severity) {
+            return wrong("detections.severity", "`low`, `medium`, `high` or `critical`");
+        }
+        if !fields.get("confidence").is_none_or(|value| value.is_null() || is_score(value)) {
+            return wrong("detections.confidence", "0 to 1");
+        }
+        let is_span = |value: &Value| ["start", "end"].iter().all(|end| value.get(end).is_some_and(Value::is_u64));
+        if !fields.get("span").is_none_or(|value| value.is_null() || value.is_object() && is_span(value)) {
+            return wrong("detections.span", "an object of `start` and `end`, in bytes");
+        }
     }
     Ok(Text::from(verdict.to_string()))
+}
+
+fn is_score(value: &Value) -> bool {
+    value.as_f64().is_some_and(|score| (0.0..=1.0).contains(&score))
 }
 
 /// Guest text is shown in messages by its beginning only, and without control characters.
@@ -880,9 +906,40 @@ mod tests {
         let answer = parse(r#"{"guardrail_response": {"detected": true, "confidence": 0.5}}"#);
         assert_eq!(answer.guardrail_response.as_deref(), Some(r#"{"confidence":0.5,"detected":true}"#));
         let answer = parse(
-            r#"{"guardrail_response":{"detected":false,"detections":[{"category":"x","more":[1]}],"redacted_content":null,"more":{}}}"#,
+            r#"{"guardrail_response":{"detected":false,"detections":[{"category":"x","description":"y","more":[1]}],"redacted_content":null,"more":{}}}"#,
         );
         assert!(answer.guardrail_response.unwrap().contains(r#""more":[1]"#));
+    }
+
+    #[test]
+    fn a_verdict_that_the_proxy_could_not_read_is_none() {
+        let verdict = |with: &str| format!(r#"{{"guardrail_response":{{"detected":true,"detections":[{{"category":"x"{with}}}]}}}}"#);
+        let described = |with: &str| verdict(&format!(r#","description":"y"{with}"#));
+        for good in [
+            described(""),
+            described(r#","severity":"critical","confidence":1,"span":{"start":0,"end":18446744073709551615}"#),
+            described(r#","confidence":null,"span":null"#),
+        ] {
+            parse(&good);
+        }
+        for bad in [
+            verdict(""),
+            verdict(r#","description":null"#),
+            described(r#","severity":"HIGH""#),
+            described(r#","severity":null"#),
+            described(r#","confidence":"0.9""#),
+            described(r#","confidence":1.1"#),
+            described(r#","span":[0,1]"#),
+            described(r#","span":{"start":-1,"end":2}"#),
+            described(r#","span":{"start":0}"#),
+            described(r#","span":{"start":0.5,"end":1}"#),
+            r#"{"guardrail_response":{"detected":true,"detections":[1]}}"#.into(),
+            r#"{"guardrail_response":{"detected":true,"detections":null}}"#.into(),
+            r#"{"guardrail_response":{"detected":true,"confidence":null}}"#.into(),
+        ] {
+            let error = Answer::parse(bad.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains("`guardrail_response."), "{bad}: {error}");
+        }
     }
 
     #[test]
