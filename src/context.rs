@@ -70,8 +70,8 @@ pub(crate) struct Contexts(Mutex<Inner>);
 struct Inner {
     hasher: DefaultHashBuilder,
     entries: HashMap<u64, Entry>,
-    /// Keys in the order in which they were last looked at here; an entry may be younger than its place.
-    order: VecDeque<u64>,
+    /// Keys in the order in which they got their places, with the time of that; an entry may have been touched since.
+    order: VecDeque<(u64, Instant)>,
     bytes: usize,
     /// How many requests have begun.
     begun: u64,
@@ -166,7 +166,7 @@ impl Inner {
             State::Known { id: id.into(), remembered: Arc::new(remembered), body_open }
         };
         self.entries.insert(key, Entry { state, touched: now });
-        self.order.push_back(key);
+        self.order.push_back((key, now));
         self.compact();
         self.shrink(key);
         number
@@ -180,7 +180,7 @@ impl Inner {
         }
         let mut keys: Vec<_> = self.entries.iter().map(|(key, entry)| (entry.touched, *key)).collect();
         keys.sort_unstable();
-        self.order = keys.into_iter().map(|(_, key)| key).collect();
+        self.order = keys.into_iter().map(|(touched, key)| (key, touched)).collect();
     }
 
     fn get(&mut self, id: &str, now: Instant) -> Option<Arc<Remembered>> {
@@ -247,22 +247,24 @@ impl Inner {
     fn age(&mut self, now: Instant) {
         const LOOKS: usize = 4;
         for _ in 0..LOOKS {
-            let Some(&key) = self.order.front() else { return };
+            let Some(&(key, placed)) = self.order.front() else { return };
             let Some(entry) = self.entries.get_mut(&key) else {
                 self.order.pop_front();
                 continue;
             };
+            if now.duration_since(placed) <= KEPT {
+                // Those behind got their places later.
+                return;
+            }
+            self.order.pop_front();
             let silent = now.duration_since(entry.touched);
             if silent > KEPT {
                 self.bytes -= release(&mut entry.state);
             }
             if silent > REMEMBERED {
                 self.entries.remove(&key);
-                self.order.pop_front();
-            } else if silent > KEPT {
-                self.order.rotate_left(1);
             } else {
-                return;
+                self.order.push_back((key, now));
             }
         }
     }
@@ -275,10 +277,11 @@ impl Inner {
             if self.bytes <= MAX_BYTES {
                 return;
             }
-            let Some(key) = self.order.pop_front() else { break };
+            let Some((key, placed)) = self.order.pop_front() else { break };
             if let Some(entry) = self.entries.get_mut(&key) {
                 self.bytes -= release(&mut entry.state);
-                self.order.push_back(key);
+                let last = self.order.back().map_or(placed, |(_, placed)| *placed);
+                self.order.push_back((key, last));
             }
         }
         if self.bytes > MAX_BYTES
@@ -393,6 +396,23 @@ mod tests {
     }
 
     #[test]
+    fn an_id_that_is_never_silent_keeps_no_other_remembered() {
+        let (mut store, mut now) = (store(), Instant::now());
+        for id in 0..100 {
+            store.begin(&id.to_string(), about("/"), false, now);
+        }
+        // The first is in use all the time.
+        let end = now + 2 * REMEMBERED;
+        while now < end {
+            now += KEPT / 2;
+            for _ in 0..50 {
+                store.begin("0", about("/"), false, now);
+            }
+        }
+        assert_eq!(store.entries.len(), 1);
+    }
+
+    #[test]
     fn memory_is_bounded_and_dropped_contexts_do_not_lend_their_ids() {
         let (mut store, now) = (store(), Instant::now());
         let large = "x".repeat(1 << 20);
@@ -411,7 +431,7 @@ mod tests {
         let (mut store, now) = (store(), Instant::now());
         for key in 0..200 {
             store.entries.insert(key, Entry { state: State::Withheld, touched: now });
-            store.order.push_back(key);
+            store.order.push_back((key, now));
         }
         let large = "x".repeat(MAX_BYTES / 2);
         let mut known = Vec::new();

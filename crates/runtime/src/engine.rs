@@ -1,5 +1,7 @@
 //! How wasmtime is set up: which proposals a module may use, and how much it may take.
 
+use std::sync::Once;
+
 use tracing::warn;
 use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
 
@@ -58,7 +60,9 @@ pub(crate) fn new(slots: u32) -> wasmtime::Result<Engine> {
     match Engine::new(&config) {
         Ok(engine) => Ok(engine),
         Err(error) => {
-            warn!("no address space for a pool of {slots} instances, making them on demand: {:#}", error);
+            // It stays so: one line says it.
+            static SAID: Once = Once::new();
+            SAID.call_once(|| warn!("no address space for a pool of {slots} instances, making them on demand: {error:#}"));
             Engine::new(&base())
         }
     }

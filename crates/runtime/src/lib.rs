@@ -33,6 +33,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use ticker::Ticker;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Threads of the slow lane. As many as this machine class has cores: calls there are CPU-bound, and they take turns by yielding.
 const SLOW_THREADS: usize = 2;
@@ -46,6 +47,8 @@ pub struct Runtime(Arc<Shared>);
 
 struct Shared {
     ticker: Ticker,
+    /// The right to compile: one module at a time.
+    compiling: Arc<Semaphore>,
     slow: Option<tokio::runtime::Runtime>,
 }
 
@@ -65,11 +68,16 @@ impl Runtime {
                 let _ = rustix::process::nice(SLOW_NICENESS);
             })
             .build()?;
-        Ok(Self(Arc::new(Shared { ticker: Ticker::start()?, slow: Some(slow) })))
+        Ok(Self(Arc::new(Shared { ticker: Ticker::start()?, compiling: Arc::new(Semaphore::new(1)), slow: Some(slow) })))
     }
 
     fn ticker(&self) -> &Ticker {
         &self.0.ticker
+    }
+
+    /// Waits for the right to compile. Compiling cannot be stopped, so that it is held by the work and not by who waits for it.
+    async fn compiling(&self) -> OwnedSemaphorePermit {
+        Arc::clone(&self.0.compiling).acquire_owned().await.expect("nobody closes it")
     }
 
     /// Runs `future` on the slow lane. Dropping the handle's guard ends it.

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
+use wasmparser::{ElementItems, Parser, Payload};
 use wasmtime::{Engine, ExternType, FuncType, InstancePre, Linker, ModuleExport, ValType};
 use zentinel_wasm_contract::{Hook, Hooks};
 
@@ -23,6 +24,9 @@ const MAX_PROBLEMS: usize = 50;
 
 /// Most characters that are told of what is wrong with a module: what that many problems need.
 const MAX_PROBLEM: usize = 4000;
+
+/// Most elements of all segments together, each of which takes 16 bytes in every instance, outside its tables. As many as a table may have.
+const MAX_ELEMENTS: u64 = engine::MAX_TABLE_ELEMENTS as u64;
 
 /// Most characters that are shown of the name of an import.
 const MAX_NAME: usize = 60;
@@ -115,6 +119,10 @@ impl Module {
         let module = match self.compiled_before(&engine).or_else(|| cache.and_then(|cache| cache.load(&engine, &self.digest))) {
             Some(module) => module,
             None => {
+                let elements = elements(&self.bytes);
+                if elements > MAX_ELEMENTS {
+                    return Err(self.error(format!("its element segments have {elements} elements, more than the limit of {MAX_ELEMENTS}")));
+                }
                 let module = wasmtime::Module::new(&engine, &self.bytes)
                     .map_err(|error| self.error(format!("it is not valid: {}", one_line(&error))))?;
                 if let Some(cache) = cache {
@@ -191,6 +199,19 @@ fn not_a_module(bytes: &[u8]) -> Option<&'static str> {
         }
         _ => Some("it is not Wasm: it does not begin with the bytes 00 61 73 6d"),
     }
+}
+
+/// Elements of all segments. What cannot be read ends the count: it is no valid module, as the compiler will tell.
+fn elements(module: &[u8]) -> u64 {
+    let sections = Parser::new(0).parse_all(module).map_while(Result::ok);
+    let segments = sections.filter_map(|section| if let Payload::ElementSection(segments) = section { Some(segments) } else { None });
+    let items = segments.flat_map(|segments| segments.into_iter().map_while(Result::ok)).map(|segment| segment.items);
+    items
+        .map(|items| match items {
+            ElementItems::Functions(items) => u64::from(items.count()),
+            ElementItems::Expressions(_, items) => u64::from(items.count()),
+        })
+        .sum()
 }
 
 fn one_line(error: &wasmtime::Error) -> String {
@@ -358,6 +379,17 @@ mod tests {
     fn a_memory_larger_than_the_limit_is_refused() {
         let message = problem(&GOOD.replace("\"memory\") 1", "\"memory\") 17"));
         assert!(message.contains("more than the limit of 1048576: raise `--max-memory-mb`"), "{message}");
+    }
+
+    #[test]
+    fn more_elements_than_a_table_may_have_are_refused() {
+        // One too many, in two segments of two kinds.
+        let segments = |more: usize| {
+            format!("(func $f) (elem funcref {}) (elem func {}))", "(ref.null func)".repeat(50_000), "$f ".repeat(50_000 + more))
+        };
+        let module = |more| format!("{}{}", GOOD.strip_suffix(')').unwrap(), segments(more));
+        assert_eq!(problem(&module(0)), "");
+        assert!(problem(&module(1)).contains("100001 elements, more than the limit of 100000"));
     }
 
     #[test]

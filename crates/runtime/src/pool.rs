@@ -26,6 +26,9 @@ const MIN_RETRY: Duration = Duration::from_millis(50);
 /// See [`MIN_RETRY`].
 const MAX_RETRY: Duration = Duration::from_secs(5);
 
+/// Largest answer of `on_configure`, in bytes: a reason is all that it may say. It is read where the call was made, after the deadline was last looked at.
+const MAX_CONFIGURED: usize = 64 << 10;
+
 /// Most calls that wait for an instance. The proxy has at most 100 events under way per agent; ten proxies may share one.
 const MAX_WAITING: usize = 1024;
 
@@ -146,7 +149,13 @@ impl Pool {
     pub async fn start(runtime: &Runtime, module: &Arc<Module>, settings: Settings, cache: Option<&Cache>) -> Result<Self, StartError> {
         let (module, cache, slots, max_memory) = (Arc::clone(module), cache.cloned(), settings.size + SPARE_SLOTS, settings.max_memory);
         let log = Arc::clone(&module.log);
-        let compiled = tokio::task::spawn_blocking(move || module.compile(slots, max_memory, cache.as_ref())).await;
+        let turn = runtime.compiling().await;
+        let compiled = tokio::task::spawn_blocking(move || {
+            // Whoever asked for it may have gone, and asked again.
+            let _turn = turn;
+            module.compile(slots, max_memory, cache.as_ref())
+        });
+        let compiled = compiled.await;
         let compiled = compiled.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
         runtime.ticker().watch(&compiled.engine);
         if settings.config.is_some() && !compiled.hooks.contains(Hook::Configure) {
@@ -283,7 +292,12 @@ impl Shared {
             && self.compiled.hooks.contains(Hook::Configure)
         {
             instance.call(Hook::Configure, config.to_vec(), Arc::clone(correlation_id), deadline).await?;
-            if let Some(reason) = parse_configured(instance.output())? {
+            let said = instance.output();
+            if said.len() > MAX_CONFIGURED {
+                let detail = format!("the answer of `{}` has {} bytes, the limit is {MAX_CONFIGURED}", Hook::Configure, said.len());
+                return Err(Failure::new(FailureKind::OutputLimit, detail));
+            }
+            if let Some(reason) = parse_configured(said)? {
                 return Ok(Err(reason));
             }
         }
