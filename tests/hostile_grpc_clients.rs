@@ -547,6 +547,21 @@ async fn what_does_not_go_on_is_not_waited_for() {
     // A client that takes nothing holds up its own connection.
     let (mut deaf, full) = processing(&agent);
     flood(&mut deaf, full);
+    // So does one that asks event by event and takes none of an answer, or a byte of it.
+    let deaf_calls: Vec<_> = [0_u32, 1]
+        .into_iter()
+        .map(|window| {
+            let mut wire = wire(&agent);
+            const INITIAL_WINDOW_SIZE: u8 = 4;
+            wire.raw(&frame(kind::SETTINGS, 0, 0, &[0, INITIAL_WINDOW_SIZE, 0, 0, 0, 0]));
+            let stream = wire.open(PROCESS_EVENT);
+            wire.data(stream, &message(get("deaf", "/")), true);
+            if window > 0 {
+                wire.raw(&frame(kind::WINDOW_UPDATE, 0, stream, &window.to_be_bytes()));
+            }
+            wire
+        })
+        .collect();
     // One that says half a message loses the stream, and no other.
     let (mut wire, good) = processing(&agent);
     let event = message(get("half", "/"));
@@ -556,9 +571,16 @@ async fn what_does_not_go_on_is_not_waited_for() {
         wire.data(stream, &event[..len], false);
         halves.push(stream);
     }
-    for (call, half) in
-        [(PROCESS_EVENT, &event[..20]), (PROCESS_EVENT, b""), (HEALTH_CHECK, b""), (HEALTH_WATCH, b""), (CONTROL_STREAM, &[0; 3])]
-    {
+    for (call, half) in [
+        (PROCESS_EVENT, &event[..20]),
+        (PROCESS_EVENT, b""),
+        // Whole messages, after which nothing ends.
+        (PROCESS_EVENT, &event),
+        (HEALTH_CHECK, &[0; 5]),
+        (HEALTH_CHECK, b""),
+        (HEALTH_WATCH, b""),
+        (CONTROL_STREAM, &[0; 3]),
+    ] {
         let stream = wire.open(call);
         wire.data(stream, half, false);
         halves.push(stream);
@@ -583,6 +605,11 @@ async fn what_does_not_go_on_is_not_waited_for() {
     assert!(!wire.has_ended(silent) && !wire.has_ended(good));
     for reason in ["a message was not whole within 30s", "took no answer"] {
         agent.log.wait_for_line(reason, |line| line.contains(reason));
+    }
+    for mut wire in deaf_calls {
+        while wire.settle() {
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
     assert_serves(&mut well_behaved(&agent).await).await;
     drop((deaf, wire));

@@ -388,6 +388,7 @@ fn invalid_answers() -> Vec<Vec<u8>> {
     for url in ["", " ", "javascript:alert(1)", "  JavaScript:alert(1)", "java\tscript:alert(1)", "data:text/html,x", "vbscript:x"] {
         add(json!({"decision": "redirect", "body": url}));
     }
+    add(json!({"guardrail_response": {"detected": true, "detections": [{"category": "ssn"}]}}));
 
     for depth in [200, 5000] {
         invalid.push(format!("{{\"tags\":{}{}}}", "[".repeat(depth), "]".repeat(depth)).into_bytes());
@@ -395,8 +396,13 @@ fn invalid_answers() -> Vec<Vec<u8>> {
     }
     invalid.push(format!("{{\"status\":{}}}", "9".repeat(10_000)).into_bytes());
     invalid.push(format!("{{\"confidence\":0.{}e400}}", "9".repeat(1000)).into_bytes());
-    invalid.push(format!("{{\"guardrail_response\":{{\"detected\":true,\"detections\":[{}]}}}}", r#"{"category":"a","description":"b"},"#.repeat(3_000) + "1").into_bytes());
-    add(json!({"guardrail_response": {"detected": true, "detections": [{"category": "ssn"}]}}));
+    invalid.push(
+        format!(
+            "{{\"guardrail_response\":{{\"detected\":true,\"detections\":[{}]}}}}",
+            r#"{"category":"a","description":"b"},"#.repeat(3_000) + "1"
+        )
+        .into_bytes(),
+    );
     invalid
 }
 
@@ -665,7 +671,10 @@ fn an_answer_that_no_frame_has_room_for_is_too_large() {
 
 #[test]
 fn an_answer_that_nests_in_its_texts_is_survived() {
-    let answer = format!(r#"{{"guardrail_response":{{"detected":true,"detections":[{{"category":"a","description":"b","a":{}}}]}}}}"#, common::nested_texts());
+    let answer = format!(
+        r#"{{"guardrail_response":{{"detected":true,"detections":[{{"category":"a","description":"b","a":{}}}]}}}}"#,
+        common::nested_texts()
+    );
     let folder = tempfile::tempdir().unwrap();
     let module = common::module::write(folder.path(), "m.wasm", &common::module::answering(&["on_request_headers"], &answer));
     let agent = Agent::start(&module, &["--timeout-ms", LONG_TIMEOUT_MS]);

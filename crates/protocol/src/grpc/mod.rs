@@ -14,6 +14,7 @@ mod fields;
 mod health;
 mod inbound;
 mod message;
+mod outbound;
 mod process;
 mod server;
 

@@ -26,9 +26,7 @@ use super::proto::proxy_to_agent::Message;
 use super::server::ConnectionError;
 use super::{borrowed, message, proto};
 use crate::answer::{Phase, Proxy};
-use crate::connection::{
-    BATCH, HANDSHAKE_TIMEOUT, MAX_CONFIGURE, MAX_ID, MAX_UNSENT, QUIET, SLOW_BATCH, STALL_TIMEOUT, Stage, TOO_LONG_ID,
-};
+use crate::connection::{BATCH, HANDSHAKE_TIMEOUT, MAX_CONFIGURE, MAX_ID, MAX_UNSENT, QUIET, SLOW_BATCH, Stage, TOO_LONG_ID};
 use crate::decode::Config;
 use crate::handshake::{MAX_IN_FLIGHT, check_versions};
 use crate::session::{Call, Session, Ticket};
@@ -66,8 +64,6 @@ struct Exchange {
     output: VecDeque<Waiting>,
     /// Memory in bytes that they take, roughly.
     unsent: usize,
-    /// Since when nothing was taken although something waited.
-    blocked_since: Option<Instant>,
     /// How the stream ends, once the output is empty.
     end: Option<Result<(), Status>>,
     /// The response body has gone: nobody will take anything.
@@ -94,7 +90,6 @@ impl Shared {
             session: Session::new(),
             output: VecDeque::new(),
             unsent: 0,
-            blocked_since: None,
             end: None,
             gone: false,
             body: None,
@@ -114,7 +109,6 @@ impl Exchange {
         let size = message.encoded_len() + size_of::<Waiting>();
         self.unsent += size;
         self.output.push_back(Waiting { ticket, message, size });
-        self.blocked_since.get_or_insert_with(Instant::now);
         self.wake_body();
     }
 
@@ -137,7 +131,6 @@ impl Exchange {
     fn pop(&mut self) -> Option<proto::AgentToProxy> {
         while let Some(Waiting { ticket, message, size }) = self.output.pop_front() {
             self.unsent -= size;
-            self.blocked_since = if self.output.is_empty() { None } else { Some(Instant::now()) };
             match ticket {
                 Some(ticket) if !self.session.is_newest(ticket) => {}
                 Some(ticket) => {
@@ -257,7 +250,7 @@ impl<H: Handler> Driver<H> {
     async fn serve(mut self, mut stage: watch::Receiver<Stage>) -> Result<(), ConnectionError> {
         let mut reports = self.handler.reports();
         self.report(&reports.borrow_and_update().clone());
-        let timer = tokio::time::sleep(STALL_TIMEOUT);
+        let timer = tokio::time::sleep(QUIET);
         tokio::pin!(timer);
         let mut quiet_since = Instant::now();
         let mut stage_known = true;
@@ -268,28 +261,24 @@ impl<H: Handler> Driver<H> {
             if now_stage > Stage::Serving && !std::mem::replace(&mut draining, true) {
                 quiet_since = Instant::now();
             }
-            let (idle, blocked_since) = {
+            let idle = {
                 let mut exchange = self.shared.lock();
                 if exchange.gone {
                     return Ok(());
                 }
                 let awaits_empty = draining || self.ending.is_some() || exchange.unsent >= MAX_UNSENT;
                 exchange.awaits_empty = awaits_empty && !exchange.output.is_empty();
-                let idle = exchange.session.pending() == 0 && exchange.output.is_empty() && self.applying.is_none();
-                (idle, exchange.blocked_since)
+                exchange.session.pending() == 0 && exchange.output.is_empty() && self.applying.is_none()
             };
             let quiet = draining && quiet_since.elapsed() >= QUIET;
             if idle && (quiet || self.ending.is_some() || now_stage == Stage::Closing) {
                 self.shared.lock().finish(self.ending.take().unwrap_or(Ok(())));
                 return Ok(());
             }
-            // The timer may stand too early for what is blocked now; it then comes for nothing, twice a minute at most.
-            let stalled_at = blocked_since.map(|since| since + STALL_TIMEOUT).filter(|at| *at < timer.deadline() || timer.is_elapsed());
-            let quiet_end = (idle && draining).then(|| quiet_since + QUIET);
-            if let Some(deadline) = [stalled_at, quiet_end].into_iter().flatten().min() {
-                timer.as_mut().reset(deadline);
+            let ends_quietly = idle && draining;
+            if ends_quietly {
+                timer.as_mut().reset(quiet_since + QUIET);
             }
-            let timed = !timer.is_elapsed();
 
             let reads = now_stage < Stage::Closing;
             tokio::select! {
@@ -303,12 +292,7 @@ impl<H: Handler> Driver<H> {
                     }
                     self.report(&reports.borrow_and_update().clone());
                 }
-                () = &mut timer, if timed => {
-                    let blocked_since = self.shared.lock().blocked_since;
-                    if blocked_since.is_some_and(|since| since.elapsed() >= STALL_TIMEOUT) {
-                        return Err(ConnectionError::Stalled("took no answer", STALL_TIMEOUT));
-                    }
-                }
+                () = &mut timer, if ends_quietly => {}
             }
             if std::mem::take(&mut full) {
                 // The first answers are not to wait for the last event that has arrived; but what has arrived after theirs is known first,

@@ -25,9 +25,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::codec::Codec;
 use super::inbound::Inbound;
+use super::outbound::{Outbound, Unwritten};
 use super::{MAX_MESSAGE, SERVICE, control, health, process};
 use crate::Handler;
-use crate::connection::{HANDSHAKE_TIMEOUT, Stage};
+use crate::connection::{HANDSHAKE_TIMEOUT, STALL_TIMEOUT, Stage};
 
 /// Streams at once on one connection. A proxy opens one; single events take one each, and a proxy has no more than this under way.
 const MAX_STREAMS: u32 = 100;
@@ -40,6 +41,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
 /// Time that it has to say so.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How often is looked for answers that nobody takes.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Why a connection has ended before the client closed it.
 #[derive(Debug, thiserror::Error)]
@@ -89,12 +93,14 @@ where
 {
     let tasks = Tasks::default();
     let called = Arc::new(AtomicBool::new(false));
+    let unwritten = Unwritten::default();
     let service = {
-        let (tasks, stage, called) = (tasks.clone(), stage.clone(), Arc::clone(&called));
+        let (tasks, stage, called, unwritten) = (tasks.clone(), stage.clone(), Arc::clone(&called), unwritten.clone());
         service_fn(move |request| {
             called.store(true, Relaxed);
             let services = Services { handler: Arc::clone(&handler), stage: stage.clone(), tasks: tasks.clone() };
-            async move { Ok::<_, std::convert::Infallible>(services.call(request).await) }
+            let unwritten = unwritten.clone();
+            async move { Ok::<_, std::convert::Infallible>(services.call(request).await.map(|body| Outbound::new(body, unwritten))) }
         })
     };
     let connection = http2::Builder::new(tasks.clone())
@@ -108,6 +114,7 @@ where
     let mut running = FuturesUnordered::new();
     let mut first_call = pin!(tokio::time::sleep_until(Instant::now() + HANDSHAKE_TIMEOUT));
     let (mut awaits_call, mut ending) = (true, false);
+    let mut look = tokio::time::interval(LOOK);
     loop {
         tokio::select! {
             biased;
@@ -141,6 +148,11 @@ where
                     return Err(ConnectionError::Stalled("made no call", HANDSHAKE_TIMEOUT));
                 }
                 awaits_call = false;
+            }
+            _ = look.tick() => {
+                if unwritten.since().is_some_and(|since| since.elapsed() >= STALL_TIMEOUT) {
+                    return Err(ConnectionError::Stalled("took no answer", STALL_TIMEOUT));
+                }
             }
         }
     }
