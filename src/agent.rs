@@ -12,8 +12,8 @@ use tracing::{error, info, warn};
 use zentinel_wasm_contract::event::{Headers, RequestHeaders};
 use zentinel_wasm_contract::{Answer, Decision, Event, Failure, FailureKind, Hook, Text, WebsocketDecision, input};
 use zentinel_wasm_protocol::log::RateLimit;
-use zentinel_wasm_protocol::{Capabilities, Encode, Handler, Reports, aside, log_limited, report};
-use zentinel_wasm_runtime::{Cache, Module, Pool, Request, Runtime};
+use zentinel_wasm_protocol::{Capabilities, Encode, Handler, LARGE, Reports, log_limited, report};
+use zentinel_wasm_runtime::{Cache, Lease, Module, Pool, Request, Runtime};
 
 use crate::breaker::Breaker;
 use crate::context::{Contexts, Remembered};
@@ -468,22 +468,45 @@ impl Agent {
         let deadline = arrived + generation.settings.timeout;
         let request = Request { hook, input, deadline, correlation_id: Arc::clone(encode.correlation_id()) };
         let mut lease = generation.pool.clone().call(request).await?;
-        let answer = aside(lease.output().len(), || Answer::parse(lease.output()))?;
-        let encoded = encode.encode(&answer)?;
-        // Zentinel 0.6.45 lets a request through that it shall challenge.
-        let refused = matches!(answer.decision, Decision::Block { .. } | Decision::Redirect { .. }) && !answer.needs_more;
-        if matches!(answer.decision, Decision::Block { .. }) {
+        let read = if lease.output().len() < LARGE {
+            Read::new(&lease, encode)?
+        } else {
+            // Neither the deadline nor the slow lane is for what the host does with an answer; the other events of the connection are not to wait for it.
+            let encode = encode.clone();
+            let reading = tokio::task::spawn_blocking(move || (Read::new(&lease, &encode), lease));
+            let read;
+            (read, lease) = reading.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+            read?
+        };
+        if read.blocks {
             self.metrics.blocked.inc();
         }
-        drop(answer);
         inputs::keep(lease.take_input());
         lease.accept();
         if let Some(number) = number
-            && refused
+            && read.refuses
             && arrived.elapsed() < PROMPT
         {
             self.contexts.refused(encode.correlation_id(), number);
         }
-        Ok(encoded)
+        Ok(read.encoded)
+    }
+}
+
+/// What an answer comes to.
+struct Read<T> {
+    encoded: T,
+    blocks: bool,
+    /// The request has surely ended.
+    refuses: bool,
+}
+
+impl<T> Read<T> {
+    fn new<E: Encode<Encoded = T>>(lease: &Lease, encode: &E) -> Result<Self, Failure> {
+        let answer = Answer::parse(lease.output())?;
+        let blocks = matches!(answer.decision, Decision::Block { .. });
+        // Zentinel 0.6.45 lets a request through that it shall challenge.
+        let refuses = (blocks || matches!(answer.decision, Decision::Redirect { .. })) && !answer.needs_more;
+        Ok(Self { encoded: encode.encode(&answer)?, blocks, refuses })
     }
 }

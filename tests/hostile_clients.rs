@@ -589,6 +589,44 @@ fn large_events_are_taken_as_they_are() {
 }
 
 #[test]
+fn events_of_more_parts_than_there_may_be_are_refused_at_no_great_cost() {
+    const MAX_ENTRIES: usize = 1 << 19;
+
+    let (agent, _folder) = agent(&[]);
+    let before = agent.resident();
+    let mut connection = agent.connect();
+    let with = |headers: Value| replaced(common::request("many", "/"), "/headers", headers);
+    let names = |count: usize| Value::Object((0..count).map(|at| (format!("{at:x}"), json!([]))).collect());
+    assert_eq!(module_error(&connection.ask(kind::REQUEST_HEADERS, &with(names(MAX_ENTRIES)))), None);
+    let values = vec![""; MAX_ENTRIES / 2];
+    for (event, what) in [
+        (kind::REQUEST_HEADERS, with(names(MAX_ENTRIES + 1))),
+        (kind::REQUEST_HEADERS, with(json!({"a": &values, "b": &values, "c": []}))),
+        (kind::REQUEST_HEADERS, with(json!({"a": vec![""; MAX_ENTRIES + 1]}))),
+        (
+            kind::GUARDRAIL_INSPECT,
+            json!({"correlation_id": "many", "inspection_type": "pii_detection", "content": "", "categories": vec![""; MAX_ENTRIES + 1]}),
+        ),
+    ] {
+        assert_eq!(module_error(&connection.ask(event, &what)), Some("WASM_INVALID_EVENT"));
+    }
+
+    // As many values of one byte each as a frame has room for.
+    let mut packed = connect_packed(&agent);
+    const COUNT: u32 = 15 << 20;
+    let values = [&[0xdd][..], &COUNT.to_be_bytes(), &vec![0xa0; COUNT as usize]].concat();
+    let event = [b"\x82\xaecorrelation_id\xa1a\xa7headers\x81\xa1a", &values[..]].concat();
+    packed.send_raw(&frame(kind::RESPONSE_HEADERS, &event));
+    let answer = raw_answer(&mut packed);
+    assert!(answer.contains("WASM_INVALID_EVENT"), "{answer}");
+    println!("{} kB more", agent.peak().saturating_sub(before) >> 10);
+    assert!(agent.peak() < before + (128 << 20), "{} kB more", (agent.peak() - before) >> 10);
+    assert_serves(&mut connection);
+    drop((connection, packed));
+    agent.end_unharmed();
+}
+
+#[test]
 fn an_id_that_no_answer_has_room_for_harms_nobody() {
     let (agent, _folder) = agent(&[]);
     let mut connection = agent.connect();

@@ -364,8 +364,8 @@ async fn a_stream_that_begins_without_a_handshake_is_refused() {
     ] {
         let (to, mut from) = client.many::<proto::AgentToProxy>(PROCESS_STREAM).await;
         to.send(first.clone()).await.unwrap();
-        // What comes after it is not looked at.
-        to.send(encoded(get("after", "/"))).await.unwrap();
+        // What comes after it is not looked at, and may come after the end.
+        let _ = to.send(encoded(get("after", "/"))).await;
         let refusal = loop {
             match patiently(from.message()).await {
                 Ok(Some(proto::AgentToProxy { message: Some(FromAgent::Handshake(handshake)) })) => {
@@ -722,6 +722,30 @@ async fn large_events_are_taken_as_they_are() {
     assert_eq!(module_error(&answer), Some("WASM_ALLOC_FAILED"));
     assert!(!is_allow(&answer));
     assert_eq!(seen(&stream.ask(get("still-there", "/here")).await)["uri"], "/here");
+    agent.end_unharmed();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_of_more_headers_than_there_may_be_are_refused_at_no_great_cost() {
+    const MAX_ENTRIES: usize = 1 << 19;
+
+    let (agent, _folder) = agent(&[]);
+    let mut stream = well_behaved(&agent).await;
+    assert_serves(&mut stream).await;
+    let before = agent.resident();
+    // Two bytes each: as many as a message has room for.
+    for count in [MAX_ENTRIES + 1001, 8 << 20] {
+        let headers = vec![proto::Header::default(); count];
+        let event = match get("many", "/") {
+            ToAgent::RequestHeaders(event) => proto::RequestHeadersEvent { headers, ..event },
+            _ => unreachable!(),
+        };
+        let answer = stream.ask(ToAgent::RequestHeaders(event)).await;
+        assert_eq!(module_error(&answer), Some("WASM_INVALID_EVENT"));
+    }
+    println!("{} kB more", agent.peak().saturating_sub(before) >> 10);
+    assert!(agent.peak() < before + (128 << 20), "{} kB more", (agent.peak() - before) >> 10);
+    assert_serves(&mut stream).await;
     agent.end_unharmed();
 }
 

@@ -356,12 +356,16 @@ fn challenge<'a>(challenge_type: Option<Text<'a>>, params: Pairs<'a, Scalar<'a>>
 /// would grow far beyond the answer that it came in.
 const MAX_REPEATED: usize = 1 << 20;
 
+/// Most values that a field adds: each becomes a change of its own.
+const MAX_ADDED: usize = 10_000;
+
 fn add_headers<'a>(field: &str, added: Pairs<'a, Values<'a>>, ops: &mut Vec<HeaderOp<'a>>) -> Result<(), AnswerError> {
-    let mut repeated = 0_usize;
+    let (mut count, mut repeated) = (0, 0_usize);
     for (name, values) in added.0 {
         let name = token(field, name)?;
+        count += values.0.len();
         repeated = repeated.saturating_add(name.len().saturating_mul(values.0.len().saturating_sub(1)));
-        if repeated > MAX_REPEATED {
+        if count > MAX_ADDED || repeated > MAX_REPEATED {
             return invalid(format!("`{field}` holds too many values of `{}`", shortened(&name)));
         }
         let mut values = values.0.into_iter();

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::hook::Hook;
-use crate::text::{Object, Pairs, Text};
+use crate::text::{self, Object, Pairs, Text};
 
 /// One event of one request.
 #[derive(Clone, Debug)]
@@ -191,7 +191,7 @@ pub struct GuardrailInspect<'a> {
     #[serde(default)]
     pub model: Option<Text<'a>>,
     /// Kinds of personal data to look for.
-    #[serde(default)]
+    #[serde(default, borrow, deserialize_with = "text::list")]
     pub categories: Vec<Text<'a>>,
     /// Route that matched.
     #[serde(default)]
@@ -276,8 +276,12 @@ impl<'de: 'a, 'a> Deserialize<'de> for Headers<'a> {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 // Most requests have ten to twenty headers; what a client claims of its map's size is not believed.
                 let mut headers = Vec::with_capacity(16);
-                while let Some(header) = map.next_entry()? {
-                    headers.push(header);
+                let mut entries = 0;
+                while let Some((name, values)) = map.next_entry::<_, HeaderValues<'de>>()? {
+                    // A name without values takes as much as one with a value.
+                    entries += values.as_slice().len().max(1);
+                    text::check_entries(entries)?;
+                    headers.push((name, values));
                 }
                 Ok(Headers(headers))
             }
@@ -305,6 +309,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for HeaderValues<'a> {
                 let mut values = HeaderValues::One(first);
                 while let Some(value) = seq.next_element()? {
                     values.push(value);
+                    text::check_entries(values.as_slice().len())?;
                 }
                 Ok(values)
             }

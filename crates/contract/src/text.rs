@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Deref;
 
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Serialize, Serializer};
 
 /// Text borrowed from its message, or owned where the message had to be unescaped.
@@ -85,6 +85,39 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     }
 }
 
+/// Most entries of an object or list in an event or an answer. Each takes many times the bytes that it may have on the wire, and no request has a thousand.
+pub const MAX_ENTRIES: usize = 1 << 19;
+
+/// Fails when there are more than [`MAX_ENTRIES`].
+pub(crate) fn check_entries<E: Error>(entries: usize) -> Result<(), E> {
+    if entries <= MAX_ENTRIES { Ok(()) } else { Err(E::custom(format_args!("it has more than {MAX_ENTRIES} entries"))) }
+}
+
+/// Reads a list of at most [`MAX_ENTRIES`].
+pub(crate) fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Text<'de>>, D::Error> {
+    struct ListVisitor;
+
+    impl<'de> Visitor<'de> for ListVisitor {
+        type Value = Vec<Text<'de>>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list of strings")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+            // What a client claims of its list's size is not believed.
+            let mut list = Vec::new();
+            while let Some(text) = seq.next_element()? {
+                list.push(text);
+                check_entries(list.len())?;
+            }
+            Ok(list)
+        }
+    }
+
+    deserializer.deserialize_seq(ListVisitor)
+}
+
 /// A JSON object in its own order, without a map's cost.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pairs<'a, V = Text<'a>>(pub Vec<(Text<'a>, V)>);
@@ -110,6 +143,7 @@ impl<'de: 'a, 'a, V: Deserialize<'de>> Deserialize<'de> for Pairs<'a, V> {
                 let mut pairs: Vec<(Text<'de>, V)> = Vec::new();
                 while let Some(pair) = map.next_entry()? {
                     pairs.push(pair);
+                    check_entries(pairs.len())?;
                 }
                 Ok(Pairs(pairs))
             }
@@ -118,6 +152,7 @@ impl<'de: 'a, 'a, V: Deserialize<'de>> Deserialize<'de> for Pairs<'a, V> {
         deserializer.deserialize_map(PairsVisitor(std::marker::PhantomData))
     }
 }
+
 /// A struct that is read from an object only: serde takes lists for structs too, field by field.
 pub(crate) struct Object<T>(pub(crate) T);
 

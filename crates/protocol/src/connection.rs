@@ -392,8 +392,8 @@ impl<H: Handler> Connection<H> {
             self.control_frames += 1;
         }
         match frame.kind {
-            kind::CONFIGURE => self.configure(frame.payload),
-            kind if kind::is_event(kind) => self.event(kind, frame.payload),
+            kind::CONFIGURE => crate::aside(frame.payload.len(), || self.configure(frame.payload)),
+            kind if kind::is_event(kind) => crate::aside(frame.payload.len(), || self.event(kind, frame.payload)),
             kind::CANCEL => {
                 if let Some(id) = decode::correlation_id(self.encoding, frame.kind, frame.payload) {
                     self.cancel(&id);

@@ -30,14 +30,14 @@ fn read<'a, T: Deserialize<'a>>(encoding: Encoding, payload: &'a [u8]) -> Result
     if !is_object(encoding, payload) {
         return Err(DecodeError("it is not an object".into()));
     }
-    crate::aside(payload.len(), || match encoding {
+    match encoding {
         Encoding::Json => serde_json::from_str(text(payload)?).map_err(DecodeError::new),
         Encoding::MessagePack => {
             let mut deserializer = rmp_serde::Deserializer::from_read_ref(payload);
             deserializer.set_max_depth(MAX_DEPTH);
             T::deserialize(&mut deserializer).map_err(DecodeError::new)
         }
-    })
+    }
 }
 
 fn is_object(encoding: Encoding, payload: &[u8]) -> bool {

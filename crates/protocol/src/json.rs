@@ -4,6 +4,7 @@
 //! one place. What this one does read, serde_json would have read alike.
 
 use memchr::memchr2;
+use zentinel_wasm_contract::MAX_ENTRIES;
 use zentinel_wasm_contract::Text;
 use zentinel_wasm_contract::event::{BodyChunk, Data, HeaderValues, Headers, Metadata, RequestHeaders, ResponseHeaders};
 
@@ -244,14 +245,21 @@ impl<'a> Reader<'a> {
     fn headers(&mut self) -> Option<Headers<'a>> {
         // Most requests have ten to twenty.
         let mut headers = Vec::with_capacity(16);
+        let mut entries = 0;
         self.pairs(|reader, name| {
-            headers.push((name, reader.values()?));
+            let values = reader.values(MAX_ENTRIES - entries)?;
+            entries += values.as_slice().len().max(1);
+            headers.push((name, values));
             Some(())
         })?;
         Some(Headers(headers))
     }
 
-    fn values(&mut self) -> Option<HeaderValues<'a>> {
+    /// A list of at most `most` strings. An empty one counts as one.
+    fn values(&mut self, most: usize) -> Option<HeaderValues<'a>> {
+        if most == 0 {
+            return None;
+        }
         self.take(b"[")?;
         if self.take(b"]").is_some() {
             return Some(HeaderValues::Many(Vec::new()));
@@ -259,7 +267,7 @@ impl<'a> Reader<'a> {
         let mut values = HeaderValues::One(self.string()?);
         loop {
             match self.next()? {
-                b',' => values.push(self.string()?),
+                b',' if values.as_slice().len() < most => values.push(self.string()?),
                 b']' => return Some(values),
                 _ => return None,
             }

@@ -34,7 +34,7 @@ pub const AGENT_ID: &str = "zentinel-wasm-agent";
 pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Bytes that are read within a few milliseconds, whatever they are.
-const LARGE: usize = 256 << 10;
+pub const LARGE: usize = 256 << 10;
 
 /// Does `work` on `len` bytes, which takes long if they are many and somebody means it so: telling that a text stands where a number should writes the whole
 /// text down. The other tasks of this thread go on on another meanwhile.
@@ -42,14 +42,14 @@ const LARGE: usize = 256 << 10;
 /// # Panics
 ///
 /// Within a runtime of one thread, there being no other.
-pub fn aside<T>(len: usize, work: impl FnOnce() -> T) -> T {
+pub(crate) fn aside<T>(len: usize, work: impl FnOnce() -> T) -> T {
     if len < LARGE { work() } else { tokio::task::block_in_place(work) }
 }
 
 /// Turns an answer into what goes over one transport.
 ///
 /// An answer borrows from the memory of the instance that gave it, so that it is written while it exists: by the handler, not by the transport.
-pub trait Encode: Send + Sync + 'static {
+pub trait Encode: Clone + Send + Sync + 'static {
     /// What the transport sends.
     type Encoded: Send + 'static;
 

@@ -4,7 +4,7 @@
 //! this one does read, prost would have read alike.
 
 use zentinel_wasm_contract::event::{Metadata, RequestHeaders, ResponseHeaders};
-use zentinel_wasm_contract::{Event, Text};
+use zentinel_wasm_contract::{Event, MAX_ENTRIES, Text};
 
 use super::event::{Grouped, present, rfc3339};
 use super::fields::{Fields, Value};
@@ -107,7 +107,7 @@ fn header<'a>(header: Value<'a>, headers: &mut Grouped<'a>) -> Option<()> {
         Some(())
     })?;
     headers.push(name, text);
-    Some(())
+    (headers.len() <= MAX_ENTRIES).then_some(())
 }
 
 /// Hands every field of a message over, unless one of them cannot be read.

@@ -59,7 +59,7 @@ pub(super) fn open<H: Handler>(
                 Ok(None) => return None,
                 Err(status) => return Some((Err(status), (handler, stage, inbound))),
             };
-            match read(&bytes) {
+            match crate::aside(bytes.len(), || read(&bytes)) {
                 Some(Message::Shutdown(_) | Message::Drain(_)) => handler.drain(),
                 Some(Message::Configure(configure)) => {
                     let applied = match process::config(&configure.config_json) {

@@ -8,7 +8,7 @@ use prost::Message as _;
 use zentinel_wasm_contract::event::{
     BodyChunk, Data, GuardrailInspect, HeaderValues, Headers, Metadata, RequestComplete, RequestHeaders, ResponseHeaders, WebsocketFrame,
 };
-use zentinel_wasm_contract::{Event, Hook, Pairs, Text};
+use zentinel_wasm_contract::{Event, Hook, MAX_ENTRIES, Pairs, Text};
 
 use super::fields::{Fields, Value};
 use super::proto;
@@ -16,6 +16,9 @@ use super::proto::proxy_to_agent::Message;
 
 /// Headers up to which looking through all of them is faster than a map.
 const FEW_HEADERS: usize = 32;
+
+/// Most fields of a message: as many headers as there may be, and others.
+const MAX_FIELDS: usize = MAX_ENTRIES + 1000;
 
 /// A message that cannot be read. It may be an event, so that it is not just passed over.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,6 +33,11 @@ pub(super) struct Unreadable {
 
 /// Reads a message of the proxy.
 pub(super) fn read(bytes: Bytes) -> Result<Message, Unreadable> {
+    // Counted before they are read: each header takes many times the bytes that it may have on the wire.
+    let fields = Fields(&bytes).map(|(_, value)| 1 + value.bytes().map_or(0, |inner| Fields(inner).take(MAX_FIELDS).count()));
+    if fields.take(MAX_FIELDS).sum::<usize>() > MAX_FIELDS {
+        return Err(Unreadable::new(&bytes, format!("it has more than {MAX_ENTRIES} headers")));
+    }
     let reason = match proto::ProxyToAgent::decode(bytes.clone()) {
         Ok(proto::ProxyToAgent { message: Some(message) }) => return Ok(message),
         Ok(proto::ProxyToAgent { message: None }) => "its kind is not known".to_owned(),
@@ -202,10 +210,12 @@ pub(super) struct Grouped<'a> {
     headers: Vec<(Text<'a>, HeaderValues<'a>)>,
     /// Used when there are many: a client must not have the agent compare each with each.
     places: HashMap<&'a str, usize>,
+    values: usize,
 }
 
 impl<'a> Grouped<'a> {
     pub(super) fn push(&mut self, name: &'a str, value: &'a str) {
+        self.values += 1;
         let known = if self.headers.len() < FEW_HEADERS {
             self.headers.iter().position(|(known, _)| known.as_str() == name)
         } else {
@@ -233,6 +243,11 @@ impl<'a> Grouped<'a> {
         }
         let place = *self.places.entry(name).or_insert(self.headers.len());
         (place < self.headers.len()).then_some(place)
+    }
+
+    /// Values that were pushed.
+    pub(super) fn len(&self) -> usize {
+        self.values
     }
 
     pub(super) fn finish(self) -> Headers<'a> {

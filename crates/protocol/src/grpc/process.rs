@@ -334,7 +334,7 @@ impl<H: Handler> Driver<H> {
         {
             ready = true;
             match arrived {
-                Some(Ok(bytes)) => self.take(bytes, &mut exchange),
+                Some(Ok(bytes)) => crate::aside(bytes.len(), || self.take(bytes, &mut exchange)),
                 Some(Err(status)) => {
                     if status.code() != Code::Cancelled {
                         log_limited!(warn, "a stream has failed: {}", status.message());
@@ -493,13 +493,14 @@ pub(super) async fn answer_one<H: Handler>(handler: Arc<H>, bytes: Bytes) -> Res
             .ok_or_else(|| refusal(Code::InvalidArgument, &format!("the message cannot be read: {reason}")))?;
         Ok(handler.reject(invalid(hook, &reason), wire(Phase { hook, chunk_index: 0 }, &id)))
     };
-    let message = match read(bytes) {
+    let len = bytes.len();
+    let message = match crate::aside(len, || read(bytes)) {
         Ok(message) => message,
         Err(unreadable) => return reject(unreadable),
     };
-    let call = match event(&message) {
+    let call = match crate::aside(len, || event(&message)) {
         Some(Ok(event)) if event.correlation_id().len() > MAX_ID => return Err(Status::invalid_argument(TOO_LONG_ID)),
-        Some(Ok(event)) => handler.handle(&event, wire(Phase::of(&event), event.correlation_id())),
+        Some(Ok(event)) => crate::aside(len, || handler.handle(&event, wire(Phase::of(&event), event.correlation_id()))),
         Some(Err(unreadable)) => return reject(unreadable),
         None => {
             let said = match message {
