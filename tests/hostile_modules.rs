@@ -399,7 +399,7 @@ fn invalid_answers() -> Vec<Vec<u8>> {
     invalid.push(
         format!(
             "{{\"guardrail_response\":{{\"detected\":true,\"detections\":[{}]}}}}",
-            r#"{"category":"a","description":"b"},"#.repeat(3_000) + "1"
+            r#"{"category":"a","description":"b"},"#.repeat(300) + "1"
         )
         .into_bytes(),
     );
