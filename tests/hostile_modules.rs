@@ -27,7 +27,20 @@ fn source(name: &str) -> String {
         |name: &str| std::fs::read_to_string(folder.join(name).with_extension("wat")).unwrap_or_else(|error| panic!("{name}: {error}"));
     let text = read(name);
     // A whole module stands for itself; anything else is one way to misbehave within the frame.
-    if text.contains("(module") { text } else { read("frame").replace(";; MISBEHAVIOUR", &text) }
+    let text = if text.contains("(module") { text } else { read("frame").replace(";; MISBEHAVIOUR", &text) };
+    repeated(&text)
+}
+
+/// Writes each line behind `;; n TIMES` that often.
+fn repeated(text: &str) -> String {
+    let (mut whole, mut times) = (String::new(), 1);
+    for line in text.lines() {
+        let line = format!("{line}\n");
+        whole.push_str(&line.repeat(times));
+        let announced = line.trim().strip_prefix(";; ").and_then(|rest| rest.strip_suffix(" TIMES"));
+        times = announced.map_or(1, |times| times.parse().unwrap());
+    }
+    whole
 }
 
 fn write(folder: &Path, name: &str) -> PathBuf {
@@ -178,6 +191,8 @@ misbehaviours! {
     endless_output_ends_at_the_deadline: "loop-write" => Error("WASM_TIMEOUT"),
     huge_output_ends_at_the_deadline: "loop-write-once" => Error("WASM_TIMEOUT"),
     endless_random_numbers_end_at_the_deadline: "loop-random" => Error("WASM_TIMEOUT"),
+    a_row_of_random_numbers_ends_at_the_deadline: "row-random" => Error("WASM_TIMEOUT"),
+    a_row_of_writes_does_not_change_the_answer: "row-write" => Good,
     endless_yielding_ends_at_the_deadline: "loop-yield" => Error("WASM_TIMEOUT"),
     endless_filling_ends_at_the_deadline: "loop-fill" => Error("WASM_TIMEOUT"),
     sleeping_ends_at_the_deadline: "sleep" => Error("WASM_TIMEOUT"),
@@ -484,6 +499,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("gc", "not valid"),
     ("large-memory", "raise `--max-memory-mb`"),
     ("large-table", "not valid"),
+    ("many-elements", "its element segments have 100100 elements, more than the limit of 100000"),
     ("many-tables", "not valid"),
     ("start-trap", "WASM_TRAP"),
     ("start-loop", "WASM_TIMEOUT"),

@@ -481,6 +481,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn compiling_goes_on_when_nobody_waits_for_it_and_nothing_else_is_compiled_meanwhile() {
+        let more = "(func (param i32) (result i32) (i32.add (local.get 0) (i32.const 1)))".repeat(5000);
+        let large = wat::parse_str(format!("{}{more})", BROKEN.strip_suffix(')').unwrap())).unwrap();
+        let large = Arc::new(Module::from_bytes("large.wasm", large, None).unwrap());
+        let runtime = Runtime::start().unwrap();
+        let mut given_up = Box::pin(Pool::start(&runtime, &large, settings(1), None));
+        assert!(first_slice(given_up.as_mut()).await.is_pending());
+        drop(given_up);
+        assert_eq!(runtime.0.compiling.available_permits(), 0);
+        Pool::start(&runtime, &module(), settings(1), None).await.unwrap();
+        assert_eq!(runtime.0.compiling.available_permits(), 1);
+    }
+
+    #[tokio::test]
     async fn starting_gives_way_to_others_between_two_instances() {
         const SIZE: u32 = 20;
         let (runtime, module) = (Runtime::start().unwrap(), module());
