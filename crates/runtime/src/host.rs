@@ -4,7 +4,7 @@ use wasmtime::{Caller, Linker, Result};
 use zentinel_wasm_contract::FailureKind;
 
 use crate::instance::State;
-use crate::log::{Level, MAX_LINE, cost};
+use crate::log::{Level, MAX_LINE};
 
 /// Defines every import but WASI's.
 pub(crate) fn define(linker: &mut Linker<State>) -> Result<()> {
@@ -24,15 +24,12 @@ pub(crate) fn define(linker: &mut Linker<State>) -> Result<()> {
 }
 
 async fn log(mut caller: Caller<'_, State>, level: i32, ptr: i32, len: u32) -> Result<()> {
-    State::spend(&mut caller, cost(1, len as usize)).await?;
     let (memory, state) = State::memory(&mut caller)?;
-    match slice(memory, ptr, len) {
-        Some(line) => {
-            state.log(Level::from_guest(level), line);
-            Ok(())
-        }
-        None => Err(state.fail(FailureKind::Trap, "it called `zentinel.log` with text outside its memory")),
-    }
+    let Some(line) = slice(memory, ptr, len) else {
+        return Err(state.fail(FailureKind::Trap, "it called `zentinel.log` with text outside its memory"));
+    };
+    let cost = state.log(Level::from_guest(level), line);
+    State::spend(&mut caller, cost).await
 }
 
 /// `len` bytes of the guest's memory at `ptr`, if it has them.

@@ -103,7 +103,7 @@ impl State {
         if Instant::now() < self.deadline { Ok(()) } else { Err(self.fail(FailureKind::Timeout, "it did not end before its deadline")) }
     }
 
-    /// Called by host functions before they do what takes about `cost` of CPU time: ends a call that has outlived its deadline, and gives way once the
+    /// Called by host functions for what takes about `cost` of CPU time: ends a call that has outlived its deadline, and gives way once the
     /// call has used its slice. Ticks see to the guest's own code; between two calls of host functions there may be none that they look at.
     pub(crate) async fn spend(caller: &mut Caller<'_, Self>, cost: Duration) -> wasmtime::Result<()> {
         let state = caller.data_mut();
@@ -141,28 +141,29 @@ impl State {
         Ok(memory.data_and_store_mut(caller))
     }
 
-    /// Logs a line of the guest.
-    pub(crate) fn log(&self, level: Level, line: &[u8]) {
-        if let Some(log) = &self.log {
-            log.line(level, &self.correlation_id, line);
-        }
+    /// Logs a line of the guest, and tells what CPU time that took, roughly.
+    pub(crate) fn log(&self, level: Level, line: &[u8]) -> Duration {
+        self.log.as_ref().map_or(Duration::ZERO, |log| log.line(level, &self.correlation_id, line))
     }
 
-    /// Takes what the guest writes to its standard output or standard error.
-    pub(crate) fn write_stream(&mut self, stderr: bool, bytes: &[u8]) {
+    /// Takes what the guest writes to its standard output or standard error, and tells the same.
+    pub(crate) fn write_stream(&mut self, stderr: bool, bytes: &[u8]) -> Duration {
         let (buffer, level) = if stderr { (&mut self.stderr, Level::Warn) } else { (&mut self.stdout, Level::Info) };
         let (log, id) = (&self.log, &self.correlation_id);
+        let mut cost = Duration::ZERO;
         buffer.write(bytes, |line| {
             if let Some(log) = log {
-                log.line(level, id, line);
+                cost += log.line(level, id, line);
             }
         });
+        cost
     }
 
     fn flush_streams(&mut self) {
         let Some(log) = &self.log else { return };
-        self.stdout.flush(|line| log.line(Level::Info, &self.correlation_id, line));
-        self.stderr.flush(|line| log.line(Level::Warn, &self.correlation_id, line));
+        let id = &self.correlation_id;
+        self.stdout.flush(|line| _ = log.line(Level::Info, id, line));
+        self.stderr.flush(|line| _ = log.line(Level::Warn, id, line));
     }
 
     /// What becomes of a call that a tick has found running.

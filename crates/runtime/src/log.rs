@@ -14,23 +14,20 @@ const LINES_PER_SECOND: f64 = 100.0;
 /// Lines taken at once: enough for a panic with its backtrace in every instance.
 const BURST: f64 = 500.0;
 
-/// CPU time that a line takes at most, roughly, and each byte of it.
+/// CPU time that a line takes, roughly, and each byte of it.
 const LINE_COST: Duration = Duration::from_micros(5);
 
 /// See [`LINE_COST`].
 const BYTE_COST: Duration = Duration::from_nanos(10);
+
+/// CPU time that it takes to find out that a line is not wanted, roughly.
+const UNWANTED_COST: Duration = Duration::from_nanos(100);
 
 /// Warnings of instances that cannot be replaced, at once and then a second. All slots of a pool may be tried at once, and each for ever.
 const REPLACEMENT_BURST: f64 = 5.0;
 
 /// See [`REPLACEMENT_BURST`].
 const REPLACEMENTS_PER_SECOND: f64 = 0.2;
-
-/// CPU time, roughly, that it takes to log so much.
-pub(crate) fn cost(lines: usize, bytes: usize) -> Duration {
-    // Both are bounded by what one call of a host function takes.
-    LINE_COST * lines as u32 + BYTE_COST * bytes as u32
-}
 
 /// How serious a line is, as the import `zentinel.log` numbers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,17 +99,19 @@ impl GuestLog {
         }
     }
 
-    /// Logs one line of a module, unless its level is off or the budget is used up.
-    pub(crate) fn line(&self, level: Level, correlation_id: &str, line: &[u8]) {
+    /// Logs one line of a module, unless its level is off or the budget is used up, and tells what CPU time that took, roughly.
+    pub(crate) fn line(&self, level: Level, correlation_id: &str, line: &[u8]) -> Duration {
         if !level.enabled() {
-            return;
+            return UNWANTED_COST;
         }
-        let Some(suppressed) = self.lines.take() else { return };
+        let Some(suppressed) = self.lines.take() else { return UNWANTED_COST };
         let module = self.module.as_str();
         if suppressed > 0 {
             warn!(target: "guest", module, suppressed, "the module logs too much: lines were left out");
         }
-        let line = String::from_utf8_lossy(&line[..line.len().min(MAX_LINE)]);
+        let line = &line[..line.len().min(MAX_LINE)];
+        let cost = LINE_COST + BYTE_COST * line.len() as u32;
+        let line = String::from_utf8_lossy(line);
         // In the text format a line's end would let the module forge entries of the agent's own.
         let line = line.replace(|c: char| c.is_control() && c != '\t', " ");
         match level {
@@ -122,6 +121,7 @@ impl GuestLog {
             Level::Warn => warn!(target: "guest", module, correlation_id, "{line}"),
             Level::Error => error!(target: "guest", module, correlation_id, "{line}"),
         }
+        cost
     }
 }
 

@@ -115,14 +115,14 @@ impl Module {
 
     /// Compiles the module for a pool of `slots` instances and checks what it imports and exports.
     pub(crate) fn compile(&self, slots: u32, max_memory: usize, cache: Option<&Cache>) -> Result<Compiled, LoadError> {
+        let elements = elements(&self.bytes);
+        if elements > MAX_ELEMENTS {
+            return Err(self.error(format!("its element segments have {elements} elements, more than the limit of {MAX_ELEMENTS}")));
+        }
         let engine = engine::new(slots).map_err(|error| self.error(format!("this machine cannot run Wasm: {error:#}")))?;
         let module = match self.compiled_before(&engine).or_else(|| cache.and_then(|cache| cache.load(&engine, &self.digest))) {
             Some(module) => module,
             None => {
-                let elements = elements(&self.bytes);
-                if elements > MAX_ELEMENTS {
-                    return Err(self.error(format!("its element segments have {elements} elements, more than the limit of {MAX_ELEMENTS}")));
-                }
                 let module = wasmtime::Module::new(&engine, &self.bytes)
                     .map_err(|error| self.error(format!("it is not valid: {}", one_line(&error))))?;
                 if let Some(cache) = cache {

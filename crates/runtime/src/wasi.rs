@@ -15,7 +15,6 @@ use zentinel_wasm_contract::FailureKind;
 
 use crate::host::{slice, slice_mut};
 use crate::instance::State;
-use crate::log;
 
 const MODULE: &str = "wasi_snapshot_preview1";
 
@@ -35,11 +34,8 @@ const RANDOM_COST: Duration = Duration::from_nanos(4);
 /// Bytes that one write takes, for the same reason: a guest that has more calls again, as POSIX programs do anyway.
 const MAX_WRITE: usize = 8 << 10;
 
-/// Lines that one write takes.
-const MAX_WRITE_LINES: usize = 16;
-
-/// CPU time that a subscription of a poll takes, roughly.
-const SUBSCRIPTION_COST: Duration = Duration::from_nanos(100);
+/// CPU time that a buffer of a write takes, or a subscription of a poll, roughly.
+const ENTRY_COST: Duration = Duration::from_nanos(100);
 
 /// Most buffers of one write, and most subscriptions of one poll.
 const MAX_ENTRIES: u32 = 1024;
@@ -220,27 +216,19 @@ async fn fd_write(mut caller: Caller<'_, State>, fd: i32, buffers: i32, count: u
     if count > MAX_ENTRIES {
         return Ok(INVAL);
     }
-    let (memory, state) = State::memory(&mut caller)?;
-    state.check_deadline()?;
+    State::spend(&mut caller, ENTRY_COST * count).await?;
+    let (memory, _) = State::memory(&mut caller)?;
     let Some(buffers) = slice(memory, buffers, count * 8) else { return Ok(FAULT) };
-    let (mut written, mut lines) = (0, 0);
+    let mut text = Vec::new();
     for buffer in buffers.chunks_exact(8) {
         let Some(bytes) = slice(memory, read_u32(buffer, 0).cast_signed(), read_u32(buffer, 4)) else { return Ok(FAULT) };
-        let room = &bytes[..bytes.len().min(MAX_WRITE - written)];
-        let mut taken = 0;
-        for line in room.split_inclusive(|&byte| byte == b'\n').take(MAX_WRITE_LINES - lines) {
-            lines += usize::from(line.ends_with(b"\n"));
-            taken += line.len();
-        }
-        let taken = &bytes[..taken];
-        written += taken.len();
-        state.write_stream(fd == 2, taken);
-        if taken.len() < bytes.len() {
-            break;
-        }
+        text.extend_from_slice(&bytes[..bytes.len().min(MAX_WRITE - text.len())]);
     }
-    State::spend(&mut caller, log::cost(lines, written)).await?;
-    Ok(errno(write(&mut caller, out, &(written as u32).to_le_bytes())?))
+    for line in text.split_inclusive(|&byte| byte == b'\n') {
+        let cost = caller.data_mut().write_stream(fd == 2, line);
+        State::spend(&mut caller, cost).await?;
+    }
+    Ok(errno(write(&mut caller, out, &(text.len() as u32).to_le_bytes())?))
 }
 
 /// Waits for the first of its subscriptions: clocks ring, output is always ready, everything else is no file.
@@ -253,7 +241,7 @@ async fn poll_oneoff(mut caller: Caller<'_, State>, subscriptions: i32, events: 
     if count == 0 || count > MAX_ENTRIES {
         return Ok(INVAL);
     }
-    State::spend(&mut caller, SUBSCRIPTION_COST * count).await?;
+    State::spend(&mut caller, ENTRY_COST * count).await?;
     let (memory, state) = State::memory(&mut caller)?;
     let Some(subscriptions) = slice(memory, subscriptions, count * SUBSCRIPTION as u32) else { return Ok(FAULT) };
     let subscriptions: Vec<[u8; SUBSCRIPTION]> = subscriptions.chunks_exact(SUBSCRIPTION).filter_map(|s| s.try_into().ok()).collect();

@@ -143,17 +143,20 @@ async fn calls_of_host_functions_give_way_and_end_at_the_deadline() {
     // 64 KiB of random numbers; 8 KiB of lines' ends, which stand before the memory's end; the longest line; a poll of many clocks that have rung.
     let random = "(drop (call $random_get (i32.const 0) (i32.const 65536)))";
     let write = "(drop (call $write (i32.const 1) (i32.const 64) (i32.const 1) (i32.const 80)))";
+    // The first of two buffers is good, the other outside; and as many as there may be, all empty.
+    let fault = "(drop (call $write (i32.const 1) (i32.const 64) (i32.const 2) (i32.const 80)))";
+    let empty = "(drop (call $write (i32.const 1) (i32.const 8192) (i32.const 1024) (i32.const 80)))";
     let log = "(call $log (i32.const 0) (i32.const 65536) (i32.const 65536))";
     let poll = "(drop (call $poll (i32.const 8192) (i32.const 65536) (i32.const 1024) (i32.const 80)))";
-    for one in [random, write, log, poll] {
+    for one in [random, write, fault, empty, log, poll] {
         let hook = format!(
-            "(i32.store (i32.const 64) (i32.const 65536)) (i32.store (i32.const 68) (i32.const 8192))
+            "(i32.store (i32.const 64) (i32.const 65536)) (i32.store (i32.const 68) (i32.const 8192)) (i32.store (i32.const 72) (i32.const -1))
              (memory.fill (i32.const 65536) (i32.const 10) (i32.const 65536)) {} (i64.const 0)",
             one.repeat(TIMES)
         );
         let pool = pool(&module(&hook, ""), settings()).await;
         // This thread runs nothing else: what stands behind the call in the queue goes on only when the call has given way.
-        let called = tokio::spawn(async move { call(&pool, Duration::from_millis(200)).await.err() });
+        let called = tokio::spawn(async move { call(&pool, Duration::from_secs(1)).await.err() });
         tokio::task::yield_now().await;
         assert!(!called.is_finished(), "{one}");
         // Lines that nobody wants take hardly any time.
@@ -164,7 +167,7 @@ async fn calls_of_host_functions_give_way_and_end_at_the_deadline() {
 
 #[tokio::test]
 async fn a_call_that_has_slept_takes_turns_on_the_slow_lane() {
-    const ENOUGH: Duration = Duration::from_secs(2);
+    const ENOUGH: Duration = Duration::from_secs(4);
     // This thread has used more CPU time than any of the slow lane ever did, so that the two must not be compared.
     let busy = Instant::now();
     while busy.elapsed() < ENOUGH + ENOUGH / 2 {
