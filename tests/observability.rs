@@ -69,9 +69,10 @@ fn reports_are_repeated_without_being_asked() {
     };
     wait_for("a report that has counted the trap", || {
         let report = proxy.report(kind::METRICS_REPORT);
-        let counted = counter(&report, "wasm_agent_errors_total", json!({"kind": "trap"}));
-        assert_eq!(counted, counter(&report, "wasm_agent_requests_total", json!({})));
-        (counted == 1).then_some(())
+        // A report may come between the request and its error.
+        let counted = counter(&report, "wasm_agent_errors_total", json!({"kind": "trap"})) == 1;
+        assert!(!counted || counter(&report, "wasm_agent_requests_total", json!({})) == 1);
+        counted.then_some(())
     });
     wait_for("its health", || (proxy.report(kind::HEALTH_STATUS)["load"]["requests_processed"] == 1).then_some(()));
 }

@@ -4,14 +4,13 @@ use crate::http::Message;
 use crate::kdl::{ALL_EVENTS, Settings, Transport, render, render_hop};
 use crate::upstream::Upstream;
 use crate::{Ask, wait};
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use tempfile::TempDir;
 
 /// Log lines shown when a test fails.
@@ -393,13 +392,17 @@ impl Stack {
     }
 }
 
-/// A port of the loopback interface that was free a moment ago. It is given out once: two tests that run at once must not take the same.
+/// A port of the loopback interface that is free, and that nobody else gets meanwhile: it is given out once here, and lies below those that the kernel gives
+/// to connections and to listeners that ask for any (from 32768 on), such as the upstreams of other tests.
 pub fn free_port() -> u16 {
-    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
-    loop {
-        let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr()).expect("a free port").port();
-        if GIVEN.lock().unwrap_or_else(PoisonError::into_inner).insert(port) {
-            return port;
-        }
-    }
+    const FIRST: u32 = 10_000;
+    const COUNT: u32 = 20_000;
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+
+    // Processes that run at once begin at different places.
+    let begin = std::process::id().wrapping_mul(7919) % COUNT;
+    (0..COUNT)
+        .map(|_| (FIRST + (begin + GIVEN.fetch_add(1, Relaxed)) % COUNT) as u16)
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .expect("a free port")
 }
