@@ -916,6 +916,13 @@ mod tests {
     }
 
     #[test]
+    fn a_field_adds_so_many_values_and_no_more() {
+        let adding = |count| serde_json::json!({"add_response_headers": {"a": vec!["v"; count - 1], "b": "v"}}).to_string();
+        assert_eq!(parse(&adding(MAX_ADDED)).response_headers.len(), MAX_ADDED);
+        assert!(Answer::parse(adding(MAX_ADDED + 1).as_bytes()).unwrap_err().to_string().contains("too many values"));
+    }
+
+    #[test]
     fn a_verdict_that_the_proxy_could_not_read_is_none() {
         let verdict = |with: &str| format!(r#"{{"guardrail_response":{{"detected":true,"detections":[{{"category":"x"{with}}}]}}}}"#);
         let described = |with: &str| verdict(&format!(r#","description":"y"{with}"#));
