@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use zentinel_wasm_contract::HeaderCase;
+use zentinel_wasm_contract::{HeaderCase, shortened};
 use zentinel_wasm_runtime::Isolation;
 
 /// How the module is run.
@@ -45,6 +45,9 @@ impl Limits {
     /// Largest module configuration, in bytes: it is copied into every instance.
     pub const MODULE_CONFIG: usize = 1 << 20;
 }
+
+/// Most characters of what a proxy has said that a message repeats.
+const SHOWN: usize = 40;
 
 /// Checks that `json` may be a module's configuration.
 ///
@@ -115,7 +118,7 @@ impl Settings {
             _ => {
                 return Err(format!(
                     "`{}` is not known: it takes pool-size, fail-open, timeout-ms, max-memory-mb, isolation and module-config",
-                    shortened(key)
+                    shortened(key, SHOWN)
                 ));
             }
         }
@@ -141,12 +144,7 @@ fn module_config(key: &str, value: &Value) -> Result<Option<Arc<[u8]>>, String> 
 }
 
 fn bad(key: &str, value: &Value, takes: &str) -> String {
-    format!("`{key}` is {}: it takes {takes}", shortened(&value.to_string()))
-}
-
-/// The beginning of what a proxy has said, for a message.
-fn shortened(text: &str) -> String {
-    text.chars().take(40).collect()
+    format!("`{key}` is {}: it takes {takes}", shortened(&value.to_string(), SHOWN))
 }
 
 #[cfg(test)]

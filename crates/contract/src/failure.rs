@@ -87,7 +87,7 @@ pub struct Failure {
 /// What a guest or a client may have put words into, as one line that is cut off.
 pub(crate) fn brief(text: &str) -> String {
     const SHOWN: usize = 1000;
-    text.chars().take(SHOWN).map(|c| if c.is_control() { ' ' } else { c }).collect()
+    crate::shortened(text, SHOWN)
 }
 
 impl Failure {

@@ -28,5 +28,5 @@ pub use event::Event;
 pub use failure::{Failure, FailureKind};
 pub use header::HeaderCase;
 pub use hook::{Hook, Hooks};
-pub use text::{MAX_ENTRIES, Pairs, Text};
+pub use text::{MAX_ENTRIES, Pairs, Text, shortened};
 pub use value::Bounded;

@@ -85,6 +85,11 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     }
 }
 
+/// The first `chars` characters of what a guest or a client may have put words into, as one line for a message or a log.
+pub fn shortened(text: &str, chars: usize) -> String {
+    text.chars().take(chars).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 /// Most entries of an object or list in an event or an answer. Each takes many times the bytes that it may have on the wire, and no request has a thousand.
 pub const MAX_ENTRIES: usize = 1 << 19;
 

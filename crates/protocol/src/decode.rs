@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use zentinel_wasm_contract::event::{GuardrailInspect, RequestComplete, WebsocketFrame};
-use zentinel_wasm_contract::{Bounded, Event, Text};
+use zentinel_wasm_contract::{Bounded, Event, Text, shortened};
 
 use crate::answer::Encoding;
 use crate::frame::kind;
@@ -21,7 +21,7 @@ impl DecodeError {
     /// What a library says of it holds what the client has sent.
     fn new(error: impl ToString) -> Self {
         const SHOWN: usize = 1000;
-        Self(error.to_string().chars().take(SHOWN).collect())
+        Self(shortened(&error.to_string(), SHOWN))
     }
 }
 

@@ -4,9 +4,8 @@
 //! one place. What this one does read, serde_json would have read alike.
 
 use memchr::memchr2;
-use zentinel_wasm_contract::MAX_ENTRIES;
-use zentinel_wasm_contract::Text;
 use zentinel_wasm_contract::event::{BodyChunk, Data, HeaderValues, Headers, Metadata, RequestHeaders, ResponseHeaders};
+use zentinel_wasm_contract::{MAX_ENTRIES, Text};
 
 /// Reads a request's headers.
 pub(crate) fn request_headers(text: &str) -> Option<RequestHeaders<'_>> {

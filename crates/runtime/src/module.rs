@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sha2::{Digest, Sha256};
 use wasmparser::{ElementItems, Parser, Payload};
 use wasmtime::{Engine, ExternType, FuncType, InstancePre, Linker, ModuleExport, ValType};
-use zentinel_wasm_contract::{Hook, Hooks};
+use zentinel_wasm_contract::{Hook, Hooks, shortened};
 
 use crate::cache::Cache;
 use crate::instance::State;
@@ -299,11 +299,6 @@ fn check_imports(module: &wasmtime::Module, linker: &Linker<State>, engine: &Eng
             )),
         }
     }
-}
-
-/// What comes from the module may hold anything, and goes to a terminal.
-fn shortened(text: &str, chars: usize) -> String {
-    text.chars().take(chars).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 fn import_hint(from: &str, name: &str) -> &'static str {

@@ -150,13 +150,12 @@ impl Pool {
         let (module, cache, slots, max_memory) = (Arc::clone(module), cache.cloned(), settings.size + SPARE_SLOTS, settings.max_memory);
         let log = Arc::clone(&module.log);
         let turn = runtime.compiling().await;
-        let compiled = tokio::task::spawn_blocking(move || {
+        let compiling = tokio::task::spawn_blocking(move || {
             // Whoever asked for it may have gone, and asked again.
             let _turn = turn;
             module.compile(slots, max_memory, cache.as_ref())
         });
-        let compiled = compiled.await;
-        let compiled = compiled.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        let compiled = compiling.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
         runtime.ticker().watch(&compiled.engine);
         if settings.config.is_some() && !compiled.hooks.contains(Hook::Configure) {
             log.unconfigurable.call_once(|| warn!("the module has a configuration but does not export `{}`", Hook::Configure));
