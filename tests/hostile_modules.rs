@@ -566,6 +566,7 @@ const UNCONFIGURABLE: &[(&str, &str)] = &[
     ("configure-trap", "WASM_TRAP"),
     ("configure-grow", "WASM_MEMORY_LIMIT"),
     ("configure-nonsense", "WASM_INVALID_RESULT"),
+    ("configure-large", "WASM_OUTPUT_LIMIT"),
 ];
 
 #[test]
