@@ -31,7 +31,7 @@ fn it_tells_its_version_as_the_installer_wants_it() {
     for flag in ["--version", "-V"] {
         let output = run(&[flag], &[]);
         assert!(output.status.success() && output.stderr.is_empty());
-        assert_eq!(String::from_utf8(output.stdout).unwrap(), "zentinel-wasm-agent 0.4.0\n");
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), "zentinel-wasm-agent 0.5.0\n");
     }
 }
 

@@ -582,7 +582,7 @@ fn the_handshake_tells_which_events_the_module_takes() {
     let handshake = agent.connect().handshake;
     assert_eq!((&handshake["success"], &handshake["protocol_version"], &handshake["encoding"]), (&json!(true), &json!(2), &json!("json")));
     let capabilities = &handshake["capabilities"];
-    assert_eq!((&capabilities["agent_id"], &capabilities["version"]), (&json!("zentinel-wasm-agent"), &json!("0.4.0")));
+    assert_eq!((&capabilities["agent_id"], &capabilities["version"]), (&json!("zentinel-wasm-agent"), &json!("0.5.0")));
     assert_eq!(capabilities["supported_events"], json!([1, 4]));
     assert_eq!(capabilities["limits"]["max_body_size"], 1000);
 }

@@ -138,8 +138,8 @@ mod tests {
 
     #[test]
     fn the_archive_is_called_as_the_installer_asks_for_it() {
-        assert_eq!(archive_name("0.4.0", "linux", "x86_64"), "zentinel-wasm-agent-0.4.0-linux-x86_64");
-        assert_eq!(archive_name("0.4.0", "linux", "aarch64"), "zentinel-wasm-agent-0.4.0-linux-aarch64");
+        assert_eq!(archive_name("0.5.0", "linux", "x86_64"), "zentinel-wasm-agent-0.5.0-linux-x86_64");
+        assert_eq!(archive_name("0.5.0", "linux", "aarch64"), "zentinel-wasm-agent-0.5.0-linux-aarch64");
     }
 
     #[test]
