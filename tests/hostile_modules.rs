@@ -321,9 +321,14 @@ fn invalid_answers() -> Vec<Vec<u8>> {
         &[text.clone(), list.clone(), object.clone(), yes.clone(), json!(-1), json!(403.5), json!(65536), json!(1e300)],
         &mut add,
     );
-    let maps = ["add_request_headers", "add_response_headers", "challenge_params", "routing_metadata"];
+    let appending = ["append_request_headers", "append_response_headers"];
+    let maps = ["add_request_headers", "add_response_headers", appending[0], appending[1], "challenge_params", "routing_metadata"];
     wrong(&maps, &[number.clone(), text.clone(), list.clone(), yes.clone(), json!({"a": {"b": "c"}}), json!({"a": null})], &mut add);
-    wrong(&["add_request_headers", "add_response_headers", "routing_metadata"], &[json!({"a": 1}), object.clone()], &mut add);
+    wrong(
+        &["add_request_headers", "add_response_headers", appending[0], appending[1], "routing_metadata"],
+        &[json!({"a": 1}), object.clone()],
+        &mut add,
+    );
     let lists = ["remove_request_headers", "remove_response_headers", "tags", "rule_ids", "reason_codes"];
     wrong(&lists, &[number.clone(), text.clone(), list.clone(), object.clone(), yes.clone(), json!([["a"]]), json!([null])], &mut add);
     wrong(&["confidence"], &[text.clone(), list.clone(), yes.clone(), json!(-0.1), json!(1.1), json!(1e308), json!(u64::MAX)], &mut add);
@@ -375,7 +380,7 @@ fn invalid_answers() -> Vec<Vec<u8>> {
 
     // Injection wherever a string can go out.
     for evil in ["a\r\nSet-Cookie: x=1", "a\nb", "a\rb", "a\0b", "a\u{7f}b", "a\u{1b}[31mb"] {
-        for field in ["add_request_headers", "add_response_headers"] {
+        for field in ["add_request_headers", "add_response_headers", appending[0], appending[1]] {
             add(json!({field: {"X-A": evil}}));
             add(json!({field: {"X-A": ["good", evil]}}));
             add(json!({field: {evil: "good"}}));
@@ -393,7 +398,7 @@ fn invalid_answers() -> Vec<Vec<u8>> {
         add(json!({"routing_metadata": {evil: "a"}}));
     }
     for name in ["", " ", "a b", "a:b", ":path", "a\u{e4}", "a,b", "(a)", "a/b", "a;b"] {
-        for field in ["add_request_headers", "add_response_headers"] {
+        for field in ["add_request_headers", "add_response_headers", appending[0], appending[1]] {
             add(json!({field: {name: "x"}}));
         }
         for field in ["remove_request_headers", "remove_response_headers"] {

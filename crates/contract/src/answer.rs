@@ -4,6 +4,7 @@
 //! inject a header, name an impossible status or smuggle an unknown decision through.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt;
 
 use serde::Deserialize;
@@ -201,8 +202,10 @@ struct Wire<'a> {
     body: Option<Text<'a>>,
     add_request_headers: Option<Pairs<'a, Values<'a>>>,
     remove_request_headers: Option<Vec<Text<'a>>>,
+    append_request_headers: Option<Pairs<'a, Values<'a>>>,
     add_response_headers: Option<Pairs<'a, Values<'a>>>,
     remove_response_headers: Option<Vec<Text<'a>>>,
+    append_response_headers: Option<Pairs<'a, Values<'a>>>,
     tags: Option<Vec<Text<'a>>>,
     rule_ids: Option<Vec<Text<'a>>>,
     confidence: Option<f64>,
@@ -224,27 +227,20 @@ impl<'a> Wire<'a> {
             response_headers.push(HeaderOp::Remove(token("remove_response_headers", name)?));
         }
         let added = self.add_response_headers.unwrap_or_default();
-        let decision = match Kind::parse(self.decision.as_deref())? {
-            Kind::Allow => {
-                add_headers("add_response_headers", added, &mut response_headers)?;
-                Decision::Allow
-            }
-            Kind::Block => {
-                let status = self.status.unwrap_or(403);
-                if !(100..=599).contains(&status) {
-                    return invalid(format!("`status` of a block is {status}: it must be 100 to 599"));
-                }
-                let headers = joined_headers("add_response_headers", added)?;
-                Decision::Block { status, body: self.body, headers }
-            }
-            Kind::Redirect => {
-                add_headers("add_response_headers", added, &mut response_headers)?;
-                redirect(self.status, self.body)?
-            }
-            Kind::Challenge => {
-                add_headers("add_response_headers", added, &mut response_headers)?;
-                challenge(self.challenge_type, self.challenge_params.unwrap_or_default())?
-            }
+        let appended = self.append_response_headers.unwrap_or_default();
+        let kind = Kind::parse(self.decision.as_deref())?;
+        let mut block_headers = Vec::new();
+        if let Kind::Block = kind {
+            block_headers = joined_headers(added, appended)?;
+        } else {
+            add_headers("add_response_headers", added, &mut response_headers)?;
+            append_headers("append_response_headers", appended, &mut response_headers)?;
+        }
+        let decision = match kind {
+            Kind::Allow => Decision::Allow,
+            Kind::Block => block(self.status, self.body, block_headers)?,
+            Kind::Redirect => redirect(self.status, self.body)?,
+            Kind::Challenge => challenge(self.challenge_type, self.challenge_params.unwrap_or_default())?,
         };
 
         let mut request_headers = Vec::new();
@@ -252,6 +248,7 @@ impl<'a> Wire<'a> {
             request_headers.push(HeaderOp::Remove(token("remove_request_headers", name)?));
         }
         add_headers("add_request_headers", self.add_request_headers.unwrap_or_default(), &mut request_headers)?;
+        append_headers("append_request_headers", self.append_request_headers.unwrap_or_default(), &mut request_headers)?;
 
         if let Some(confidence) = self.confidence
             && !(0.0..=1.0).contains(&confidence)
@@ -317,6 +314,14 @@ impl Kind {
     }
 }
 
+fn block<'a>(status: Option<u16>, body: Option<Text<'a>>, headers: Vec<(Text<'a>, Text<'a>)>) -> Result<Decision<'a>, AnswerError> {
+    let status = status.unwrap_or(403);
+    if !(100..=599).contains(&status) {
+        return invalid(format!("`status` of a block is {status}: it must be 100 to 599"));
+    }
+    Ok(Decision::Block { status, body, headers })
+}
+
 fn redirect<'a>(status: Option<u16>, url: Option<Text<'a>>) -> Result<Decision<'a>, AnswerError> {
     let status = status.unwrap_or(302);
     if !matches!(status, 301 | 302 | 303 | 307 | 308) {
@@ -359,49 +364,87 @@ const MAX_REPEATED: usize = 1 << 20;
 /// Most values that a field adds: each becomes a change of its own.
 const MAX_ADDED: usize = 10_000;
 
-fn add_headers<'a>(field: &str, added: Pairs<'a, Values<'a>>, ops: &mut Vec<HeaderOp<'a>>) -> Result<(), AnswerError> {
+fn check_amount(field: &str, headers: &Pairs<'_, Values<'_>>) -> Result<(), AnswerError> {
     let (mut count, mut repeated) = (0, 0_usize);
-    for (name, values) in added.0 {
-        let name = token(field, name)?;
-        count += values.0.len();
-        repeated = repeated.saturating_add(name.len().saturating_mul(values.0.len().saturating_sub(1)));
+    for (name, Values(values)) in &headers.0 {
+        count += values.len();
+        repeated = repeated.saturating_add(name.len().saturating_mul(values.len().saturating_sub(1)));
         if count > MAX_ADDED || repeated > MAX_REPEATED {
-            return invalid(format!("`{field}` holds too many values of `{}`", shortened(&name)));
-        }
-        let mut values = values.0.into_iter();
-        if let Some(first) = values.next() {
-            ops.push(HeaderOp::Set(name.clone(), header_value(field, &name, first)?));
-        }
-        for value in values {
-            ops.push(HeaderOp::Add(name.clone(), header_value(field, &name, value)?));
+            return invalid(format!("`{field}` holds too many values of `{}`", shortened(name)));
         }
     }
     Ok(())
 }
 
-/// The headers of a block response: the proxy takes one value a name.
-fn joined_headers<'a>(field: &str, added: Pairs<'a, Values<'a>>) -> Result<Vec<(Text<'a>, Text<'a>)>, AnswerError> {
-    let mut headers = Vec::with_capacity(added.0.len());
-    for (name, values) in added.0 {
+/// Hands over each header with its values, once their bytes are checked.
+fn checked_headers<'a>(
+    field: &str,
+    headers: Pairs<'a, Values<'a>>,
+    mut take: impl FnMut(Text<'a>, Vec<Text<'a>>),
+) -> Result<(), AnswerError> {
+    for (name, Values(values)) in headers.0 {
         let name = token(field, name)?;
-        let separator = header::separator(&name);
-        let mut joined: Option<Text<'a>> = None;
-        for value in values.0 {
-            let value = header_value(field, &name, value)?;
-            match &mut joined {
-                None => joined = Some(value),
-                Some(Text(before)) => {
-                    let before = before.to_mut();
-                    before.push_str(separator);
-                    before.push_str(&value);
-                }
-            }
+        for value in &values {
+            header_value(field, &name, value)?;
         }
-        if let Some(value) = joined {
+        take(name, values);
+    }
+    Ok(())
+}
+
+/// The first value of a name replaces what is there.
+fn add_headers<'a>(field: &str, added: Pairs<'a, Values<'a>>, ops: &mut Vec<HeaderOp<'a>>) -> Result<(), AnswerError> {
+    check_amount(field, &added)?;
+    checked_headers(field, added, |name, values| {
+        let mut values = values.into_iter();
+        if let Some(first) = values.next() {
+            ops.push(HeaderOp::Set(name.clone(), first));
+        }
+        ops.extend(values.map(|value| HeaderOp::Add(name.clone(), value)));
+    })
+}
+
+/// What is there already stays.
+fn append_headers<'a>(field: &str, appended: Pairs<'a, Values<'a>>, ops: &mut Vec<HeaderOp<'a>>) -> Result<(), AnswerError> {
+    check_amount(field, &appended)?;
+    checked_headers(field, appended, |name, values| {
+        ops.extend(values.into_iter().map(|value| HeaderOp::Add(name.clone(), value)));
+    })
+}
+
+/// The headers of a block response: the proxy takes one value a name.
+fn joined_headers<'a>(added: Pairs<'a, Values<'a>>, appended: Pairs<'a, Values<'a>>) -> Result<Vec<(Text<'a>, Text<'a>)>, AnswerError> {
+    let mut headers: Vec<(Text<'a>, Text<'a>)> = Vec::with_capacity(added.0.len() + appended.0.len());
+    let mut known = HashMap::new();
+    let merges = !added.0.is_empty() && !appended.0.is_empty();
+    checked_headers("add_response_headers", added, |name, values| {
+        let separator = header::separator(&name);
+        if let Some(value) = values.into_iter().reduce(|before, value| joined(before, separator, &value)) {
+            if merges {
+                known.insert(name.to_ascii_lowercase(), headers.len());
+            }
             headers.push((name, value));
         }
-    }
+    })?;
+    checked_headers("append_response_headers", appended, |name, values| {
+        let separator = header::separator(&name);
+        let Some(value) = values.into_iter().reduce(|before, value| joined(before, separator, &value)) else { return };
+        match known.get(&name.to_ascii_lowercase()) {
+            Some(&at) => {
+                let before = std::mem::take(&mut headers[at].1);
+                headers[at].1 = joined(before, separator, &value);
+            }
+            None => headers.push((name, value)),
+        }
+    })?;
     Ok(headers)
+}
+
+fn joined<'a>(before: Text<'a>, separator: &str, value: &str) -> Text<'a> {
+    let mut joined = before.0.into_owned();
+    joined.push_str(separator);
+    joined.push_str(value);
+    Text::from(joined)
 }
 
 fn token<'a>(field: &str, name: Text<'a>) -> Result<Text<'a>, AnswerError> {
@@ -412,9 +455,9 @@ fn token<'a>(field: &str, name: Text<'a>) -> Result<Text<'a>, AnswerError> {
     }
 }
 
-fn header_value<'a>(field: &str, name: &str, value: Text<'a>) -> Result<Text<'a>, AnswerError> {
-    if header::is_value(&value) {
-        Ok(value)
+fn header_value(field: &str, name: &str, value: &str) -> Result<(), AnswerError> {
+    if header::is_value(value) {
+        Ok(())
     } else {
         invalid(format!("`{field}` holds control characters in the value of `{}`", shortened(name)))
     }
@@ -710,7 +753,7 @@ mod tests {
         assert_eq!(headers[0].1.len(), 2 * (values.len() - 1));
 
         let name = "x".repeat(1000);
-        for field in ["add_request_headers", "add_response_headers"] {
+        for field in ["add_request_headers", "add_response_headers", "append_request_headers", "append_response_headers"] {
             let repeated = serde_json::json!({field: {name.as_str(): values}}).to_string();
             assert!(error(&repeated).contains("too many values"));
         }
@@ -783,6 +826,39 @@ mod tests {
     }
 
     #[test]
+    fn appended_headers_leave_what_is_there() {
+        let answer =
+            parse(r#"{"append_request_headers":{"Cookie":"a=1"},"append_response_headers":{"Set-Cookie":["a=1","b=2"],"X-None":[]}}"#);
+        assert_eq!(answer.request_headers, [HeaderOp::Add("Cookie".into(), "a=1".into())]);
+        let name: Text<'_> = "Set-Cookie".into();
+        assert_eq!(answer.response_headers, [HeaderOp::Add(name.clone(), "a=1".into()), HeaderOp::Add(name, "b=2".into())]);
+    }
+
+    #[test]
+    fn headers_are_removed_then_set_then_appended() {
+        for field in ["request_headers", "response_headers"] {
+            let json = format!(r#"{{"append_{field}":{{"A":"3"}},"add_{field}":{{"A":["1","2"]}},"remove_{field}":["A"]}}"#);
+            let answer = parse(&json);
+            let ops = if field == "request_headers" { &answer.request_headers } else { &answer.response_headers };
+            let [set, add, append] = ["1", "2", "3"].map(Text::from);
+            let name = || Text::from("A");
+            let expected =
+                [HeaderOp::Remove(name()), HeaderOp::Set(name(), set), HeaderOp::Add(name(), add), HeaderOp::Add(name(), append)];
+            assert_eq!(*ops, expected);
+        }
+    }
+
+    #[test]
+    fn a_block_carries_appended_headers_too() {
+        let answer = parse(
+            r#"{"decision":"block","add_response_headers":{"X-A":"1","X-B":"1"},"append_response_headers":{"x-a":["2","3"],"X-C":"4"}}"#,
+        );
+        let headers = vec![pair("X-A", "1, 2, 3"), pair("X-B", "1"), pair("X-C", "4")];
+        assert_eq!(answer.decision, Decision::Block { status: 403, body: None, headers });
+        assert!(answer.response_headers.is_empty());
+    }
+
+    #[test]
     fn lists_set_the_first_value_and_add_the_rest() {
         let answer = parse(r#"{"add_response_headers":{"Set-Cookie":["a=1","b=2"],"X-None":[]}}"#);
         let name: Text<'_> = "Set-Cookie".into();
@@ -825,6 +901,9 @@ mod tests {
             r#"{"add_request_headers":{":path":"/"}}"#,
             r#"{"add_request_headers":{"X":"a\r\nb"}}"#,
             r#"{"add_response_headers":{"X":["a","b\u0000"]}}"#,
+            r#"{"append_request_headers":{"X Y":"1"}}"#,
+            r#"{"append_response_headers":{"X":["a","b\u0000"]}}"#,
+            r#"{"decision":"block","append_response_headers":{"X":"a\nb"}}"#,
             r#"{"decision":"block","add_response_headers":{"X":"a\nb"}}"#,
             r#"{"remove_request_headers":["X:"]}"#,
             r#"{"remove_response_headers":["\n"]}"#,
