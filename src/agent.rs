@@ -15,6 +15,7 @@ use zentinel_wasm_protocol::log::RateLimit;
 use zentinel_wasm_protocol::{Capabilities, Encode, Handler, LARGE, Reports, log_limited, report};
 use zentinel_wasm_runtime::{Cache, Lease, Module, Pool, Request, Runtime};
 
+use crate::bodies::{self, Body, Length};
 use crate::breaker::Breaker;
 use crate::context::{Contexts, Remembered};
 use crate::inputs;
@@ -222,6 +223,7 @@ impl Agent {
         let mut out = inputs::take();
         let mut traceparent = None;
         let mut number = None;
+        let mut body = Body::None;
         match event {
             Event::RequestHeaders(event) => {
                 if wanted || has_later_hooks {
@@ -229,13 +231,16 @@ impl Agent {
                 }
                 traceparent = event.metadata.traceparent.as_deref().map(Arc::from);
                 if has_later_hooks {
-                    let remembered = Remembered::new(input::context(event, &out), traceparent.clone());
-                    number = Some(self.contexts.begin(id, remembered, hooks.contains(Hook::RequestBody) && may_have_body(event)));
+                    let takes_body = hooks.contains(Hook::RequestBody);
+                    let length = if takes_body { Length::of(event) } else { Length::Unknown };
+                    let remembered = Remembered::new(input::context(event, &out), traceparent.clone(), length);
+                    number = Some(self.contexts.begin(id, remembered, takes_body && may_have_body(event)));
                 }
             }
             Event::RequestBody(chunk) => {
                 let known = has_later_hooks.then(|| self.contexts.get(id)).flatten();
                 if wanted {
+                    body = Body::request(chunk, known.as_ref().map_or(Length::Unknown, |known| known.length));
                     self.contexts.body_open(id, !chunk.is_last);
                     input::request_body(&mut out, chunk, known.as_ref().map(|known| &known.context), limit)?;
                 }
@@ -261,6 +266,7 @@ impl Agent {
                 if chunk.is_last {
                     self.contexts.end(id);
                 }
+                body = Body::response(chunk);
                 input::response_body(&mut out, chunk, known.as_ref().map(|known| &known.context), limit)?;
                 traceparent = known.and_then(|known| known.traceparent.clone());
             }
@@ -274,7 +280,7 @@ impl Agent {
             inputs::keep(out);
             return Ok(None);
         }
-        Ok(Some(Prepared { input: out, traceparent, number }))
+        Ok(Some(Prepared { input: out, body, traceparent, number }))
     }
 
     fn fail<E: Encode>(&self, generation: &Generation, hook: Hook, failure: &Failure, traceparent: Option<&str>, encode: &E) -> E::Encoded {
@@ -305,6 +311,7 @@ impl Agent {
 
 struct Prepared {
     input: Vec<u8>,
+    body: Body,
     traceparent: Option<Arc<str>>,
     /// The request's, as long as it may be refused.
     number: Option<u64>,
@@ -385,14 +392,14 @@ impl Handler for Agent {
         let prepared = self.input(&generation, event);
         self.metrics.requests.inc();
         async move {
-            let prepared = match prepared {
+            let mut prepared = match prepared {
                 Ok(Some(prepared)) => prepared,
                 Ok(None) => return encode.encode(&Answer::default()).unwrap_or_else(|failure| unreachable!("{failure}")),
                 Err(failure) => return agent.fail(&generation, hook, &failure, None, &encode),
             };
             agent.metrics.in_flight.inc();
             let _in_flight = InFlight(&agent.metrics);
-            let outcome = agent.decide(&generation, hook, prepared.input, prepared.number, arrived, &encode).await;
+            let outcome = agent.decide(&generation, hook, &mut prepared, arrived, &encode).await;
             agent.metrics.called(hook, arrived.elapsed());
             match outcome {
                 Ok(encoded) => {
@@ -457,8 +464,7 @@ impl Agent {
         &self,
         generation: &Generation,
         hook: Hook,
-        input: Vec<u8>,
-        number: Option<u64>,
+        prepared: &mut Prepared,
         arrived: Instant,
         encode: &E,
     ) -> Result<E::Encoded, Failure> {
@@ -466,14 +472,15 @@ impl Agent {
             return Err(Failure::new(FailureKind::CircuitOpen, "the module has failed every call for a while"));
         }
         let deadline = arrived + generation.settings.timeout;
+        let input = std::mem::take(&mut prepared.input);
         let request = Request { hook, input, deadline, correlation_id: Arc::clone(encode.correlation_id()) };
         let mut lease = generation.pool.clone().call(request).await?;
         let read = if lease.output().len() < LARGE {
-            Read::new(&lease, encode)?
+            Read::new(&lease, hook, prepared.body, encode)?
         } else {
             // Neither the deadline nor the slow lane is for what the host does with an answer; the other events of the connection are not to wait for it.
-            let encode = encode.clone();
-            let reading = tokio::task::spawn_blocking(move || (Read::new(&lease, &encode), lease));
+            let (body, encode) = (prepared.body, encode.clone());
+            let reading = tokio::task::spawn_blocking(move || (Read::new(&lease, hook, body, &encode), lease));
             let read;
             (read, lease) = reading.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
             read?
@@ -483,7 +490,7 @@ impl Agent {
         }
         inputs::keep(lease.take_input());
         lease.accept();
-        if let Some(number) = number
+        if let Some(number) = prepared.number
             && read.refuses
             && arrived.elapsed() < PROMPT
         {
@@ -502,8 +509,9 @@ struct Read<T> {
 }
 
 impl<T> Read<T> {
-    fn new<E: Encode<Encoded = T>>(lease: &Lease, encode: &E) -> Result<Self, Failure> {
-        let answer = Answer::parse(lease.output())?;
+    fn new<E: Encode<Encoded = T>>(lease: &Lease, hook: Hook, body: Body, encode: &E) -> Result<Self, Failure> {
+        let mut answer = Answer::parse(lease.output())?;
+        bodies::settle(&mut answer, hook, body)?;
         let blocks = matches!(answer.decision, Decision::Block { .. });
         // Zentinel 0.6.45 lets a request through that it shall challenge.
         let refuses = (blocks || matches!(answer.decision, Decision::Redirect { .. })) && !answer.needs_more;

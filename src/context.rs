@@ -17,6 +17,8 @@ use hashbrown::{DefaultHashBuilder, HashMap};
 use tracing::warn;
 use zentinel_wasm_contract::input::Context;
 
+use crate::bodies::Length;
+
 /// How long an id is remembered after its last event. No request that a proxy still cares for is silent for so long.
 const REMEMBERED: Duration = Duration::from_secs(3600);
 
@@ -34,13 +36,15 @@ const MAX_IDS: usize = 1 << 20;
 pub(crate) struct Remembered {
     pub(crate) context: Context,
     pub(crate) traceparent: Option<Arc<str>>,
+    /// Whether the upstream knows how long the request's body is.
+    pub(crate) length: Length,
     /// Tells it from other requests of its id.
     number: u64,
 }
 
 impl Remembered {
-    pub(crate) fn new(context: Context, traceparent: Option<Arc<str>>) -> Self {
-        Self { context, traceparent, number: 0 }
+    pub(crate) fn new(context: Context, traceparent: Option<Arc<str>>, length: Length) -> Self {
+        Self { context, traceparent, length, number: 0 }
     }
 
     pub(crate) fn number(&self) -> u64 {
@@ -305,7 +309,7 @@ mod tests {
     use super::*;
 
     fn about(uri: &str) -> Remembered {
-        Remembered::new(Context { request: uri.as_bytes().into(), ..Context::default() }, None)
+        Remembered::new(Context { request: uri.as_bytes().into(), ..Context::default() }, None, Length::Open)
     }
 
     fn uri(store: &mut Inner, id: &str, now: Instant) -> Option<String> {

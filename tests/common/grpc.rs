@@ -229,7 +229,6 @@ pub fn body(id: &str, data: impl Into<Bytes>) -> ToAgent {
     let data = data.into();
     ToAgent::RequestBodyChunk(proto::BodyChunkEvent {
         correlation_id: id.into(),
-        total_size: Some(data.len() as u64),
         bytes_transferred: data.len() as u64,
         data,
         is_last: true,

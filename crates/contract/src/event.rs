@@ -328,6 +328,19 @@ pub enum Data<'a> {
     Raw(&'a [u8]),
 }
 
+impl Data<'_> {
+    /// Number of bytes that these are, decoded; of invalid base64, about as many.
+    pub fn size(&self) -> usize {
+        match self {
+            Self::Raw(bytes) => bytes.len(),
+            Self::Base64(text) => {
+                let padding = text.bytes().rev().take(2).take_while(|byte| *byte == b'=').count();
+                (text.len() / 4 * 3).saturating_sub(padding)
+            }
+        }
+    }
+}
+
 impl<'de: 'a, 'a> Deserialize<'de> for Data<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct DataVisitor;

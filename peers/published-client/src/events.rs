@@ -29,9 +29,10 @@ pub fn request(id: &str, uri: &str, headers: &[(&str, &str)]) -> RequestHeadersE
     }
 }
 
-/// The whole body of a request in one chunk.
+/// The whole body of a request in one chunk, as the proxy streams it: with a size, the agent would
+/// take it for buffered.
 pub fn request_body(id: &str, body: &[u8]) -> BinaryRequestBodyChunkEvent {
-    BinaryRequestBodyChunkEvent::new(id, body.to_vec(), 0, true).with_total_size(body.len())
+    BinaryRequestBodyChunkEvent::new(id, body.to_vec(), 0, true)
 }
 
 /// The start of a response.

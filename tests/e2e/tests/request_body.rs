@@ -107,3 +107,43 @@ fn a_streamed_body_is_passed_through() {
     let response = stack.send(&Ask::post("/pay", b"card=4111").answer(BODY, &answer));
     assert_eq!(response.json()["body"], "card=4111");
 }
+
+/// The proxy has promised the upstream the length that the client announced.
+#[test]
+#[ignore = "needs the real proxy: cargo xtask e2e"]
+fn a_replacement_of_another_length_than_announced_is_refused_at_once() {
+    let mut stack = Stack::over(Transport::UnixSocket).agent_lines(STREAM).start();
+    for change in [json!({"action": "replace", "data": "***"}), json!({"action": "drop"})] {
+        let answer = json!({"request_body_mutation": change});
+        let response = stack.send(&Ask::post("/pay", b"card=4111").answer(BODY, &answer));
+        assert_eq!(response.status(), 500, "{change}");
+        let response = stack.send(&Ask::post("/pay", b"card=4111").chunked().answer(BODY, &answer));
+        assert_eq!(response.status(), 200, "{change}, chunked");
+    }
+    assert!(stack.agent().log().contains("the request announced 9 bytes"));
+}
+
+/// Otherwise a policy that redacts would stop working with the mode, and nobody would notice.
+#[test]
+#[ignore = "needs the real proxy: cargo xtask e2e"]
+fn a_change_that_the_proxy_would_ignore_is_refused() {
+    let answer = json!({"request_body_mutation": {"action": "replace", "data": "card=****"}});
+    for mode in ["", INSPECT_FIRST, r#"request-body-mode "hybrid:65536""#] {
+        let mut stack = Stack::over(Transport::UnixSocket).agent_lines(mode).start();
+        for ask in [Ask::post("/pay", b"card=4111"), Ask::post("/pay", b"card=4111").chunked()] {
+            let response = stack.send(&ask.answer(BODY, &answer));
+            assert_eq!(response.status(), 500, "{mode}");
+        }
+        assert!(stack.agent().log().contains("the proxy has buffered the body"), "{mode}");
+    }
+}
+
+#[test]
+#[ignore = "needs the real proxy: cargo xtask e2e"]
+fn a_refusal_of_the_last_chunk_is_acted_on_whatever_it_needs() {
+    let stack = Stack::over(Transport::UnixSocket).agent_lines(STREAM).start();
+    let answer = json!({"decision": "block", "status": 422, "needs_more": true});
+    assert_eq!(stack.send(&Ask::post("/", b"one chunk").answer(BODY, &answer)).status(), 422);
+    // The last one of these is empty.
+    assert_eq!(stack.send(&Ask::post("/", &pattern(LARGE)).chunked().answer(BODY, &answer)).status(), 422);
+}
