@@ -423,9 +423,9 @@ impl Handler for Agent {
         }
     }
 
-    fn reject<E: Encode>(self: &Arc<Self>, failure: Failure, encode: E) -> E::Encoded {
+    fn reject<E: Encode>(self: &Arc<Self>, hook: Hook, failure: Failure, encode: E) -> E::Encoded {
         self.metrics.requests.inc();
-        self.fail(&self.current.load(), Hook::RequestHeaders, &failure, None, &encode)
+        self.fail(&self.current.load(), hook, &failure, None, &encode)
     }
 
     fn configure(self: &Arc<Self>, config: Value) -> impl Future<Output = Result<(), String>> + Send + 'static {
@@ -488,6 +488,9 @@ impl Agent {
         if read.blocks {
             self.metrics.blocked.inc();
         }
+        if read.loses_routing_metadata {
+            self.metrics.routing_metadata_lost.inc();
+        }
         inputs::keep(lease.take_input());
         lease.accept();
         if let Some(number) = prepared.number
@@ -506,6 +509,7 @@ struct Read<T> {
     blocks: bool,
     /// The request has surely ended.
     refuses: bool,
+    loses_routing_metadata: bool,
 }
 
 impl<T> Read<T> {
@@ -515,6 +519,7 @@ impl<T> Read<T> {
         let blocks = matches!(answer.decision, Decision::Block { .. });
         // Zentinel 0.6.45 lets a request through that it shall challenge.
         let refuses = (blocks || matches!(answer.decision, Decision::Redirect { .. })) && !answer.needs_more;
-        Ok(Self { encoded: encode.encode(&answer)?, blocks, refuses })
+        let loses_routing_metadata = encode.loses_routing_metadata(&answer);
+        Ok(Self { encoded: encode.encode(&answer)?, blocks, refuses, loses_routing_metadata })
     }
 }

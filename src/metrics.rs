@@ -22,6 +22,8 @@ pub struct Metrics {
     pub blocked: IntCounter,
     /// Events allowed because of a module error.
     pub fail_open: IntCounter,
+    /// Answers over gRPC whose routing metadata was left out.
+    pub routing_metadata_lost: IntCounter,
     /// Events under way.
     pub in_flight: IntGauge,
     errors: Vec<IntCounter>,
@@ -73,6 +75,11 @@ impl Metrics {
             requests: metric!(IntCounter, "wasm_agent_requests_total", "Events answered."),
             blocked: metric!(IntCounter, "wasm_agent_requests_blocked_total", "Events answered with a block, module errors included."),
             fail_open: metric!(IntCounter, "wasm_agent_fail_open_total", "Events allowed because of a module error."),
+            routing_metadata_lost: metric!(
+                IntCounter,
+                "wasm_agent_routing_metadata_lost_total",
+                "Answers over gRPC whose routing metadata was left out."
+            ),
             in_flight: metric!(IntGauge, "wasm_agent_in_flight", "Events under way."),
             errors: FailureKind::ALL.iter().map(|kind| errors.with_label_values(&[kind.label()])).collect(),
             durations: Hook::ALL.iter().map(|hook| durations.with_label_values(&[hook.export()])).collect(),
@@ -207,6 +214,7 @@ mod tests {
                 "wasm_agent_reloads_total counter",
                 "wasm_agent_requests_blocked_total counter",
                 "wasm_agent_requests_total counter",
+                "wasm_agent_routing_metadata_lost_total counter",
             ]
         );
         for line in [

@@ -319,8 +319,42 @@ async fn an_event_may_come_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_grpc_cannot_carry_is_said_once() {
-    let answer = r#"{"request_body_mutation":{"action":"replace","data":"x"},"routing_metadata":{"a":"b"},"tags":["kept"]}"#;
+async fn what_grpc_cannot_carry_is_a_module_error() {
+    let answers = [
+        ("request_body_mutation", r#"{"request_body_mutation":{"action":"replace","data":"x"},"tags":["kept"]}"#),
+        ("websocket_decision", r#"{"websocket_decision":"drop"}"#),
+    ];
+    for (field, answer) in answers {
+        for fail_open in [false, true] {
+            let options = [&AMPLE[..], if fail_open { &["--fail-open"] } else { &[] }].concat();
+            let (agent, _directory) = serve(&module::answering(&["on_request_body"], answer), &options);
+            let mut stream = Client::connect(&agent).await.process().await;
+            let answer = stream.ask(body("1", "y")).await;
+            assert_eq!(is_allow(&answer), fail_open, "{answer:?}");
+            let audit = answer.audit.unwrap();
+            assert_eq!(audit.reason_codes, ["WASM_INVALID_RESULT"]);
+            assert_eq!(audit.tags.contains(&"fail-open".to_owned()), fail_open);
+            agent.log.wait_for_line("why", |line| line.contains(field) && line.contains("cannot be carried over gRPC"));
+            agent.end();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_frame_that_fails_is_answered_over_grpc_too() {
+    let (agent, _directory) =
+        serve(&module::answering(&["on_request_headers", "on_websocket_frame"], r#"{"websocket_decision":"drop"}"#), &AMPLE);
+    let mut stream = Client::connect(&agent).await.process().await;
+    let frame =
+        proto::WebSocketFrameEvent { correlation_id: "1".into(), frame_type: 1, payload: b"hello".to_vec().into(), ..Default::default() };
+    let answer = stream.ask(ToAgent::WebsocketFrame(frame)).await;
+    assert!(matches!(answer.decision, Some(Decision::Block(block)) if block.status == 500));
+    agent.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_routing_metadata_is_said_once() {
+    let answer = r#"{"routing_metadata":{"a":"b"},"tags":["kept"]}"#;
     let (agent, _directory) = serve(&module::answering(&["on_request_body"], answer), &AMPLE);
     let mut stream = Client::connect(&agent).await.process().await;
     for id in ["1", "2", "3"] {
@@ -328,7 +362,7 @@ async fn what_grpc_cannot_carry_is_said_once() {
         assert!(is_allow(&answer));
         assert_eq!(answer.audit.unwrap().tags, ["kept"]);
     }
-    let is_said = |line: &str| line.contains("`request_body_mutation` is lost");
+    let is_said = |line: &str| line.contains("`routing_metadata` is lost");
     agent.log.wait_for_line("what is lost", is_said);
     let log = agent.log.clone();
     agent.end();

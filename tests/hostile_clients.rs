@@ -332,7 +332,10 @@ fn an_event_that_cannot_be_read_is_never_waved_through() {
             assert_eq!((decision(&answer), &answer["audit"]["tags"]), ("block", &json!(["wasm-error"])));
             // Of these two the proxy looks at something else.
             match kind {
-                kind::WEBSOCKET_FRAME => assert!(answer["websocket_decision"]["close"].is_object(), "{answer}"),
+                kind::WEBSOCKET_FRAME => {
+                    let close = json!({"close": {"code": 1011, "reason": "wasm-error"}});
+                    assert_eq!(answer["websocket_decision"], close);
+                }
                 kind::GUARDRAIL_INSPECT => {
                     let verdict = answer["routing_metadata"]["guardrail_response"].as_str().unwrap();
                     assert_eq!(serde_json::from_str::<Value>(verdict).unwrap()["detected"], true, "{answer}");
@@ -344,6 +347,29 @@ fn an_event_that_cannot_be_read_is_never_waved_through() {
         drop(connection);
         agent.end_unharmed();
     }
+}
+
+#[test]
+fn an_event_that_cannot_be_read_is_logged_under_its_hook() {
+    let (agent, _folder) = lenient(&[]);
+    let mut connection = agent.connect();
+    for (kind, hook) in [
+        (kind::REQUEST_HEADERS, "on_request_headers"),
+        (kind::REQUEST_BODY, "on_request_body"),
+        (kind::RESPONSE_HEADERS, "on_response_headers"),
+        (kind::RESPONSE_BODY, "on_response_body"),
+        (kind::REQUEST_COMPLETE, "on_request_complete"),
+        (kind::WEBSOCKET_FRAME, "on_websocket_frame"),
+        (kind::GUARDRAIL_INSPECT, "on_guardrail_inspect"),
+    ] {
+        connection.send_raw(&frame(kind, format!(r#"{{"correlation_id":"{hook}","metadata":1,"data":1,"status":"x"}}"#).as_bytes()));
+        assert_eq!(connection.answer()["audit"]["reason_codes"], json!(["WASM_INVALID_EVENT"]));
+        let entry =
+            agent.log.wait_for_entry("the failure", |entry| entry["correlation_id"] == hook && entry["kind"] == "WASM_INVALID_EVENT");
+        assert_eq!(entry["hook"], hook, "{entry}");
+    }
+    drop(connection);
+    agent.end_unharmed();
 }
 
 /// Sends frames that hold no event, and then a good one: that alone is allowed. Gives the number of those that were answered.

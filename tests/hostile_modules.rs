@@ -369,7 +369,7 @@ fn invalid_answers() -> Vec<Vec<u8>> {
     for decision in ["", "alow", "allow ", "refuse", "ALLOW\0", "block,allow"] {
         add(json!({"decision": decision}));
     }
-    for status in [0, 99, 600, 999, 65535] {
+    for status in [0, 99, 100, 101, 103, 199, 600, 999, 65535] {
         add(json!({"decision": "block", "status": status}));
     }
     for status in [200, 300, 304, 306, 309, 400] {
@@ -405,10 +405,55 @@ fn invalid_answers() -> Vec<Vec<u8>> {
             add(json!({field: [name]}));
         }
     }
+    // What frames a message is the proxy's, and a request has one host.
+    let framing = [
+        "Content-Length",
+        "transfer-encoding",
+        "CONNECTION",
+        "Keep-Alive",
+        "Proxy-Connection",
+        "TE",
+        "Trailer",
+        "Upgrade",
+        "HTTP2-Settings",
+    ];
+    for name in framing {
+        for field in ["add_request_headers", "add_response_headers", appending[0], appending[1]] {
+            for decision in ["allow", "block", "redirect", "challenge"] {
+                add(json!({"decision": decision, "body": "/", "challenge_type": "x", field: {name: "30"}}));
+            }
+            add(json!({field: {"X-A": "good", name: ["1", "2"]}}));
+        }
+        add(json!({"remove_request_headers": ["X-A", name]}));
+    }
+    for host in [json!(""), json!("a b"), json!("a,b"), json!("a/b"), json!("a:b"), json!([]), json!(["a", "b"])] {
+        add(json!({"add_request_headers": {"Host": host}}));
+    }
+    add(json!({"append_request_headers": {"host": "a"}}));
+    add(json!({"remove_request_headers": ["Host"]}));
+    add(json!({"decision": "block", "add_response_headers": {"Set-Cookie": ["a=1", "b=2"]}}));
+    add(json!({"decision": "block", "add_response_headers": {"Set-Cookie": "a=1"}, appending[1]: {"set-cookie": "b=2"}}));
+    for url in ["https://[::1/", "https://[x]/", "https://shop.example:http/", "/a\u{7f}"] {
+        add(json!({"decision": "redirect", "body": url}));
+    }
     for url in ["", " ", "javascript:alert(1)", "  JavaScript:alert(1)", "java\tscript:alert(1)", "data:text/html,x", "vbscript:x"] {
         add(json!({"decision": "redirect", "body": url}));
     }
     add(json!({"guardrail_response": {"detected": true, "detections": [{"category": "ssn"}]}}));
+
+    for twice in [
+        r#"{"add_request_headers":{"X-A":"1","X-A":"2"}}"#,
+        r#"{"add_response_headers":{"X-A":"1","x-a":"2"}}"#,
+        r#"{"append_request_headers":{"X-A":"1","X-A":"1"}}"#,
+        r#"{"append_response_headers":{"X-A":"1","X-A":"1"}}"#,
+        r#"{"decision":"challenge","challenge_type":"x","challenge_params":{"body":"a","body":"b"}}"#,
+        r#"{"routing_metadata":{"a":"1","a":"2"}}"#,
+        r#"{"websocket_decision":{"close":{"code":1000},"close":{"code":1008}}}"#,
+        r#"{"websocket_decision":{"close":{"code":1000,"code":1008}}}"#,
+        r#"{"response_body_mutation":{"action":"drop","action":"pass_through"}}"#,
+    ] {
+        invalid.push(twice.into());
+    }
 
     for depth in [200, 5000] {
         invalid.push(format!("{{\"tags\":{}{}}}", "[".repeat(depth), "]".repeat(depth)).into_bytes());
@@ -451,11 +496,28 @@ fn strange_answers_that_are_allowed_do_what_they_say() {
             (json!({"confidence": 0}), "allow"),
             (json!({"confidence": -0.0}), "allow"),
             (json!({"add_request_headers": {"X-A": []}}), "allow"),
+            (json!({"add_request_headers": {"Host": "[::1]:80"}}), "allow"),
+            (json!({"append_request_headers": {"Cookie": ["a=1", "b=2"]}}), "allow"),
+            (json!({"append_response_headers": {"Set-Cookie": ["a=1", "b=2"]}}), "allow"),
+            (json!({"remove_response_headers": ["Content-Length"]}), "allow"),
+            (json!({"decision": "block", "status": 204, "body": "none"}), "block"),
+            (json!({"decision": "block", "append_response_headers": {"Set-Cookie": "a=1"}}), "block"),
         ] {
             let got = echo(connection, "strange", answer.to_string().as_bytes());
             assert_eq!(module_error(&got), None, "{answer}: {got}");
             assert_eq!(decision(&got), expected, "{answer}: {got}");
         }
+        let redirect = echo(connection, "url", r#"{"decision":"redirect","body":"/caf\u00e9 x?a=%2F"}"#.as_bytes());
+        assert_eq!(redirect["decision"], json!({"redirect": {"url": "/caf%C3%A9%20x?a=%2F", "status": 302}}));
+        let no_content = echo(connection, "none", br#"{"decision":"block","status":304}"#);
+        assert_eq!(no_content["decision"], json!({"block": {"status": 304, "body": "", "headers": null}}));
+        let appended = echo(
+            connection,
+            "appended",
+            br#"{"append_response_headers":{"Set-Cookie":"b=2"},"add_response_headers":{"Set-Cookie":"a=1"}}"#,
+        );
+        let cookies = json!([{"set": {"name": "Set-Cookie", "value": "a=1"}}, {"add": {"name": "Set-Cookie", "value": "b=2"}}]);
+        assert_eq!(appended["response_headers"], cookies);
         // Nobody looks into what is ignored, however deep it is.
         let deep = format!("{{\"ignored\":{}{}}}", "[".repeat(5000), "]".repeat(5000));
         assert_eq!(decision(&echo(connection, "deep", deep.as_bytes())), "allow");

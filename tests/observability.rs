@@ -135,6 +135,7 @@ fn the_names_of_the_metrics_stay_as_they_are() {
         "wasm_agent_reloads_total",
         "wasm_agent_requests_blocked_total",
         "wasm_agent_requests_total",
+        "wasm_agent_routing_metadata_lost_total",
     ];
     assert_eq!(names(admin).iter().map(String::as_str).collect::<Vec<_>>(), expected);
 }

@@ -82,13 +82,15 @@ pub fn answers(data: &[u8]) {
     let _ = parse_configured(data);
     let Ok(answer) = Answer::parse(data) else { return };
     let headers = match &answer.decision {
-        Decision::Block { status, headers, .. } => {
-            assert!((100..=599).contains(status));
+        Decision::Block { status, headers, body } => {
+            assert!((200..=599).contains(status));
+            // These have no content.
+            assert!(!matches!(status, 204 | 205 | 304) || body.as_deref() == Some(""));
             headers.as_slice()
         }
         Decision::Redirect { status, url } => {
             assert!(matches!(status, 301 | 302 | 303 | 307 | 308));
-            assert!(header::is_value(url) && !url.trim().is_empty());
+            assert!(is_uri_reference(url) && !url.is_empty(), "{url}");
             &[]
         }
         Decision::Challenge { challenge_type, .. } => {
@@ -98,14 +100,29 @@ pub fn answers(data: &[u8]) {
         Decision::Allow => &[],
     };
     for (name, value) in headers {
-        assert!(header::is_token(name) && header::is_value(value));
+        assert!(header::is_token(name) && header::is_value(value) && !header::is_framing(name));
     }
     for op in answer.request_headers.iter().chain(&answer.response_headers) {
         match op {
-            HeaderOp::Set(name, value) | HeaderOp::Add(name, value) => assert!(header::is_token(name) && header::is_value(value)),
+            HeaderOp::Set(name, value) | HeaderOp::Add(name, value) => {
+                assert!(header::is_token(name) && header::is_value(value) && !header::is_framing(name));
+            }
             HeaderOp::Remove(name) => assert!(header::is_token(name)),
         }
     }
+    let mut hosts = 0;
+    for op in &answer.request_headers {
+        match op {
+            HeaderOp::Set(name, value) if name.eq_ignore_ascii_case("host") => {
+                assert!(header::is_host(value));
+                hosts += 1;
+            }
+            HeaderOp::Add(name, _) => assert!(!name.eq_ignore_ascii_case("host")),
+            HeaderOp::Remove(name) => assert!(!name.eq_ignore_ascii_case("host") && !header::is_framing(name)),
+            HeaderOp::Set(..) => {}
+        }
+    }
+    assert!(hosts <= 1);
     for text in answer.audit.tags.iter().chain(&answer.audit.rule_ids).chain(&answer.audit.reason_codes) {
         assert!(header::is_value(text));
     }
@@ -131,6 +148,21 @@ pub fn answers(data: &[u8]) {
             }
         }
     }
+}
+
+/// Whether a text holds nothing that the grammar of a URI reference has no room for (RFC 3986, appendix A).
+fn is_uri_reference(url: &str) -> bool {
+    let bytes = url.as_bytes();
+    let host = url.find("//").map_or(0..0, |slashes| {
+        let end = url[slashes + 2..].find(['/', '?', '#']).map_or(url.len(), |end| slashes + 2 + end);
+        slashes + 2..end
+    });
+    let characters = bytes.iter().enumerate().all(|(at, byte)| match byte {
+        b'%' => bytes.len() > at + 2 && bytes[at + 1..at + 3].iter().all(u8::is_ascii_hexdigit),
+        b'[' | b']' => host.contains(&at),
+        _ => byte.is_ascii_alphanumeric() || b"-._~:/?#@!$&'()*+,;=".contains(byte),
+    });
+    characters && bytes.iter().filter(|&&byte| byte == b'#').count() <= 1
 }
 
 /// Names of headers, one a line.

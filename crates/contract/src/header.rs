@@ -197,6 +197,33 @@ pub fn is_value(value: &str) -> bool {
     value.bytes().all(|byte| (byte >= 0x20 && byte != 0x7f) || byte == b'\t')
 }
 
+/// Names of headers that frame a message or concern one connection alone (RFC 9112, 6; RFC 9110, 7.6.1). Only the proxy may write them: a
+/// module that could would make the next hop wait for a body that never comes, or take one request for two.
+const FRAMING: [&str; 9] =
+    ["connection", "content-length", "http2-settings", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
+
+/// Whether a header of this name frames its message or concerns one connection alone.
+pub fn is_framing(name: &str) -> bool {
+    FRAMING.iter().any(|framing| framing.eq_ignore_ascii_case(name))
+}
+
+/// Whether `value` may be the value of a `Host` header: a name or an address, with or without a port.
+///
+/// Stricter than RFC 3986, 3.2.2, which has room for commas and escapes: next hops disagree about those.
+pub fn is_host(value: &str) -> bool {
+    let (host, port) = match value.strip_prefix('[') {
+        Some(rest) => match rest.split_once(']') {
+            Some((address, port)) if address.parse::<std::net::Ipv6Addr>().is_ok() => ("address", port),
+            _ => return false,
+        },
+        None => value.split_at(value.find(':').unwrap_or(value.len())),
+    };
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    !host.is_empty()
+        && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte))
+        && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port))
+}
+
 /// What stands between the values of a header that has several.
 pub fn separator(name: &str) -> &'static str {
     if name.eq_ignore_ascii_case("cookie") { "; " } else { ", " }
@@ -252,6 +279,30 @@ mod tests {
         let mut out = Vec::new();
         write_name(&mut out, "user-agent", HeaderCase::Lower);
         assert_eq!(out, b"user-agent");
+    }
+
+    #[test]
+    fn framing_headers_are_known_in_any_case() {
+        for name in ["Content-Length", "TRANSFER-ENCODING", "te", "Trailer", "HTTP2-Settings", "Keep-Alive", "Proxy-Connection", "Upgrade"]
+        {
+            assert!(is_framing(name), "{name}");
+        }
+        for name in ["Content-Type", "Content-Encoding", "Host", "Trailers", "Tea", "Upgrade-Insecure-Requests", ""] {
+            assert!(!is_framing(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_host_is_a_name_or_an_address() {
+        for host in ["a", "shop.example", "my_shop-1.example:8443", "192.0.2.1:80", "[2001:db8::1]", "[::1]:80"] {
+            assert!(is_host(host), "{host}");
+        }
+        for host in [
+            "", ":80", "a:", "a:b", "a:80:80", "a:65536", "a:+1", "a b", "a,b", "a/b", "a@b", "[::1", "[a]", "[::1]80", "::1", "\u{e9}",
+            "a\tb",
+        ] {
+            assert!(!is_host(host), "{host:?}");
+        }
     }
 
     proptest! {

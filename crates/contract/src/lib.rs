@@ -21,6 +21,7 @@ pub mod hook;
 pub mod input;
 pub mod json;
 mod text;
+mod url;
 mod value;
 
 pub use answer::{Answer, AnswerError, Audit, BodyAction, BodyMutation, Decision, HeaderOp, WebsocketDecision};

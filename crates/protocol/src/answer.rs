@@ -97,7 +97,7 @@ pub fn for_proxy<'a, 'b>(answer: &'b Answer<'a>, proxy: Proxy) -> Cow<'b, Answer
     if !proxy.lets_challenges_through {
         return Cow::Borrowed(answer);
     }
-    let body = params.iter().find(|(name, _)| &**name == "body").map(|(_, body)| body.clone());
+    let body = params.iter().find(|(name, _)| name.eq_ignore_ascii_case("body")).map(|(_, body)| body.clone());
     Cow::Owned(Answer { decision: Decision::Block { status: 403, body, headers: Vec::new() }, ..answer.clone() })
 }
 
@@ -537,7 +537,8 @@ mod tests {
     #[test]
     fn old_proxies_get_a_block_for_a_challenge() {
         let old = Wire { proxy: Proxy::of_version("0.6.45"), ..wire(Hook::RequestHeaders) };
-        let answer = r#"{"decision":"challenge","challenge_type":"captcha","challenge_params":{"body":"prove it"},"tags":["t"]}"#;
+        // The proxy looks for the body in any case.
+        let answer = r#"{"decision":"challenge","challenge_type":"captcha","challenge_params":{"Body":"prove it"},"tags":["t"]}"#;
         let to_old = sent(&old, answer);
         assert_eq!(to_old["decision"], json!({"block": {"status": 403, "body": "prove it", "headers": null}}));
         assert_eq!(to_old["audit"]["tags"], json!(["t"]));

@@ -429,8 +429,9 @@ impl<H: Handler> Connection<H> {
                     return;
                 };
                 let failure = Failure::new(FailureKind::InvalidEvent, format!("the event of type {kind:#04x} cannot be read: {error}"));
-                let wire = self.wire(Arc::from(&*id), Phase { hook: hook_of(kind), chunk_index: 0 });
-                let answer = self.handler.reject(failure, wire);
+                let hook = hook_of(kind);
+                let wire = self.wire(Arc::from(&*id), Phase { hook, chunk_index: 0 });
+                let answer = self.handler.reject(hook, failure, wire);
                 (self.session.arrived(&id), Box::pin(std::future::ready(answer)) as Call<_>)
             }
         };

@@ -25,7 +25,7 @@ pub use report::{REPORT_INTERVAL, Reports};
 use std::sync::Arc;
 
 use tokio::sync::watch;
-use zentinel_wasm_contract::{Answer, Event, Failure};
+use zentinel_wasm_contract::{Answer, Event, Failure, Hook};
 
 /// Name that the agent goes by in the protocol and in logs.
 pub const AGENT_ID: &str = "zentinel-wasm-agent";
@@ -62,6 +62,11 @@ pub trait Encode: Clone + Send + Sync + 'static {
     ///
     /// The answer holds something that this transport cannot carry.
     fn encode(&self, answer: &Answer<'_>) -> Result<Self::Encoded, Failure>;
+
+    /// Whether this transport leaves out the answer's routing metadata, which no proxy decides by.
+    fn loses_routing_metadata(&self, _answer: &Answer<'_>) -> bool {
+        false
+    }
 }
 
 /// Who decides about events.
@@ -72,8 +77,8 @@ pub trait Handler: Send + Sync + 'static {
     /// Decides about an event. What it needs of the event it takes before it returns; the future is polled on the connection's task.
     fn handle<E: Encode>(self: &Arc<Self>, event: &Event<'_>, encode: E) -> impl Future<Output = E::Encoded> + Send + 'static;
 
-    /// Answers an event that could not be decoded: the module-error answer, never a silent allow.
-    fn reject<E: Encode>(self: &Arc<Self>, failure: Failure, encode: E) -> E::Encoded;
+    /// Answers an event for `hook` that could not be decoded: the module-error answer of its kind, never a silent allow.
+    fn reject<E: Encode>(self: &Arc<Self>, hook: Hook, failure: Failure, encode: E) -> E::Encoded;
 
     /// Applies the proxy's configuration: a JSON object. The error is the reason for which it is rejected.
     fn configure(self: &Arc<Self>, config: serde_json::Value) -> impl Future<Output = Result<(), String>> + Send + 'static;

@@ -16,6 +16,9 @@ use crate::module::Compiled;
 /// looping module can hold up at most, beside the tick at which it is found.
 const FIRST_SLICE: Duration = Duration::from_micros(250);
 
+/// Largest buffer for answers that an instance keeps between calls, in bytes: far beyond most answers, and little beside an instance's memory.
+pub(crate) const MAX_KEPT_OUTPUT: usize = 64 << 10;
+
 /// Frames of a backtrace that are told.
 const FRAMES: usize = 6;
 
@@ -283,6 +286,21 @@ impl Instance {
     /// Takes the buffer of the last call's input, for the next one.
     pub(crate) fn take_input(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.store.data_mut().input)
+    }
+
+    /// Gives back what the last call has left on the host's side, beyond what most calls need: an instance that waits is to hold little.
+    pub(crate) fn tidy(&mut self) {
+        let state = self.store.data_mut();
+        state.input = Vec::new();
+        if state.output.capacity() > MAX_KEPT_OUTPUT {
+            state.output = Vec::new();
+        }
+    }
+
+    /// Room that is kept for the next answer, in bytes.
+    #[cfg(test)]
+    pub(crate) fn kept_output(&self) -> usize {
+        self.store.data().output.capacity()
     }
 
     /// Linear memory in use, in bytes.

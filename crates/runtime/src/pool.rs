@@ -299,6 +299,7 @@ impl Shared {
             if let Some(reason) = parse_configured(said)? {
                 return Ok(Err(reason));
             }
+            instance.tidy();
         }
         Ok(Ok(instance))
     }
@@ -415,8 +416,9 @@ impl Lease {
     /// Gives the instance back: its answer was good.
     pub fn accept(mut self) {
         if self.0.shared.settings.isolation == Isolation::Pooled
-            && let Some(instance) = self.0.instance.take()
+            && let Some(mut instance) = self.0.instance.take()
         {
+            instance.tidy();
             self.0.shared.idle().push(instance);
             self.0.shared.permits.add_permits(1);
             self.0.settled = true;
@@ -427,6 +429,7 @@ impl Lease {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::instance::MAX_KEPT_OUTPUT;
 
     /// A module that traps at every call and rejects every configuration.
     const BROKEN: &str = r#"(module (memory (export "memory") 1)
@@ -469,6 +472,29 @@ mod tests {
         let shared = Arc::downgrade(pool.shared());
         drop(pool);
         wait_until("the pool has gone", || shared.strong_count() == 0).await;
+    }
+
+    #[tokio::test]
+    async fn an_idle_instance_keeps_no_large_answer() {
+        const LARGE: usize = 1 << 20;
+        // Answers with as many bytes as its input is long, at the same place.
+        let echo = r#"(module (memory (export "memory") 64)
+            (func (export "alloc") (param i32) (result i32) i32.const 1024)
+            (func (export "dealloc") (param i32 i32))
+            (func (export "on_request_headers") (param i32 i32) (result i64)
+                (i64.or (i64.shl (i64.extend_i32_u (local.get 0)) (i64.const 32)) (i64.extend_i32_u (local.get 1)))))"#;
+        let module = Arc::new(Module::from_bytes("echo.wasm", wat::parse_str(echo).unwrap(), None).unwrap());
+        let settings = Settings { max_memory: 8 << 20, max_output: LARGE, ..settings(1) };
+        let pool = Pool::start(&Runtime::start().unwrap(), &module, settings, None).await.unwrap();
+        for (len, is_kept) in [(100, true), (LARGE, false), (MAX_KEPT_OUTPUT, true)] {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            let request = Request { hook: Hook::RequestHeaders, input: vec![b'x'; len], deadline, correlation_id: Arc::from("") };
+            let lease = pool.clone().call(request).await.unwrap();
+            assert_eq!(lease.output().len(), len);
+            lease.accept();
+            let kept = pool.shared().idle().last().unwrap().kept_output();
+            assert!(kept <= MAX_KEPT_OUTPUT && (kept >= len) == is_kept, "{kept} bytes are kept after an answer of {len}");
+        }
     }
 
     #[tokio::test]

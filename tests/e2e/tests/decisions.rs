@@ -44,6 +44,92 @@ on_both_transports! {
         assert_eq!(upstream_saw(&told, "x-debug"), [""; 0]);
     }
 
+    fn appended_request_headers_stand_beside_those_of_the_client(transport) {
+        let stack = Stack::over(transport).start();
+        let answer = json!({"append_request_headers": {"X-Seen-By": ["agent", "policy"]}, "remove_request_headers": ["X-Debug"]});
+        let ask = Ask::get("/").answer(HOOK, &answer).header("X-Seen-By", "client").header("X-Debug", "1");
+        let told = stack.send(&ask).json();
+        assert_eq!(upstream_saw(&told, "x-seen-by").join(", "), "client, agent, policy");
+        assert_eq!(upstream_saw(&told, "x-debug"), [""; 0]);
+    }
+
+    fn host_may_be_set(transport) {
+        let stack = Stack::over(transport).start();
+        let told = stack.send(&Ask::get("/").answer(HOOK, &json!({"add_request_headers": {"Host": "internal.example:8080"}}))).json();
+        assert_eq!(upstream_saw(&told, "host"), ["internal.example:8080"]);
+    }
+
+    /// Obeyed, these would make the upstream wait for a body that never comes, or read an empty one.
+    fn headers_that_frame_a_message_are_the_proxy_s(transport) {
+        for fail_open in [false, true] {
+            let stack = Stack::over(transport).agent_args(if fail_open { &["--fail-open"] } else { &[] }).start();
+            for answer in [
+                json!({"add_request_headers": {"Content-Length": "30"}}),
+                json!({"append_request_headers": {"Transfer-Encoding": "chunked"}}),
+                json!({"add_request_headers": {"Connection": "X-Secret"}}),
+                json!({"remove_request_headers": ["Content-Length"]}),
+                json!({"remove_request_headers": ["Transfer-Encoding"]}),
+                json!({"remove_request_headers": ["Host"]}),
+            ] {
+                let before = stack.upstream_requests();
+                for ask in [Ask::get("/"), Ask::post("/", b"whole"), Ask::post("/", b"whole").chunked()] {
+                    let response = stack.send(&ask.answer(HOOK, &answer));
+                    if !fail_open {
+                        assert_eq!((response.status(), stack.upstream_requests()), (500, before), "{answer}");
+                        continue;
+                    }
+                    assert_eq!(response.status(), 200, "{answer}");
+                    let told = response.json();
+                    let expected = if told["method"] == "POST" { "whole" } else { "" };
+                    assert_eq!(told["body"], expected, "{answer}");
+                }
+            }
+        }
+    }
+
+    fn a_block_has_no_content_where_its_status_allows_none(transport) {
+        let stack = Stack::over(transport).start();
+        for status in [204, 205, 304] {
+            for body in [json!(null), json!("none")] {
+                let response = stack.send(&Ask::get("/").answer(HOOK, &json!({"decision": "block", "status": status, "body": body})));
+                assert_eq!((response.status(), response.text().as_str()), (status, ""));
+                let len = response.header("content-length");
+                assert!(len.as_deref().is_none_or(|len| len == "0"), "{status}: {len:?}");
+                assert!(response.complete);
+            }
+        }
+    }
+
+    fn what_no_client_could_make_sense_of_is_a_500(transport) {
+        let stack = Stack::over(transport).start();
+        for answer in [
+            json!({"decision": "block", "status": 103}),
+            json!({"decision": "block", "add_response_headers": {"Set-Cookie": ["a=1", "b=2"]}}),
+            json!({"decision": "block", "add_response_headers": {"Content-Length": "3"}, "body": "abcdef"}),
+        ] {
+            assert_eq!(stack.send(&Ask::get("/").answer(HOOK, &answer)).status(), 500, "{answer}");
+        }
+    }
+
+    fn a_block_carries_appended_headers_and_a_cookie(transport) {
+        let stack = Stack::over(transport).start();
+        let answer = json!({
+            "decision": "block",
+            "add_response_headers": {"Vary": "Accept"},
+            "append_response_headers": {"Vary": "Cookie", "Set-Cookie": "refused=1"},
+        });
+        let response = stack.send(&Ask::get("/").answer(HOOK, &answer));
+        assert_eq!(response.status(), 403);
+        assert_eq!(response.header("vary").as_deref(), Some("Accept, Cookie"));
+        assert_eq!(response.header("set-cookie").as_deref(), Some("refused=1"));
+    }
+
+    fn the_url_of_a_redirect_arrives_encoded(transport) {
+        let stack = Stack::over(transport).start();
+        let response = stack.send(&Ask::get("/").answer(HOOK, &json!({"decision": "redirect", "body": "/caf\u{e9} x?a=%2F#top"})));
+        assert_eq!(response.header("location").as_deref(), Some("/caf%C3%A9%20x?a=%2F#top"));
+    }
+
     fn block_sends_its_status_body_and_headers_and_spares_the_upstream(transport) {
         let stack = Stack::over(transport).start();
         let before = stack.upstream_requests();

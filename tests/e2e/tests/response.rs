@@ -25,6 +25,44 @@ on_both_transports! {
         assert_eq!(response.header("set-cookie").as_deref(), Some("a=1, b=2"), "other headers stay");
     }
 
+    fn appended_response_headers_stand_beside_those_of_the_upstream(transport) {
+        let stack = Stack::over(transport).start();
+        let answer = json!({"append_response_headers": {"Set-Cookie": "c=3", "Vary": ["Accept", "Cookie"]}});
+        for hook in ["on_request_headers", HEADERS] {
+            let response = stack.send(&Ask::get("/").answer(hook, &answer));
+            assert_eq!(response.header("set-cookie").as_deref(), Some("a=1, b=2, c=3"), "{hook}");
+            assert_eq!(response.header("vary").as_deref(), Some("Accept, Cookie"), "{hook}");
+        }
+    }
+
+    /// The proxy frames responses itself, whatever is removed.
+    fn removing_what_frames_a_response_harms_nobody(transport) {
+        let stack = Stack::over(transport).start();
+        let names = ["Content-Length", "Transfer-Encoding", "Connection", "Keep-Alive", "Proxy-Connection", "TE", "Trailer", "Upgrade"];
+        for name in names {
+            for chunked in [false, true] {
+                let mut ask = Ask::get("/download").query("bytes", "5000").answer(HEADERS, &json!({"remove_response_headers": [name]}));
+                if chunked {
+                    ask = ask.query("chunked", "1");
+                }
+                let response = stack.send(&ask);
+                assert_eq!(response.status(), 200, "{name}");
+                assert!(response.complete && response.body == pattern(5000), "{name}: {} bytes came", response.body.len());
+            }
+        }
+    }
+
+    fn setting_what_frames_a_response_is_a_module_error(transport) {
+        let stack = Stack::over(transport).start();
+        for answer in [
+            json!({"add_response_headers": {"Content-Length": "3"}}),
+            json!({"append_response_headers": {"Transfer-Encoding": "gzip"}}),
+            json!({"decision": "block", "add_response_headers": {"Connection": "keep-alive"}}),
+        ] {
+            assert_eq!(stack.send(&Ask::get("/").answer(HEADERS, &answer)).status(), 500, "{answer}");
+        }
+    }
+
     fn the_request_phase_can_set_response_headers(transport) {
         let stack = Stack::over(transport).start();
         let answer = json!({"add_response_headers": {"X-Frame-Options": "DENY"}});

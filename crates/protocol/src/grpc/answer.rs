@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use prost::Message as _;
-use zentinel_wasm_contract::{Answer, Audit, BodyAction, Decision, Failure, FailureKind, HeaderOp, Hook, Text, WebsocketDecision};
+use zentinel_wasm_contract::{Answer, Audit, BodyAction, BodyMutation, Decision, Failure, FailureKind, HeaderOp, Text, WebsocketDecision};
 
 use super::proto::agent_response::Decision as DecisionWire;
 use super::proto::agent_to_proxy::Message;
@@ -46,10 +46,14 @@ impl Encode for Wire {
 
     fn encode(&self, answer: &Answer<'_>) -> Result<proto::AgentToProxy, Failure> {
         let answer = for_proxy(answer, self.peer.proxy);
+        if let Some(field) = not_carried(&answer) {
+            let detail = format!("`{field}` cannot be carried over gRPC, which has no field for it: use the Unix socket");
+            return Err(Failure::new(FailureKind::InvalidResult, detail));
+        }
         self.tell_of_loss(&answer);
         let response = proto::AgentResponse {
             correlation_id: self.correlation_id.as_ref().to_owned(),
-            decision: Some(decision(&answer)),
+            decision: Some(decision(&answer.decision)),
             request_headers: answer.request_headers.iter().map(header_op).collect(),
             response_headers: answer.response_headers.iter().map(header_op).collect(),
             audit: audit(&answer.audit, guardrail(&answer, self.phase.hook).as_deref()),
@@ -64,47 +68,54 @@ impl Encode for Wire {
         }
         Ok(proto::AgentToProxy { message: Some(Message::Response(response)) })
     }
+
+    fn loses_routing_metadata(&self, answer: &Answer<'_>) -> bool {
+        !answer.routing_metadata.is_empty()
+    }
 }
 
 impl Wire {
-    /// Says once a stream that an answer holds something for which gRPC has no field.
+    /// Says once a stream that an answer holds something for which gRPC has no field, and which no proxy decides by.
     fn tell_of_loss(&self, answer: &Answer<'_>) {
-        let changes = |mutation: &Option<zentinel_wasm_contract::BodyMutation<'_>>| {
-            mutation.as_ref().is_some_and(|mutation| mutation.action != BodyAction::PassThrough)
-        };
-        let lost = if changes(&answer.request_body_mutation) {
-            "request_body_mutation"
-        } else if changes(&answer.response_body_mutation) {
-            "response_body_mutation"
-        } else if !answer.routing_metadata.is_empty() {
-            "routing_metadata"
-        } else if answer.websocket_decision.is_some() && self.phase.hook == Hook::WebsocketFrame {
-            "websocket_decision"
-        } else {
-            return;
-        };
-        if !self.peer.told_of_loss.swap(true, Relaxed) {
+        if self.loses_routing_metadata(answer) && !self.peer.told_of_loss.swap(true, Relaxed) {
             log_limited!(
                 warn,
                 correlation_id = &*self.correlation_id,
                 hook = self.phase.hook.export(),
-                "the module's `{lost}` is lost: gRPC has no field for it; use the Unix socket (said once a stream)"
+                "the module's `routing_metadata` is lost: gRPC has no field for it; use the Unix socket (said once a stream)"
             );
         }
     }
 }
 
-/// A frame that the module wants left out or answered by closing has no other way to be told than a block.
-fn decision(answer: &Answer<'_>) -> DecisionWire {
-    match (&answer.decision, &answer.websocket_decision) {
-        (Decision::Allow, None | Some(WebsocketDecision::Allow)) => DecisionWire::Allow(proto::AllowDecision {}),
-        (Decision::Allow, Some(WebsocketDecision::Drop)) => block(403, None, &[]),
-        (Decision::Allow, Some(WebsocketDecision::Close { reason, .. })) => block(403, Some(reason), &[]),
-        (Decision::Block { status, body, headers }, _) => block(*status, body.as_ref(), headers),
-        (Decision::Redirect { status, url }, _) => {
+/// What the module has decided and gRPC has no field for: left out, the request would go another way than the module wants. A refusal that is
+/// final stands by itself, and is worth more than what is said beside it.
+fn not_carried(answer: &Answer<'_>) -> Option<&'static str> {
+    let changes =
+        |mutation: &Option<BodyMutation<'_>>| mutation.as_ref().is_some_and(|mutation| mutation.action != BodyAction::PassThrough);
+    let refuses = answer.decision != Decision::Allow;
+    if refuses && !answer.needs_more {
+        return None;
+    }
+    if changes(&answer.request_body_mutation) {
+        Some("request_body_mutation")
+    } else if changes(&answer.response_body_mutation) {
+        Some("response_body_mutation")
+    } else if !refuses && matches!(answer.websocket_decision, Some(WebsocketDecision::Drop | WebsocketDecision::Close { .. })) {
+        Some("websocket_decision")
+    } else {
+        None
+    }
+}
+
+fn decision(decision: &Decision<'_>) -> DecisionWire {
+    match decision {
+        Decision::Allow => DecisionWire::Allow(proto::AllowDecision {}),
+        Decision::Block { status, body, headers } => block(*status, body.as_ref(), headers),
+        Decision::Redirect { status, url } => {
             DecisionWire::Redirect(proto::RedirectDecision { url: url.to_string(), status: (*status).into() })
         }
-        (Decision::Challenge { challenge_type, params }, _) => DecisionWire::Challenge(proto::ChallengeDecision {
+        Decision::Challenge { challenge_type, params } => DecisionWire::Challenge(proto::ChallengeDecision {
             challenge_type: challenge_type.to_string(),
             params: params.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
         }),
@@ -151,6 +162,8 @@ fn audit(audit: &Audit<'_>, guardrail: Option<&str>) -> Option<proto::AuditMetad
 
 #[cfg(test)]
 mod tests {
+    use zentinel_wasm_contract::Hook;
+
     use super::*;
 
     fn wire(hook: Hook, proxy: Proxy) -> Wire {
@@ -194,9 +207,41 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_that_is_to_be_dropped_is_not_allowed() {
-        let dropped = sent(&wire(Hook::WebsocketFrame, Proxy::default()), r#"{"websocket_decision":"drop"}"#);
-        assert!(matches!(dropped.decision, Some(DecisionWire::Block(_))));
+    fn what_cannot_be_carried_is_a_module_error() {
+        let wire = wire(Hook::RequestBody, Proxy::default());
+        let encode = |answer: &str| wire.encode(&Answer::parse(answer.as_bytes()).unwrap());
+        for (answer, field) in [
+            (r#"{"request_body_mutation":{"action":"replace","data":"x"}}"#, "request_body_mutation"),
+            (r#"{"request_body_mutation":{"action":"drop"}}"#, "request_body_mutation"),
+            (r#"{"response_body_mutation":{"action":"drop"}}"#, "response_body_mutation"),
+            (r#"{"websocket_decision":"drop"}"#, "websocket_decision"),
+            (r#"{"websocket_decision":{"close":{"code":1008}}}"#, "websocket_decision"),
+            // Such a refusal is not final.
+            (r#"{"decision":"block","needs_more":true,"request_body_mutation":{"action":"drop"}}"#, "request_body_mutation"),
+        ] {
+            let failure = encode(answer).unwrap_err();
+            assert_eq!(failure.kind, FailureKind::InvalidResult);
+            assert!(failure.detail.contains(field) && failure.detail.contains("cannot be carried over gRPC"), "{failure}");
+        }
+        for carried in [
+            r#"{"request_body_mutation":{"action":"pass_through"},"response_body_mutation":{"action":"pass_through"}}"#,
+            r#"{"websocket_decision":"allow"}"#,
+            r#"{"routing_metadata":{"a":"b"}}"#,
+        ] {
+            encode(carried).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_carried_whatever_is_said_beside_it() {
+        for beside in [
+            r#""websocket_decision":{"close":{"code":1011}}"#,
+            r#""websocket_decision":"drop""#,
+            r#""request_body_mutation":{"action":"drop"}"#,
+        ] {
+            let refused = sent(&wire(Hook::WebsocketFrame, Proxy::default()), &format!(r#"{{"decision":"block",{beside}}}"#));
+            assert_eq!(refused.decision, Some(block(403, None, &[])));
+        }
     }
 
     #[test]

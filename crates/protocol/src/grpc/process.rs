@@ -405,7 +405,7 @@ impl<H: Handler> Driver<H> {
         let Some(id) = correlation_id.filter(|id| id.len() <= MAX_ID) else { return self.unanswerable(&reason) };
         let ticket = exchange.session.arrived(&id);
         let wire = Wire { peer: Arc::clone(&self.peer), phase: Phase { hook, chunk_index: 0 }, correlation_id: Arc::from(id) };
-        let answer = self.handler.reject(invalid(hook, &reason), wire);
+        let answer = self.handler.reject(hook, invalid(hook, &reason), wire);
         exchange.push(Some(ticket), answer);
     }
 
@@ -491,7 +491,7 @@ pub(super) async fn answer_one<H: Handler>(handler: Arc<H>, bytes: Bytes) -> Res
         let id = correlation_id
             .filter(|id| id.len() <= MAX_ID && hook != Hook::Configure)
             .ok_or_else(|| refusal(Code::InvalidArgument, &format!("the message cannot be read: {reason}")))?;
-        Ok(handler.reject(invalid(hook, &reason), wire(Phase { hook, chunk_index: 0 }, &id)))
+        Ok(handler.reject(hook, invalid(hook, &reason), wire(Phase { hook, chunk_index: 0 }, &id)))
     };
     let len = bytes.len();
     let message = match crate::aside(len, || read(bytes)) {
