@@ -150,7 +150,8 @@ pub fn answers(data: &[u8]) {
     }
 }
 
-/// Whether a text holds nothing that the grammar of a URI reference has no room for (RFC 3986, appendix A).
+/// Whether a text holds nothing that the grammar of a URI reference has no room for (RFC 3986,
+/// appendix A).
 fn is_uri_reference(url: &str) -> bool {
     let bytes = url.as_bytes();
     let host = url.find("//").map_or(0..0, |slashes| {

@@ -493,7 +493,8 @@ fn token<'a>(field: &str, name: Text<'a>) -> Result<Text<'a>, AnswerError> {
     }
 }
 
-/// A name that a module may remove from a request: with another the upstream would read a different message, or none.
+/// A name that a module may remove from a request: with another the upstream would read a different
+/// message, or none.
 fn removable<'a>(field: &str, name: Text<'a>) -> Result<Text<'a>, AnswerError> {
     let name = token(field, name)?;
     if header::is_framing(&name) {

@@ -197,8 +197,9 @@ pub fn is_value(value: &str) -> bool {
     value.bytes().all(|byte| (byte >= 0x20 && byte != 0x7f) || byte == b'\t')
 }
 
-/// Names of headers that frame a message or concern one connection alone (RFC 9112, 6; RFC 9110, 7.6.1). Only the proxy may write them: a
-/// module that could would make the next hop wait for a body that never comes, or take one request for two.
+/// Names of headers that frame a message or concern one connection alone (RFC 9112, 6; RFC 9110,
+/// 7.6.1). Only the proxy may write them: a module that could would make the next hop wait for a
+/// body that never comes, or take one request for two.
 const FRAMING: [&str; 9] =
     ["connection", "content-length", "http2-settings", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
 
@@ -207,9 +208,11 @@ pub fn is_framing(name: &str) -> bool {
     FRAMING.iter().any(|framing| framing.eq_ignore_ascii_case(name))
 }
 
-/// Whether `value` may be the value of a `Host` header: a name or an address, with or without a port.
+/// Whether `value` may be the value of a `Host` header: a name or an address, with or without a
+/// port.
 ///
-/// Stricter than RFC 3986, 3.2.2, which has room for commas and escapes: next hops disagree about those.
+/// Stricter than RFC 3986, 3.2.2, which has room for commas and escapes: next hops disagree about
+/// those.
 pub fn is_host(value: &str) -> bool {
     let (host, port) = match value.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {

@@ -26,9 +26,10 @@ impl UrlError {
     }
 }
 
-/// Percent-encodes what a URI reference may not hold: spaces, non-ASCII characters as UTF-8, `"<>\^` and the like, a `%` that begins no
-/// escape, brackets outside an IPv6 host, and any further `#`. What is encoded stays, and so do reserved characters. Spaces around
-/// the URL are cut off, as browsers do.
+/// Percent-encodes what a URI reference may not hold: spaces, non-ASCII characters as UTF-8,
+/// `"<>\^` and the like, a `%` that begins no escape, brackets outside an IPv6 host, and any
+/// further `#`. What is encoded stays, and so do reserved characters. Spaces around the URL are cut
+/// off, as browsers do.
 pub(crate) fn encoded(url: Text<'_>) -> Result<Text<'_>, UrlError> {
     if url.bytes().any(|byte| byte.is_ascii_control()) {
         return Err(UrlError::ControlCharacter);
@@ -244,7 +245,8 @@ mod tests {
         }
     }
 
-    /// Whether a text is a URI reference, by another way than [`encoded`]: the grammar's characters alone.
+    /// Whether a text is a URI reference, by another way than [`encoded`]: the grammar's characters
+    /// alone.
     fn is_uri_reference(url: &str) -> bool {
         let bytes = url.as_bytes();
         let host = url.find("//").map_or(0..0, |slashes| {

@@ -77,7 +77,8 @@ pub trait Handler: Send + Sync + 'static {
     /// Decides about an event. What it needs of the event it takes before it returns; the future is polled on the connection's task.
     fn handle<E: Encode>(self: &Arc<Self>, event: &Event<'_>, encode: E) -> impl Future<Output = E::Encoded> + Send + 'static;
 
-    /// Answers an event for `hook` that could not be decoded: the module-error answer of its kind, never a silent allow.
+    /// Answers an event for `hook` that could not be decoded: the module-error answer of its kind,
+    /// never a silent allow.
     fn reject<E: Encode>(self: &Arc<Self>, hook: Hook, failure: Failure, encode: E) -> E::Encoded;
 
     /// Applies the proxy's configuration: a JSON object. The error is the reason for which it is rejected.

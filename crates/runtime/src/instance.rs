@@ -16,7 +16,8 @@ use crate::module::Compiled;
 /// looping module can hold up at most, beside the tick at which it is found.
 const FIRST_SLICE: Duration = Duration::from_micros(250);
 
-/// Largest buffer for answers that an instance keeps between calls, in bytes: far beyond most answers, and little beside an instance's memory.
+/// Largest buffer for answers that an instance keeps between calls, in bytes: far beyond most
+/// answers, and little beside an instance's memory.
 pub(crate) const MAX_KEPT_OUTPUT: usize = 64 << 10;
 
 /// Frames of a backtrace that are told.
@@ -288,7 +289,8 @@ impl Instance {
         std::mem::take(&mut self.store.data_mut().input)
     }
 
-    /// Gives back what the last call has left on the host's side, beyond what most calls need: an instance that waits is to hold little.
+    /// Gives back what the last call has left on the host's side, beyond what most calls need: an
+    /// instance that waits is to hold little.
     pub(crate) fn tidy(&mut self) {
         let state = self.store.data_mut();
         state.input = Vec::new();

@@ -59,7 +59,8 @@ on_both_transports! {
         assert_eq!(upstream_saw(&told, "host"), ["internal.example:8080"]);
     }
 
-    /// Obeyed, these would make the upstream wait for a body that never comes, or read an empty one.
+    /// Obeyed, these would make the upstream wait for a body that never comes, or read an empty
+    /// one.
     fn headers_that_frame_a_message_are_the_proxy_s(transport) {
         for fail_open in [false, true] {
             let stack = Stack::over(transport).agent_args(if fail_open { &["--fail-open"] } else { &[] }).start();

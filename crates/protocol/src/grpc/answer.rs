@@ -75,7 +75,8 @@ impl Encode for Wire {
 }
 
 impl Wire {
-    /// Says once a stream that an answer holds something for which gRPC has no field, and which no proxy decides by.
+    /// Says once a stream that an answer holds something for which gRPC has no field, and which no
+    /// proxy decides by.
     fn tell_of_loss(&self, answer: &Answer<'_>) {
         if self.loses_routing_metadata(answer) && !self.peer.told_of_loss.swap(true, Relaxed) {
             log_limited!(
@@ -88,8 +89,9 @@ impl Wire {
     }
 }
 
-/// What the module has decided and gRPC has no field for: left out, the request would go another way than the module wants. A refusal that is
-/// final stands by itself, and is worth more than what is said beside it.
+/// What the module has decided and gRPC has no field for: left out, the request would go another
+/// way than the module wants. A refusal that is final stands by itself, and is worth more than what
+/// is said beside it.
 fn not_carried(answer: &Answer<'_>) -> Option<&'static str> {
     let changes =
         |mutation: &Option<BodyMutation<'_>>| mutation.as_ref().is_some_and(|mutation| mutation.action != BodyAction::PassThrough);
