@@ -2,8 +2,8 @@
 # The agent alone in an empty image: one static binary, an unprivileged user.
 #
 #   docker build -t zentinel-wasm-agent .
-#   docker run --read-only --user 65532:65532 -v /etc/zentinel/modules:/modules:ro -v /run/zentinel:/run/zentinel \
-#       zentinel-wasm-agent --socket /run/zentinel/wasm.sock --module /modules/security.wasm
+#   docker run --read-only --user 65532:65532 -v /etc/zentinel/modules:/modules:ro -v /run/zentinel-agents:/run/zentinel-agents \
+#       zentinel-wasm-agent --socket /run/zentinel-agents/wasm.sock --module /modules/security.wasm
 
 FROM rust:1.95-slim-bookworm AS build
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]

@@ -66,7 +66,7 @@ fn what_these_tests_use_is_accepted() {
         let text = render(&Settings {
             port: 8080,
             upstream_port: 8081,
-            socket: "/run/zentinel/wasm.sock".into(),
+            socket: "/run/zentinel-agents/wasm.sock".into(),
             grpc_port,
             events: ALL_EVENTS.to_vec(),
             agent_lines: "config { fail-open #false; }".into(),
