@@ -1,6 +1,5 @@
 //! The agent itself: from an event to its answer, and from new settings or a new module to the instances that serve.
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -8,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use serde_json::Value;
 use tokio::sync::watch;
+use tokio_rustls::rustls::ServerConfig;
 use tracing::{error, info, warn};
 use zentinel_wasm_contract::event::{Headers, RequestHeaders};
 use zentinel_wasm_contract::{Answer, Decision, Event, Failure, FailureKind, Hook, Text, WebsocketDecision, input};
@@ -21,27 +21,11 @@ use crate::context::{Contexts, Remembered};
 use crate::inputs;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
+use crate::source::{Contents, Source};
 
 /// A refusal that takes no longer surely ends its request. After a longer time the proxy may have given up the call and let the request through; its timeout is
 /// not known here, but is hardly ever shorter than this.
 const PROMPT: Duration = Duration::from_millis(10);
-
-/// Where the module comes from.
-#[derive(Clone, Debug)]
-pub struct Source {
-    /// Its file.
-    pub path: PathBuf,
-    /// The digest that it must have.
-    pub sha256: Option<String>,
-}
-
-impl Source {
-    async fn read(&self) -> anyhow::Result<Arc<Module>> {
-        let source = self.clone();
-        let module = tokio::task::spawn_blocking(move || Module::read(&source.path, source.sha256.as_deref())).await??;
-        Ok(Arc::new(module))
-    }
-}
 
 /// One module with the settings under which it serves.
 struct Generation {
@@ -56,11 +40,9 @@ pub struct Agent {
     runtime: Runtime,
     source: Source,
     cache: Option<Cache>,
-    /// The settings of the command line, on top of which the proxy's configuration lies.
-    base: Settings,
     current: ArcSwap<Generation>,
-    /// What the proxy has configured last. Held while a new generation is made, so that changes come one after another.
-    proxy_config: tokio::sync::Mutex<Value>,
+    /// Held while a new generation is made, so that changes come one after another.
+    configured: tokio::sync::Mutex<Configured>,
     contexts: Contexts,
     metrics: Metrics,
     limits: Vec<RateLimit>,
@@ -69,10 +51,20 @@ pub struct Agent {
     reports: watch::Sender<Arc<Reports>>,
 }
 
+/// Where the settings that serve come from.
+struct Configured {
+    /// The settings of the command line and of the files that it names.
+    base: Settings,
+    /// What the proxy has configured last, which lies on top of them.
+    proxy: Value,
+}
+
 #[derive(Default)]
 struct State {
     draining: bool,
     reload_failure: Option<String>,
+    /// Why the socket cannot be reached.
+    socket_lost: Option<String>,
 }
 
 impl Agent {
@@ -82,18 +74,19 @@ impl Agent {
     ///
     /// The module cannot be served: one message with everything that is wrong.
     pub async fn start(runtime: Runtime, source: Source, settings: Settings, cache: Option<Cache>) -> anyhow::Result<Arc<Self>> {
-        let module = source.read().await?;
-        let generation = Generation::make(&runtime, module, settings.clone(), cache.as_ref()).await?;
+        let Contents { module, module_config, tls } = read(&source).await?;
+        let settings = settings.with_module_config(module_config);
+        let generation = Generation::make(&runtime, module, settings.clone(), cache.as_ref()).await.map_err(|error| source.blame(error))?;
+        install_tls(&source, tls);
         let metrics = Metrics::new();
         metrics.serving(generation.digest());
-        info!(module = generation.digest(), pool_size = settings.pool_size, "the module `{}` serves", source.path.display());
+        info!(module = generation.digest(), pool_size = settings.pool_size, "the module `{}` serves", source.module.display());
         let agent = Self {
             runtime,
             source,
             cache,
-            base: settings,
             current: ArcSwap::from_pointee(generation),
-            proxy_config: tokio::sync::Mutex::new(Value::Null),
+            configured: tokio::sync::Mutex::new(Configured { base: settings, proxy: Value::Null }),
             contexts: Contexts::new(),
             metrics,
             limits: FailureKind::ALL.iter().map(|_| RateLimit::new()).collect(),
@@ -106,28 +99,44 @@ impl Agent {
         Ok(agent)
     }
 
-    /// Reads the module's file again and serves it from now on. What is in flight ends on the old one.
+    /// Reads every file of the [`Source`] again and serves what is in them from now on. What is in
+    /// flight ends on the old module, and connections keep the TLS configuration that they began
+    /// with.
     ///
     /// # Errors
     ///
-    /// The module cannot be served. The old one goes on, and health is degraded until a reload succeeds.
+    /// One of the files cannot be used. Nothing changes then, and health is degraded until a reload
+    /// succeeds.
     pub async fn reload(&self) -> anyhow::Result<()> {
-        let config = self.proxy_config.lock().await;
-        let settings = self.base.with_proxy_config(&config).map_err(anyhow::Error::msg)?;
-        let made = match self.source.read().await {
-            Ok(module) => Generation::make(&self.runtime, module, settings, self.cache.as_ref()).await,
-            Err(error) => Err(error),
-        };
-        let result = made.map(|generation| self.install(generation));
+        let mut configured = self.configured.lock().await;
+        let result = self.reload_into(&mut configured).await;
         self.state().reload_failure = result.as_ref().err().map(|error| format!("{error:#}"));
         self.metrics.reloaded(result.is_ok());
         self.publish();
         result
     }
 
+    async fn reload_into(&self, configured: &mut Configured) -> anyhow::Result<()> {
+        let Contents { mut module, module_config, tls } = read(&self.source).await?;
+        let current = self.current.load_full();
+        if module.digest() == current.module.digest() {
+            // It was compiled already.
+            module = Arc::clone(&current.module);
+        }
+        let base = configured.base.clone().with_module_config(module_config);
+        let settings = base.with_proxy_config(&configured.proxy).map_err(anyhow::Error::msg)?;
+        let generation = Generation::make(&self.runtime, module, settings, self.cache.as_ref()).await;
+        let generation = generation.map_err(|error| self.source.blame(error))?;
+        // Nothing fails from here on.
+        self.install(generation);
+        install_tls(&self.source, tls);
+        configured.base = base;
+        Ok(())
+    }
+
     async fn apply(&self, config: Value) -> Result<(), String> {
-        let mut current_config = self.proxy_config.lock().await;
-        let settings = self.base.with_proxy_config(&config)?;
+        let mut configured = self.configured.lock().await;
+        let settings = configured.base.with_proxy_config(&config)?;
         let current = self.current.load_full();
         if settings != current.settings {
             let generation =
@@ -143,12 +152,12 @@ impl Agent {
             // A reload that has failed stays so: these are new settings for the old module.
             self.publish();
         }
-        *current_config = config;
+        configured.proxy = config;
         Ok(())
     }
 
     fn install(&self, generation: Generation) {
-        log_limited!(info, module = generation.digest(), "the module `{}` serves", self.source.path.display());
+        log_limited!(info, module = generation.digest(), "the module `{}` serves", self.source.module.display());
         self.metrics.serving(generation.digest());
         let old = self.current.swap(Arc::new(generation));
         // Where the pool is kept, so is its count.
@@ -168,23 +177,39 @@ impl Agent {
         }
     }
 
-    /// How the agent is.
-    pub fn health(&self) -> report::State {
-        let state = self.state();
-        if state.draining {
-            report::State::Draining
-        } else if let Some(failure) = &state.reload_failure {
-            report::State::Degraded(failure.clone())
-        } else if self.current.load().breaker.is_open() {
-            report::State::Degraded("the module fails every call and is left alone".into())
-        } else {
-            report::State::Healthy
+    /// Says that nobody can connect to the socket, and why, or that it is there again.
+    pub(crate) fn socket_lost(&self, reason: Option<String>) {
+        let changed = {
+            let mut state = self.state();
+            let changed = state.socket_lost != reason;
+            state.socket_lost = reason;
+            changed
+        };
+        if changed {
+            self.publish();
         }
     }
 
+    /// Agent health.
+    pub fn health(&self) -> report::State {
+        let state = self.state();
+        if state.draining {
+            return report::State::Draining;
+        }
+        let circuit_open = self.current.load().breaker.is_open().then_some("the module fails every call and is left alone");
+        let problems = [state.socket_lost.as_deref(), state.reload_failure.as_deref(), circuit_open];
+        let problems: Vec<_> = problems.into_iter().flatten().collect();
+        if problems.is_empty() { report::State::Healthy } else { report::State::Degraded(problems.join("; ")) }
+    }
+
     /// Whether the module decides about requests right now.
-    pub fn is_ready(&self) -> bool {
+    fn decides(&self) -> bool {
         !self.state().draining && !self.current.load().breaker.is_open()
+    }
+
+    /// Whether it does, and can be asked at its socket.
+    pub fn is_ready(&self) -> bool {
+        self.decides() && self.state().socket_lost.is_none()
     }
 
     /// The agent's metrics, up to date.
@@ -201,7 +226,8 @@ impl Agent {
         let metrics = self.metrics();
         let health = report::Health {
             state: self.health(),
-            ready: self.is_ready(),
+            // A connection that hears it needs no socket.
+            ready: self.decides(),
             in_flight: metrics.in_flight.get() as u32,
             waiting: self.current.load().pool.stats().waiting as u32,
             answered: metrics.requests.get(),
@@ -306,6 +332,17 @@ impl Agent {
         }
         // The answer is made here, of constants: every transport can carry it.
         encode.encode(&answer).unwrap_or_else(|failure| unreachable!("{failure}"))
+    }
+}
+
+async fn read(source: &Source) -> anyhow::Result<Contents> {
+    let source = source.clone();
+    tokio::task::spawn_blocking(move || source.read()).await?
+}
+
+fn install_tls(source: &Source, config: Option<Arc<ServerConfig>>) {
+    if let Some((tls, config)) = source.tls.as_ref().zip(config) {
+        tls.install(config);
     }
 }
 

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::builder::{BoolishValueParser, TypedValueParser};
@@ -11,8 +12,9 @@ use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use zentinel_wasm_contract::HeaderCase;
 use zentinel_wasm_protocol::frame::MAX_FRAME;
 
-use crate::grpc::TlsFiles;
-use crate::settings::{Limits, Settings};
+use crate::grpc::{Tls, TlsFiles};
+use crate::settings::{Limits, Settings, checked_module_config};
+use crate::source::Source;
 
 /// Second name of the variable of `--grpc-address`.
 const GRPC_ADDRESS_ALIAS: &str = "WASM_GRPC_ADDRESS";
@@ -39,9 +41,9 @@ pub struct Cli {
 
     /// JSON handed to the module's `on_configure`, or `@` and a file that holds it
     #[arg(long, env = "WASM_MODULE_CONFIG", value_name = "JSON", value_parser = module_config)]
-    pub module_config: Option<std::sync::Arc<[u8]>>,
+    pub module_config: Option<ModuleConfig>,
 
-    /// Reload when the module file changes; SIGHUP always reloads
+    /// Reload when the module or another file of these options changes; SIGHUP always reloads
     #[arg(long, env = "WASM_WATCH", value_parser = boolean(), default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_possible_values = true)]
     pub watch: bool,
 
@@ -112,6 +114,15 @@ pub struct Cli {
     /// Directory for compiled modules; without it, $CACHE_DIRECTORY, $XDG_CACHE_HOME or ~/.cache
     #[arg(long, env = "WASM_CACHE_DIR", value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
+}
+
+/// A module's configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModuleConfig {
+    /// The JSON as it was when the command line was read.
+    pub json: Arc<[u8]>,
+    /// The regular file that it comes from. What was in a pipe can be read only once.
+    pub file: Option<PathBuf>,
 }
 
 /// See [`zentinel_wasm_runtime::Isolation`].
@@ -209,6 +220,12 @@ impl Cli {
         Some(TlsFiles { cert, key, client_ca: self.grpc_client_ca.clone() })
     }
 
+    /// Where everything is read from.
+    pub fn source(&self, tls: Option<Tls>) -> Source {
+        let module_config = self.module_config.as_ref().and_then(|config| config.file.clone());
+        Source { module: self.module.clone(), sha256: self.module_sha256.clone(), module_config, tls }
+    }
+
     /// The settings that these options give.
     pub fn settings(&self) -> Settings {
         let max_body = self.max_body_bytes as usize;
@@ -218,7 +235,7 @@ impl Cli {
             timeout: Duration::from_millis(self.timeout_ms),
             max_memory_mb: self.max_memory_mb as u32,
             isolation: self.isolation.into(),
-            module_config: self.module_config.clone(),
+            module_config: self.module_config.as_ref().map(|config| Arc::clone(&config.json)),
             max_body,
             max_output: self.max_output_bytes.map_or(max_body + (1 << 20), |bytes| bytes as usize),
             header_case: self.header_case.into(),
@@ -273,12 +290,16 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "it takes an IP address and a port, such as 127.0.0.1:9090".into())
 }
 
-fn module_config(text: &str) -> Result<std::sync::Arc<[u8]>, String> {
-    let json = match text.strip_prefix('@') {
-        Some(file) => std::fs::read(file).map_err(|error| format!("it takes JSON or @FILE, and the file cannot be read: {error}"))?,
-        None => text.as_bytes().to_vec(),
+fn module_config(text: &str) -> Result<ModuleConfig, String> {
+    let (json, file) = match text.strip_prefix('@') {
+        None => (text.as_bytes().to_vec(), None),
+        Some(file) => {
+            let json = std::fs::read(file).map_err(|error| format!("it takes JSON or @FILE, and the file cannot be read: {error}"))?;
+            (json, Some(PathBuf::from(file)).filter(|file| file.is_file()))
+        }
     };
-    crate::settings::checked_module_config(&json).map_err(|error| format!("it takes JSON or @FILE: {error}"))
+    let json = checked_module_config(&json).map_err(|error| format!("it takes JSON or @FILE: {error}"))?;
+    Ok(ModuleConfig { json, file })
 }
 
 #[cfg(test)]

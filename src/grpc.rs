@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use arc_swap::ArcSwap;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -21,6 +22,7 @@ use zentinel_wasm_protocol::{grpc, log_limited};
 
 use crate::agent::Agent;
 use crate::listener::drains;
+use crate::source;
 
 /// Connections at once. A proxy opens four per agent; what is more is turned away. Each may hold a few messages of the largest size.
 const MAX_CONNECTIONS: usize = 256;
@@ -39,10 +41,62 @@ pub struct TlsFiles {
     pub client_ca: Option<PathBuf>,
 }
 
+impl TlsFiles {
+    /// Their paths.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
+        [&self.cert, &self.key].into_iter().chain(&self.client_ca).map(PathBuf::as_path)
+    }
+}
+
+/// Largest file of a TLS configuration, in bytes: the roots of all public authorities take a
+/// quarter of it.
+const MAX_TLS_FILE: u64 = 1 << 20;
+
+/// The TLS configuration of new connections, which a reload replaces. Clones share it.
+#[derive(Clone)]
+pub struct Tls(Arc<Shared>);
+
+struct Shared {
+    files: TlsFiles,
+    /// Established connections keep the one that they began with.
+    current: ArcSwap<ServerConfig>,
+}
+
+impl Tls {
+    /// Reads the files.
+    ///
+    /// # Errors
+    ///
+    /// A file is not what it should be.
+    pub fn open(files: TlsFiles) -> anyhow::Result<Self> {
+        let current = ArcSwap::new(server_config(&files)?);
+        Ok(Self(Arc::new(Shared { files, current })))
+    }
+
+    /// Where it comes from.
+    pub(crate) fn files(&self) -> &TlsFiles {
+        &self.0.files
+    }
+
+    /// Reads the files anew, and changes nothing yet.
+    pub(crate) fn read(&self) -> anyhow::Result<Arc<ServerConfig>> {
+        server_config(&self.0.files)
+    }
+
+    /// Uses `config` for connections from now on.
+    pub(crate) fn install(&self, config: Arc<ServerConfig>) {
+        self.0.current.store(config);
+    }
+
+    fn acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(self.0.current.load_full())
+    }
+}
+
 /// A bound address.
 pub struct Listener {
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Tls>,
 }
 
 impl Listener {
@@ -50,9 +104,8 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// The address cannot be had, or a file of the TLS configuration is not what it should be.
-    pub async fn bind(address: SocketAddr, tls: Option<&TlsFiles>) -> anyhow::Result<Self> {
-        let tls = tls.map(acceptor).transpose()?;
+    /// The system refuses the address.
+    pub async fn bind(address: SocketAddr, tls: Option<Tls>) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(address).await.with_context(|| format!("cannot serve `--grpc-address {address}`"))?;
         Ok(Self { listener, tls })
     }
@@ -82,7 +135,7 @@ impl Listener {
                 log_limited!(warn, "turned a gRPC connection away: there are {MAX_CONNECTIONS} already");
                 continue;
             };
-            let (agent, stage, tls) = (Arc::clone(&agent), stage.clone(), tls.clone());
+            let (agent, stage, tls) = (Arc::clone(&agent), stage.clone(), tls.as_ref().map(Tls::acceptor));
             connections.spawn(async move {
                 let _slot = slot;
                 let _connected = agent.metrics().connected();
@@ -109,7 +162,7 @@ async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, agent: Arc<Agen
     Ok(grpc::serve(stream, agent, stage).await?)
 }
 
-fn acceptor(files: &TlsFiles) -> anyhow::Result<TlsAcceptor> {
+fn server_config(files: &TlsFiles) -> anyhow::Result<Arc<ServerConfig>> {
     // Named here, for a process may have only one, and a dependency that brings another must not decide.
     let provider = Arc::new(ring::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
@@ -125,20 +178,21 @@ fn acceptor(files: &TlsFiles) -> anyhow::Result<TlsAcceptor> {
         }
     };
     let chain = certificates("--grpc-tls-cert", &files.cert)?;
-    let key = PrivateKeyDer::from_pem_file(&files.key)
-        .with_context(|| format!("cannot read a private key from `--grpc-tls-key {}`", files.key.display()))?;
+    let key_context = || format!("cannot read a private key from `--grpc-tls-key {}`", files.key.display());
+    let key = source::read(&files.key, MAX_TLS_FILE).with_context(key_context)?;
+    let key = PrivateKeyDer::from_pem_slice(&key).with_context(key_context)?;
     let mut config = builder
         .with_single_cert(chain, key)
-        .with_context(|| format!("`--grpc-tls-cert {}` and its key cannot be used", files.cert.display()))?;
+        .with_context(|| format!("cannot use `--grpc-tls-cert {}` with `--grpc-tls-key {}`", files.cert.display(), files.key.display()))?;
     config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
+    Ok(Arc::new(config))
 }
 
 fn certificates(option: &str, path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let shown = path.display();
-    let certificates: Vec<_> = CertificateDer::pem_file_iter(path)
-        .and_then(|certificates| certificates.collect())
-        .with_context(|| format!("cannot read certificates from `{option} {shown}`"))?;
+    let context = || format!("cannot read certificates from `{option} {shown}`");
+    let pem = source::read(path, MAX_TLS_FILE).with_context(context)?;
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>().with_context(context)?;
     if certificates.is_empty() {
         bail!("cannot read certificates from `{option} {shown}`: there are none in it");
     }

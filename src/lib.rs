@@ -2,7 +2,7 @@
 //!
 //! `main.rs` reads top to bottom: options, log, module, sockets, until a signal ends it. The parts, in the order of a request's way:
 //! [`listener`] and [`grpc`] accept connections, the protocol crate hands their events to [`agent`], which remembers requests in `context`, guards the module by
-//! `breaker`, checks by `bodies` that the proxy does to a body what the module wants, calls it through the runtime crate and counts in [`metrics`]. [`lifecycle`] ends, reloads and reports; [`admin`] shows it over HTTP.
+//! `breaker`, checks by `bodies` that the proxy does to a body what the module wants, calls it through the runtime crate and counts in [`metrics`]. [`lifecycle`] ends, reloads from the files of [`source`] and reports; [`admin`] shows it over HTTP.
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
@@ -20,3 +20,5 @@ pub mod listener;
 pub mod logging;
 pub mod metrics;
 pub mod settings;
+pub mod source;
+mod watch;

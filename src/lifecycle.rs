@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use sd_notify::NotifyState;
@@ -20,9 +20,8 @@ use crate::admin;
 use crate::agent::Agent;
 use crate::grpc;
 use crate::listener::Listener;
-
-/// How often a watched module file is looked at. A change is taken when two looks have found the same, so that a file being written is left alone.
-const WATCH_INTERVAL: Duration = Duration::from_millis(500);
+use crate::watch::Cause;
+pub use crate::watch::Watched;
 
 /// Time beyond the grace in which the last answers are written.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -36,10 +35,12 @@ pub struct Lifecycle {
     servers: JoinSet<()>,
     /// Helpers that end with the process.
     helpers: JoinSet<()>,
-    signals: Signals,
+    terminate: Signal,
+    interrupt: Signal,
 }
 
-/// The signals that end the agent or reload its module. They are listened to before anything is made, so that none of them ends it halfway.
+/// The signals that end or reload the agent. They are listened to before anything is made, so that
+/// none of them ends it halfway.
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -71,15 +72,25 @@ impl Signals {
 }
 
 impl Lifecycle {
-    /// A lifecycle in which nothing is served yet.
-    pub fn new(agent: Arc<Agent>, grace: Duration, signals: Signals) -> Self {
+    /// A lifecycle in which nothing is served yet. SIGHUP reloads from now on, and so do changes of
+    /// the `watched` files.
+    pub fn new(agent: Arc<Agent>, grace: Duration, signals: Signals, watched: Option<Watched>) -> Self {
+        let Signals { terminate, interrupt, hangup } = signals;
         let stage = watch::Sender::new(Stage::Serving);
-        Self { agent, grace, stage, servers: JoinSet::new(), helpers: JoinSet::new(), signals }
+        let mut helpers = JoinSet::new();
+        helpers.spawn(reload_when_due(Arc::clone(&agent), hangup, watched));
+        Self { agent, grace, stage, servers: JoinSet::new(), helpers, terminate, interrupt }
     }
 
     /// Serves the Unix socket.
-    pub fn serve_socket(&mut self, listener: Listener) {
-        self.servers.spawn(listener.serve(Arc::clone(&self.agent), self.stage.subscribe()));
+    ///
+    /// # Errors
+    ///
+    /// The system gives no thread.
+    pub fn serve_socket(&mut self, listener: Listener) -> anyhow::Result<()> {
+        let served = listener.serve(Arc::clone(&self.agent), self.stage.subscribe());
+        self.servers.spawn(served.context("cannot start the thread that looks after the socket")?);
+        Ok(())
     }
 
     /// Serves the gRPC address.
@@ -92,12 +103,7 @@ impl Lifecycle {
         self.helpers.spawn(admin::serve(listener, Arc::clone(&self.agent)));
     }
 
-    /// Reloads whenever the module's file changes.
-    pub fn watch(&mut self, watched: Watched) {
-        self.helpers.spawn(watched.watch(Arc::clone(&self.agent)));
-    }
-
-    /// Serves until SIGTERM or SIGINT, and ends in order. SIGHUP reloads the module.
+    /// Serves until SIGTERM or SIGINT, and ends in order.
     pub async fn run(mut self) {
         notify(&[NotifyState::Ready]);
         let mut report = tokio::time::interval(REPORT_INTERVAL);
@@ -109,12 +115,8 @@ impl Lifecycle {
         });
         loop {
             tokio::select! {
-                _ = self.signals.terminate.recv() => break,
-                _ = self.signals.interrupt.recv() => break,
-                _ = self.signals.hangup.recv() => {
-                    let agent = Arc::clone(&self.agent);
-                    self.helpers.spawn(async move { reload(&agent).await });
-                }
+                _ = self.terminate.recv() => break,
+                _ = self.interrupt.recv() => break,
                 _ = report.tick() => self.agent.publish(),
                 _ = watchdog.tick() => notify(&[NotifyState::Watchdog]),
                 Some(_) = self.helpers.join_next() => {}
@@ -146,50 +148,42 @@ async fn join_all(tasks: &mut JoinSet<()>) {
     while tasks.join_next().await.is_some() {}
 }
 
-async fn reload(agent: &Agent) {
-    notify(&[NotifyState::Reloading, NotifyState::monotonic_usec_now().unwrap_or(NotifyState::MonotonicUsec(0))]);
-    if let Err(error) = agent.reload().await {
-        warn!("the old module goes on: {error:#}");
-    }
-    notify(&[NotifyState::Ready]);
-}
-
-/// A file that is watched for changes since it was looked at first.
-pub struct Watched {
-    path: PathBuf,
-    known: Option<Stamp>,
-}
-
-/// Time of change, size and inode of a file.
-type Stamp = (SystemTime, u64, u64);
-
-impl Watched {
-    /// Looks at the file. That is done before it is loaded, so that no later change is missed.
-    pub async fn look(path: PathBuf) -> Self {
-        let known = stamp(&path).await;
-        Self { path, known }
-    }
-
-    async fn watch(mut self, agent: Arc<Agent>) {
-        let mut seen = self.known;
-        loop {
-            tokio::time::sleep(WATCH_INTERVAL).await;
-            let now = stamp(&self.path).await;
-            if now != self.known && now == seen && now.is_some() {
-                self.known = now;
-                info!("the module's file has changed");
-                reload(&agent).await;
-            }
-            seen = now;
+/// Reloads one at a time, so that signals that arrive during a reload become one more.
+async fn reload_when_due(agent: Arc<Agent>, mut hangup: Signal, mut watched: Option<Watched>) {
+    loop {
+        tokio::select! {
+            _ = hangup.recv() => info!("reloading because of SIGHUP"),
+            cause = due(watched.as_mut()) => match cause {
+                Cause::Change => info!("reloading because a watched file has changed"),
+                Cause::Retry => info!("trying the failed reload again"),
+            },
+        }
+        if let Some(watched) = &mut watched {
+            watched.reloading().await;
+        }
+        let succeeded = reload(&agent).await;
+        if let Some(watched) = &mut watched {
+            watched.reloaded(succeeded);
         }
     }
 }
 
-/// What changes when a file does.
-async fn stamp(path: &Path) -> Option<Stamp> {
-    use std::os::unix::fs::MetadataExt;
-    let metadata = tokio::fs::metadata(path).await.ok()?;
-    Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
+async fn due(watched: Option<&mut Watched>) -> Cause {
+    match watched {
+        Some(watched) => watched.due().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether it has succeeded.
+async fn reload(agent: &Agent) -> bool {
+    notify(&[NotifyState::Reloading, NotifyState::monotonic_usec_now().unwrap_or(NotifyState::MonotonicUsec(0))]);
+    let result = agent.reload().await;
+    if let Err(error) = &result {
+        warn!("reload failed, keeping the current module, configuration and certificates: {error:#}");
+    }
+    notify(&[NotifyState::Ready]);
+    result.is_ok()
 }
 
 /// Tells systemd, where it is there.

@@ -1,15 +1,21 @@
 //! The Unix socket: who may have its path, and what becomes of connections.
 
-use std::fs;
+use std::convert::Infallible;
 use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
+use std::{fs, thread};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::UnixListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info};
 use zentinel_wasm_protocol::connection::{self, ConnectionError, Stage};
@@ -23,28 +29,55 @@ const MAX_CONNECTIONS: usize = 1024;
 /// Pause after the system has refused a connection, for example because it has no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How often to check that the socket's path still leads to it. A proxy tries to connect again for
+/// minutes, so that it finds the socket soon after something has removed it; a look costs one
+/// system call.
+const PATH_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Checks between two questions whether another process still serves the path: each is a connection
+/// that it has to accept.
+const CHECKS_WHILE_SERVED: u32 = 10;
+
 /// A bound socket, whose file is removed when it is dropped.
 pub struct Listener {
-    listener: UnixListener,
+    // Dropped first: as long as the socket is bound, no other file gets the number of its inode.
     file: SocketFile,
+    listener: UnixListener,
 }
 
 /// The file of a socket, by which it is known again.
 struct SocketFile {
     path: PathBuf,
-    identity: Option<(u64, u64)>,
+    mode: Option<u32>,
+    identity: Option<Identity>,
 }
+
+/// Device and inode of what is at a path.
+type Identity = (u64, u64);
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
         // Somebody else may have put another one there.
-        if self.identity.is_some() && identity(&self.path) == self.identity {
+        if self.is_in_place() {
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-fn identity(path: &Path) -> Option<(u64, u64)> {
+impl SocketFile {
+    fn is_in_place(&self) -> bool {
+        self.identity.is_some() && identity(&self.path) == self.identity
+    }
+
+    /// Binds the path, at which nothing must be.
+    fn bind(&mut self) -> anyhow::Result<StdUnixListener> {
+        let listener = bind(&self.path, self.mode).with_context(|| format!("cannot serve the socket `{}`", self.path.display()))?;
+        self.identity = identity(&self.path);
+        Ok(listener)
+    }
+}
+
+fn identity(path: &Path) -> Option<Identity> {
     fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
@@ -55,53 +88,198 @@ impl Listener {
     ///
     /// Another process serves the path, it is not a socket, or the system refuses it. A stale socket is replaced, anything else left alone.
     pub fn bind(path: &Path, mode: Option<u32>) -> anyhow::Result<Self> {
-        make_way(path)?;
-        let listener = bind(path, mode).with_context(|| format!("cannot serve the socket `{}`", path.display()))?;
-        let file = SocketFile { path: path.to_owned(), identity: identity(path) };
-        Ok(Self { listener, file })
+        let mut file = SocketFile { path: path.to_owned(), mode, identity: None };
+        if occupant(path)?.is_some() {
+            remove_stale(path)?;
+        }
+        let listener = UnixListener::from_std(file.bind()?)?;
+        Ok(Self { file, listener })
     }
 
-    /// Serves connections until the agent drains, and then until they have ended.
-    pub async fn serve(self, agent: Arc<Agent>, mut stage: watch::Receiver<Stage>) {
+    /// Serves connections until the agent drains, and then until they have ended. A thread checks
+    /// meanwhile that the socket can be reached.
+    ///
+    /// # Errors
+    ///
+    /// The system gives no thread.
+    pub fn serve(self, agent: Arc<Agent>, stage: watch::Receiver<Stage>) -> io::Result<impl Future<Output = ()> + Send + 'static> {
         let Self { listener, file } = self;
-        info!("serving the socket `{}`", file.path.display());
-        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let mut connections = JoinSet::new();
-        loop {
-            let stream = tokio::select! {
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => stream,
-                    Err(error) => {
-                        log_limited!(warn, "cannot accept a connection: {error}");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                        continue;
-                    }
-                },
-                Some(_) = connections.join_next() => continue,
-                () = drains(&mut stage) => break,
-            };
-            let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-                log_limited!(warn, "turned a connection away: there are {MAX_CONNECTIONS} already");
-                continue;
-            };
-            let (agent, stage) = (Arc::clone(&agent), stage.clone());
-            connections.spawn(async move {
-                let _slot = slot;
-                let _connected = agent.metrics().connected();
-                match connection::serve(stream, agent, stage).await {
-                    Ok(()) => debug!("a connection has ended"),
-                    // Clients come and go, and some go while something is being sent to them.
-                    Err(ConnectionError::Io(error)) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
-                        debug!("a client has closed its connection: {error}");
-                    }
-                    Err(error) => log_limited!(warn, "closed a connection: {error}"),
+        let shown = file.path.display().to_string();
+        let kept = keep(file, Arc::clone(&agent))?;
+        Ok(async move {
+            info!("serving the socket `{shown}`");
+            serve(listener, kept, agent, stage).await;
+        })
+    }
+}
+
+async fn serve(mut listener: UnixListener, mut kept: Kept, agent: Arc<Agent>, mut stage: watch::Receiver<Stage>) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    log_limited!(warn, "cannot accept a connection: {error}");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
                 }
-            });
+            },
+            // Whoever has found the old one and was not accepted yet finds the new one when it
+            // tries again.
+            Some(bound) = kept.bound.recv() => {
+                listener = bound;
+                continue;
+            }
+            Some(_) = connections.join_next() => continue,
+            () = drains(&mut stage) => break,
+        };
+        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+            log_limited!(warn, "turned a connection away: there are {MAX_CONNECTIONS} already");
+            continue;
+        };
+        let (agent, stage) = (Arc::clone(&agent), stage.clone());
+        connections.spawn(async move {
+            let _slot = slot;
+            let _connected = agent.metrics().connected();
+            match connection::serve(stream, agent, stage).await {
+                Ok(()) => debug!("a connection has ended"),
+                // Clients come and go, and some go while something is being sent to them.
+                Err(ConnectionError::Io(error)) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+                    debug!("a client has closed its connection: {error}");
+                }
+                Err(error) => log_limited!(warn, "closed a connection: {error}"),
+            }
+        });
+    }
+    // Nobody comes any more; those who are here may finish.
+    kept.end().await;
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+/// The socket's file, in the hands of a thread that keeps it in its place.
+struct Kept {
+    /// The sockets that were bound because the one before was lost.
+    bound: mpsc::Receiver<UnixListener>,
+    /// Ends the thread when dropped.
+    end: std::sync::mpsc::Sender<Infallible>,
+    /// Closed when the thread has removed the file.
+    ended: oneshot::Receiver<Infallible>,
+}
+
+impl Kept {
+    /// Removes the file, and waits until that is done.
+    async fn end(self) {
+        drop((self.bound, self.end));
+        let _ = self.ended.await;
+    }
+}
+
+/// Starts the thread that checks whether `file` is in its place. A thread of its own, because
+/// looking at a file may block.
+fn keep(file: SocketFile, agent: Arc<Agent>) -> io::Result<Kept> {
+    let (listeners, bound) = mpsc::channel(1);
+    let (end, ends) = std::sync::mpsc::channel();
+    let (done, ended) = oneshot::channel();
+    let mut keeper = Keeper { file, agent, listeners, runtime: Handle::current(), foreign: None, problem: None };
+    thread::Builder::new().name("socket".into()).spawn(move || {
+        loop {
+            keeper.check();
+            match ends.recv_timeout(PATH_CHECK_INTERVAL) {
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(never) => match never {},
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
         }
-        // Nobody comes any more; those who are here may finish.
-        drop(listener);
-        while connections.join_next().await.is_some() {}
-        drop(file);
+        drop(keeper);
+        drop::<oneshot::Sender<Infallible>>(done);
+    })?;
+    Ok(Kept { bound, end, ended })
+}
+
+struct Keeper {
+    file: SocketFile,
+    agent: Arc<Agent>,
+    listeners: mpsc::Sender<UnixListener>,
+    runtime: Handle,
+    foreign: Option<Foreign>,
+    /// Why the socket cannot be reached, as it was logged last.
+    problem: Option<String>,
+}
+
+/// A socket at our path that is not ours.
+enum Foreign {
+    /// It is served. Asked again after some checks.
+    Served { identity: Identity, checks: u32 },
+    /// It has refused a connection. Its owner may be just about to listen, so that one refusal
+    /// proves nothing.
+    Refused(Identity),
+}
+
+impl Keeper {
+    fn check(&mut self) {
+        if self.file.is_in_place() {
+            self.found();
+            return;
+        }
+        match self.bind_again() {
+            Ok(Some(listener)) => {
+                self.foreign = None;
+                // The end has begun when nobody takes it.
+                if self.listeners.blocking_send(listener).is_ok() {
+                    self.found();
+                    log_limited!(warn, "the socket `{}` was gone from its path and is bound again", self.file.path.display());
+                }
+            }
+            Ok(None) => {}
+            Err(error) => {
+                let problem = format!("{error:#}");
+                if self.problem.as_ref() != Some(&problem) {
+                    log_limited!(
+                        warn,
+                        "the socket is gone from its path and nobody can connect; trying to bind it again every {PATH_CHECK_INTERVAL:?}: {problem}"
+                    );
+                    self.agent.socket_lost(Some(problem.clone()));
+                    self.problem = Some(problem);
+                }
+            }
+        }
+    }
+
+    fn found(&mut self) {
+        if self.problem.take().is_some() {
+            info!("the socket `{}` can be reached again", self.file.path.display());
+            self.agent.socket_lost(None);
+        }
+    }
+
+    /// Binds the path if that takes it from nobody. None: it is served as before, as far as anybody
+    /// has looked.
+    fn bind_again(&mut self) -> anyhow::Result<Option<UnixListener>> {
+        let path = &self.file.path;
+        if let Some(found) = occupant(path)? {
+            match &mut self.foreign {
+                Some(Foreign::Served { identity, checks }) if *identity == found && *checks < CHECKS_WHILE_SERVED => {
+                    *checks += 1;
+                    return Ok(None);
+                }
+                Some(Foreign::Refused(identity)) if *identity == found => remove_stale(path)?,
+                foreign => {
+                    // Whether it is served or cannot be asked, it is left alone for a while.
+                    *foreign = Some(Foreign::Served { identity: found, checks: 0 });
+                    if is_served(path)? {
+                        return Err(served(path));
+                    }
+                    *foreign = Some(Foreign::Refused(found));
+                    bail!("cannot serve the socket `{}`: another one stands there, which refuses connections", path.display());
+                }
+            }
+        }
+        let listener = self.file.bind()?;
+        let _context = self.runtime.enter();
+        Ok(Some(UnixListener::from_std(listener)?))
     }
 }
 
@@ -111,33 +289,72 @@ pub(crate) async fn drains(stage: &mut watch::Receiver<Stage>) {
     let _ = stage.wait_for(|stage| *stage > Stage::Serving).await;
 }
 
-/// Removes a stale socket at `path`.
-fn make_way(path: &Path) -> anyhow::Result<()> {
+/// Which socket is at `path`, if there is one.
+///
+/// # Errors
+///
+/// Something else is there, or nobody can tell.
+fn occupant(path: &Path) -> anyhow::Result<Option<Identity>> {
     let shown = path.display();
     match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => bail!("cannot serve the socket `{shown}`: {error}"),
         Ok(metadata) if !metadata.file_type().is_socket() => {
             bail!("cannot serve the socket `{shown}`: something that is not a socket stands there; remove it or choose another `--socket`")
         }
-        Ok(_) => {}
-    }
-    match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => bail!("cannot serve the socket `{shown}`: it is already served by another process"),
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).with_context(|| format!("cannot replace the stale socket `{shown}`"))
-        }
-        Err(error) => bail!("cannot serve the socket `{shown}`: it is there and cannot be asked who serves it: {error}"),
+        Ok(metadata) => Ok(Some((metadata.dev(), metadata.ino()))),
     }
 }
 
-fn bind(path: &Path, mode: Option<u32>) -> io::Result<UnixListener> {
-    let Some(mode) = mode else { return UnixListener::bind(path) };
-    // Nobody may get in before the permissions are right.
-    let umask = rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
-    let bound = UnixListener::bind(path);
-    rustix::process::umask(umask);
-    let listener = bound?;
-    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
-    Ok(listener)
+/// Removes the socket at `path`, which nobody must serve.
+fn remove_stale(path: &Path) -> anyhow::Result<()> {
+    if is_served(path)? {
+        return Err(served(path));
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot replace the stale socket `{}`", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn served(path: &Path) -> anyhow::Error {
+    anyhow!("cannot serve the socket `{}`: it is already served by another process", path.display())
+}
+
+/// Whether a process serves the socket at `path`.
+fn is_served(path: &Path) -> anyhow::Result<bool> {
+    // It must not wait for a process that accepts nobody.
+    let connected = Socket::new(Domain::UNIX, Type::STREAM, None).and_then(|socket| {
+        socket.set_nonblocking(true)?;
+        socket.connect(&SockAddr::unix(path)?)
+    });
+    match connected {
+        Ok(()) => Ok(true),
+        // More clients wait to be accepted than it takes.
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(true),
+        Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => Ok(false),
+        Err(error) => {
+            bail!("cannot serve the socket `{}`: it is there and cannot be asked who serves it: {error}", path.display())
+        }
+    }
+}
+
+/// Binds `path`. Nobody gets in before the permissions are right.
+fn bind(path: &Path, mode: Option<u32>) -> io::Result<StdUnixListener> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    let listen = || {
+        if let Some(mode) = mode {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+        }
+        socket.set_nonblocking(true)?;
+        socket.listen(MAX_CONNECTIONS as i32)
+    };
+    if let Err(error) = listen() {
+        let _ = fs::remove_file(path);
+        return Err(error);
+    }
+    Ok(StdUnixListener::from(OwnedFd::from(socket)))
 }

@@ -4,9 +4,10 @@
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use zentinel_agent_wasm::admin;
-use zentinel_agent_wasm::agent::{Agent, Source};
+use zentinel_agent_wasm::agent::Agent;
 use zentinel_agent_wasm::cli::Cli;
 use zentinel_agent_wasm::grpc;
 use zentinel_agent_wasm::lifecycle::{Lifecycle, Signals, Watched, open_cache};
@@ -54,8 +55,10 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
     // Before the module: an address that is taken should not cost a compilation.
     let listener = Listener::bind(&cli.socket, cli.socket_mode)?;
+    let tls = cli.grpc_tls().map(grpc::Tls::open).transpose()?;
+    let source = cli.source(tls.clone());
     let grpc = match cli.grpc_address {
-        Some(address) => Some(grpc::Listener::bind(address, cli.grpc_tls().as_ref()).await?),
+        Some(address) => Some(grpc::Listener::bind(address, tls).await?),
         None => None,
     };
     let admin = match cli.admin_address {
@@ -63,24 +66,21 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
         None => None,
     };
 
-    let source = Source { path: cli.module.clone(), sha256: cli.module_sha256.clone() };
     let cache = open_cache(cli.cache_dir.as_deref());
-    let watched = if cli.watch { Some(Watched::look(cli.module.clone()).await) } else { None };
+    let watched =
+        if cli.watch { Some(Watched::start(source.files()).context("cannot start the thread that watches files")?) } else { None };
     let agent = tokio::select! {
         started = Agent::start(Runtime::start()?, source, cli.settings(), cache) => started?,
         () = signals.end() => return Ok(()),
     };
 
-    let mut lifecycle = Lifecycle::new(agent, cli.grace(), signals);
-    lifecycle.serve_socket(listener);
+    let mut lifecycle = Lifecycle::new(agent, cli.grace(), signals, watched);
+    lifecycle.serve_socket(listener)?;
     if let Some(grpc) = grpc {
         lifecycle.serve_grpc(grpc);
     }
     if let Some(admin) = admin {
         lifecycle.serve_admin(admin);
-    }
-    if let Some(watched) = watched {
-        lifecycle.watch(watched);
     }
     lifecycle.run().await;
     Ok(())

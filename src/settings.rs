@@ -77,6 +77,12 @@ impl Settings {
         }
     }
 
+    /// These settings with the configuration that a file holds, if there is such a file.
+    #[must_use]
+    pub(crate) fn with_module_config(self, file: Option<Arc<[u8]>>) -> Self {
+        Self { module_config: file.or(self.module_config), ..self }
+    }
+
     /// These settings with those of the proxy's `config { }` block on top. Null and an empty object change nothing.
     ///
     /// # Errors

@@ -6,20 +6,18 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use client::{
-    AMPLE, CONTROL_STREAM, Client, HEALTH_CHECK, PROCESS_EVENT, PROCESS_STREAM, Raw, Stream, address, body, configure, drain, get,
-    handshake, is_allow, module_error, path, patiently, serve,
+    AMPLE, Authority, CONTROL_STREAM, Client, HEALTH_CHECK, PROCESS_EVENT, PROCESS_STREAM, Raw, Stream, address, body, configure, drain,
+    get, handshake, is_allow, module_error, path, patiently, serve,
 };
 use common::{Agent, module};
 use prost::Message as _;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::Endpoint;
 use tonic::{Code, Request};
 use zentinel_wasm_protocol::grpc::health_proto::health_check_response::ServingStatus;
 use zentinel_wasm_protocol::grpc::health_proto::{HealthCheckRequest, HealthCheckResponse};
@@ -473,60 +471,6 @@ async fn open_control_streams_and_watches_do_not_hold_an_ending_agent_up() {
     assert!(patiently(health.message()).await.unwrap().is_none());
     assert_eq!(agent.wait().code(), Some(0));
     drop(silent);
-}
-
-/// A root with a certificate that it has signed, as files.
-struct Authority {
-    directory: TempDir,
-    root: CertifiedIssuer<'static, KeyPair>,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let root = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let authority = Self { directory: tempfile::tempdir().unwrap(), root };
-        std::fs::write(authority.file("root.pem"), authority.root.pem()).unwrap();
-        authority
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    /// Certificate and key for `name`, PEM.
-    fn issue(&self, name: &str) -> (String, String) {
-        let key = KeyPair::generate().unwrap();
-        let certificate = CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.root).unwrap();
-        (certificate.pem(), key.serialize_pem())
-    }
-
-    /// The options of an agent with a certificate of this root.
-    fn options(&self) -> Vec<String> {
-        let (certificate, key) = self.issue("localhost");
-        std::fs::write(self.file("cert.pem"), certificate).unwrap();
-        std::fs::write(self.file("key.pem"), key).unwrap();
-        let path = |name: &str| self.file(name).display().to_string();
-        vec!["--grpc-tls-cert".into(), path("cert.pem"), "--grpc-tls-key".into(), path("key.pem")]
-    }
-
-    /// Tries to ask the agent over TLS, with a certificate of `client` if there is one.
-    async fn ask(&self, agent: &Agent, client: Option<&Self>) -> Result<ServingStatus, String> {
-        let mut tls = ClientTlsConfig::new().domain_name("localhost").ca_certificate(Certificate::from_pem(self.root.pem()));
-        if let Some(client) = client {
-            let (certificate, key) = client.issue("proxy");
-            tls = tls.identity(Identity::from_pem(certificate, key));
-        }
-        let endpoint = Endpoint::from_shared(format!("https://{}", address(agent))).unwrap().tls_config(tls).unwrap();
-        let channel = patiently(endpoint.connect()).await.map_err(|error| error.to_string())?;
-        let mut client = tonic::client::Grpc::new(channel);
-        patiently(client.ready()).await.map_err(|error| error.to_string())?;
-        let request = Request::new(HealthCheckRequest::default().encode_to_vec());
-        let codec = Raw::<HealthCheckResponse>(std::marker::PhantomData);
-        let response = patiently(client.unary(request, path(HEALTH_CHECK), codec)).await.map_err(|status| status.to_string())?;
-        Ok(response.into_inner().status())
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

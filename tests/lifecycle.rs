@@ -330,8 +330,9 @@ fn a_bad_module_on_reload_keeps_the_old_one_serving_and_shows() {
                 .then_some(())
         });
     }
-    let entry =
-        agent.log.wait_for_entry("that the reload failed", |entry| entry["message"].as_str().unwrap().contains("the old module goes on"));
+    let entry = agent.log.wait_for_entry("that the reload failed", |entry| {
+        entry["message"].as_str().unwrap().contains("reload failed, keeping the current module")
+    });
     assert_eq!(entry["level"], "WARN");
     assert!(
         entry["message"].as_str().unwrap().contains("it does not export `memory`")

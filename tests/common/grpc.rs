@@ -6,14 +6,16 @@
 #![allow(dead_code, unreachable_pub)]
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use bytes::{Buf as _, BufMut as _, Bytes};
 use http::uri::PathAndQuery;
 use prost::Message as _;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Request, Status, Streaming};
 use zentinel_wasm_protocol::grpc::health_proto::health_check_response::ServingStatus;
 use zentinel_wasm_protocol::grpc::health_proto::{HealthCheckRequest, HealthCheckResponse};
@@ -272,4 +274,68 @@ pub fn address(agent: &Agent) -> SocketAddr {
 pub fn drain() -> Vec<u8> {
     let drain = proto::DrainRequest { duration_ms: 1000, reason: 2, timestamp_ms: 1 };
     proto::ProxyControl { message: Some(proto::proxy_control::Message::Drain(drain)) }.encode_to_vec()
+}
+
+/// A root with a certificate that it has signed, as files.
+pub struct Authority {
+    directory: TempDir,
+    root: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    pub fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let root = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let authority = Self { directory: tempfile::tempdir().unwrap(), root };
+        std::fs::write(authority.file("root.pem"), authority.root.pem()).unwrap();
+        authority
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Certificate and key for `name`, PEM.
+    pub fn issue(&self, name: &str) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.root).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    /// The options of an agent with a certificate of this root.
+    pub fn options(&self) -> Vec<String> {
+        self.write_certificate(self);
+        let path = |name: &str| self.file(name).display().to_string();
+        vec!["--grpc-tls-cert".into(), path("cert.pem"), "--grpc-tls-key".into(), path("key.pem")]
+    }
+
+    /// Puts a certificate that `issuer` has signed into the files of [`options`](Self::options).
+    pub fn write_certificate(&self, issuer: &Self) {
+        let (certificate, key) = issuer.issue("localhost");
+        std::fs::write(self.file("cert.pem"), certificate).unwrap();
+        std::fs::write(self.file("key.pem"), key).unwrap();
+    }
+
+    /// Connects to the agent over TLS, with a certificate of `client` if there is one.
+    pub async fn connect(&self, agent: &Agent, client: Option<&Self>) -> Result<Channel, String> {
+        let mut tls = ClientTlsConfig::new().domain_name("localhost").ca_certificate(Certificate::from_pem(self.root.pem()));
+        if let Some(client) = client {
+            let (certificate, key) = client.issue("proxy");
+            tls = tls.identity(Identity::from_pem(certificate, key));
+        }
+        let endpoint = Endpoint::from_shared(format!("https://{}", address(agent))).unwrap().tls_config(tls).unwrap();
+        patiently(endpoint.connect()).await.map_err(|error| error.to_string())
+    }
+
+    /// Tries to ask the agent over TLS, with a certificate of `client` if there is one.
+    pub async fn ask(&self, agent: &Agent, client: Option<&Self>) -> Result<ServingStatus, String> {
+        let channel = self.connect(agent, client).await?;
+        let mut client = tonic::client::Grpc::new(channel);
+        patiently(client.ready()).await.map_err(|error| error.to_string())?;
+        let request = Request::new(HealthCheckRequest::default().encode_to_vec());
+        let codec = Raw::<HealthCheckResponse>(std::marker::PhantomData);
+        let response = patiently(client.unary(request, path(HEALTH_CHECK), codec)).await.map_err(|status| status.to_string())?;
+        Ok(response.into_inner().status())
+    }
 }

@@ -1,0 +1,114 @@
+//! Where the agent comes from: every file that it reads at start and reads anew on each reload.
+
+use std::fs::OpenOptions;
+use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, anyhow};
+use tokio_rustls::rustls::ServerConfig;
+use zentinel_wasm_runtime::{Module, StartError};
+
+use crate::grpc::Tls;
+use crate::settings::{Limits, checked_module_config};
+
+/// The files.
+#[derive(Clone)]
+pub struct Source {
+    /// The module.
+    pub module: PathBuf,
+    /// The SHA-256 that it must have.
+    pub sha256: Option<String>,
+    /// What `on_configure` is handed, if that lies in a file.
+    pub module_config: Option<PathBuf>,
+    /// Certificate, key and client CA of the gRPC address.
+    pub tls: Option<Tls>,
+}
+
+/// What was in the files, all of it checked as far as that is possible without running the module.
+pub(crate) struct Contents {
+    pub(crate) module: Arc<Module>,
+    pub(crate) module_config: Option<Arc<[u8]>>,
+    pub(crate) tls: Option<Arc<ServerConfig>>,
+}
+
+impl Source {
+    /// Every file, in the order in which they are read.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mut files = vec![self.module.clone()];
+        files.extend(self.module_config.clone());
+        if let Some(tls) = &self.tls {
+            files.extend(tls.files().paths().map(Path::to_owned));
+        }
+        files
+    }
+
+    /// Reads every file. This blocks.
+    ///
+    /// # Errors
+    ///
+    /// One of them cannot be used: its name and why.
+    pub(crate) fn read(&self) -> anyhow::Result<Contents> {
+        let module = Module::read(&self.module, self.sha256.as_deref())?;
+        let module_config = self.module_config.as_deref().map(read_module_config).transpose()?;
+        let tls = self.tls.as_ref().map(Tls::read).transpose()?;
+        Ok(Contents { module: Arc::new(module), module_config, tls })
+    }
+
+    /// Adds to `error` the file that is at fault, when the module has rejected its configuration:
+    /// the error names the module's.
+    pub(crate) fn blame(&self, error: anyhow::Error) -> anyhow::Error {
+        match (&self.module_config, error.downcast_ref()) {
+            (Some(file), Some(StartError::Rejected { .. })) => error.context(format!("cannot use `--module-config @{}`", file.display())),
+            _ => error,
+        }
+    }
+}
+
+fn read_module_config(path: &Path) -> anyhow::Result<Arc<[u8]>> {
+    let context = || format!("cannot use `--module-config @{}`", path.display());
+    let json = read(path, Limits::MODULE_CONFIG as u64).with_context(context)?;
+    checked_module_config(&json).map_err(|error| anyhow!(error)).with_context(context)
+}
+
+/// Reads a regular file of at most `limit` bytes. Anything else, such as a pipe that nobody writes
+/// to, could hold the reader up for ever.
+pub(crate) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    let mut contents = Vec::new();
+    file.take(limit + 1).read_to_end(&mut contents)?;
+    if contents.len() as u64 > limit {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more bytes than the limit of {limit}")));
+    }
+    Ok(contents)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_up_to_the_limit_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("f");
+        std::fs::write(&file, "1234").unwrap();
+        assert_eq!(read(&file, 4).unwrap(), b"1234");
+        assert!(read(&file, 3).unwrap_err().to_string().contains("more bytes than the limit of 3"));
+    }
+
+    #[test]
+    fn what_is_not_a_regular_file_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).unwrap();
+        for path in [pipe.as_path(), directory.path(), Path::new("/dev/zero")] {
+            assert!(read(path, 10).unwrap_err().to_string().contains("not a regular file"), "{}", path.display());
+        }
+    }
+}
