@@ -96,6 +96,7 @@ fn stages(c: &mut Criterion) {
             proxy: Proxy::default(),
             phase: Phase { hook: Hook::RequestHeaders, chunk_index: 0 },
             correlation_id: Arc::from("0af76519-16cd-43dd-8448-eb211c80319c"),
+            connection: 0,
         };
         let answer = Answer::parse(bytes).unwrap();
         c.bench_function(&format!("encode/{name}"), |b| b.iter(|| black_box(wire.encode(black_box(&answer)).unwrap())));

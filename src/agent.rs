@@ -9,14 +9,17 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio_rustls::rustls::ServerConfig;
 use tracing::{error, info, warn};
-use zentinel_wasm_contract::event::{Headers, RequestHeaders};
-use zentinel_wasm_contract::{Answer, Decision, Event, Failure, FailureKind, Hook, Text, WebsocketDecision, input};
+use zentinel_wasm_contract::event::{BodyChunk, Data, Headers, RequestHeaders};
+use zentinel_wasm_contract::{
+    Answer, BodyAction, BodyMutation, Decision, Event, Failure, FailureKind, Hook, Text, WebsocketDecision, input,
+};
 use zentinel_wasm_protocol::log::RateLimit;
 use zentinel_wasm_protocol::{Capabilities, Encode, Handler, LARGE, Reports, log_limited, report};
 use zentinel_wasm_runtime::{Cache, Lease, Module, Pool, Request, Runtime};
 
 use crate::bodies::{self, Body, Length};
 use crate::breaker::Breaker;
+use crate::collect::{self, Bodies, Rescue, Step};
 use crate::context::{Contexts, Remembered};
 use crate::inputs;
 use crate::metrics::Metrics;
@@ -44,6 +47,7 @@ pub struct Agent {
     /// Held while a new generation is made, so that changes come one after another.
     configured: tokio::sync::Mutex<Configured>,
     contexts: Contexts,
+    bodies: Bodies,
     metrics: Metrics,
     limits: Vec<RateLimit>,
     state: Mutex<State>,
@@ -88,6 +92,7 @@ impl Agent {
             current: ArcSwap::from_pointee(generation),
             configured: tokio::sync::Mutex::new(Configured { base: settings, proxy: Value::Null }),
             contexts: Contexts::new(),
+            bodies: Bodies::new(),
             metrics,
             limits: FailureKind::ALL.iter().map(|_| RateLimit::new()).collect(),
             state: Mutex::new(State::default()),
@@ -236,6 +241,7 @@ impl Agent {
         };
         let metrics = metrics.report();
         self.reports.send_replace(Arc::new(Reports { timestamp_ms, health, metrics }));
+        self.bodies.sweep();
     }
 
     /// What the module is handed for `event`, or None when it takes no such event.
@@ -306,32 +312,129 @@ impl Agent {
             inputs::keep(out);
             return Ok(None);
         }
-        Ok(Some(Prepared { input: out, body, traceparent, number }))
+        Ok(Some(Prepared { input: out, body, whole: None, traceparent, number }))
     }
 
-    fn fail<E: Encode>(&self, generation: &Generation, hook: Hook, failure: &Failure, traceparent: Option<&str>, encode: &E) -> E::Encoded {
+    /// Whether a chunk of a request's body is one for [`Self::collect`]: the module is to see the body whole, or a part of it is held already.
+    fn collects<E: Encode>(&self, generation: &Generation, chunk: &BodyChunk<'_>, encode: &E) -> bool {
+        let wanted = generation.settings.collect_request_body && generation.pool.hooks().contains(Hook::RequestBody);
+        wanted || encode.connection().is_some_and(|connection| self.bodies.knows(connection, &chunk.correlation_id))
+    }
+
+    /// What becomes of a chunk of a body that is collected.
+    fn collect<E: Encode>(&self, generation: &Generation, event: &Event<'_>, chunk: &BodyChunk<'_>, encode: &E) -> Result<Input, Failed> {
+        let id = &*chunk.correlation_id;
+        let Some(connection) = encode.connection() else {
+            if chunk.is_last && chunk.chunk_index == 0 {
+                return Ok(self.input(generation, event)?.into());
+            }
+            let detail = "`--collect-request-body` needs the Unix socket, because gRPC has no field for the body that is put back";
+            return Err(Failure::new(FailureKind::BodyNotCollected, detail).into());
+        };
+        let known = self.contexts.get(id);
+        let number = known.as_ref().map(|known| known.number());
+        let length = known.as_ref().map_or(Length::Unknown, |known| known.length);
+        let traceparent = known.as_ref().and_then(|known| known.traceparent.clone());
+        let failed = |failure, rescue| Failed { failure, rescue, more: !chunk.is_last, traceparent: traceparent.clone(), number };
+        let bytes = match input::bytes(&chunk.data, usize::MAX) {
+            Ok(bytes) => bytes.into_owned(),
+            Err(error) => {
+                self.bodies.cancelled(connection, id);
+                return Err(failed(error.into(), Rescue::Refuse));
+            }
+        };
+        let step = self.bodies.take(collect::Chunk {
+            connection,
+            id,
+            number,
+            length,
+            bytes,
+            index: chunk.chunk_index,
+            is_last: chunk.is_last,
+            received: chunk.bytes_received,
+            buffered: bodies::is_buffered(chunk),
+            limit: generation.settings.max_body,
+            fail_open: generation.settings.fail_open,
+        });
+        let step = step.map_err(|lost| failed(lost.failure, lost.rescue))?;
+        if step == Step::Alone {
+            return Ok(self.input(generation, event)?.into());
+        }
+        self.contexts.body_open(id, !chunk.is_last);
+        let more = !chunk.is_last;
+        let whole = match step {
+            Step::Whole(whole) => whole,
+            Step::Alone | Step::Hold => return Ok(Input::Known(changed(Some(BodyAction::Drop), more))),
+            Step::Pass => return Ok(Input::Known(passing(changed(None, more)))),
+            Step::Forward(text) => return Ok(Input::Known(passing(changed(Some(BodyAction::Replace(text.into())), more)))),
+        };
+        if !generation.pool.hooks().contains(Hook::RequestBody) {
+            // Another module serves since the body began.
+            return Ok(Input::Known(changed(Some(BodyAction::Replace(whole.into())), more)));
+        }
+        let size = whole.len() as u64;
+        let event = BodyChunk {
+            correlation_id: Text::borrowed(id),
+            data: Data::Raw(&whole),
+            is_last: true,
+            total_size: Some(size),
+            chunk_index: 0,
+            bytes_received: Some(size),
+            bytes_sent: None,
+        };
+        let mut out = inputs::take();
+        let context = known.as_ref().map(|known| &known.context);
+        let written = aside(whole.len(), || input::request_body(&mut out, &event, context, generation.settings.max_body));
+        let whole = Arc::new(whole);
+        if let Err(error) = written {
+            return Err(failed(error.into(), Rescue::Replace(whole)));
+        }
+        let body = Body::Request { size, is_last: true, applied: true, length };
+        Ok(Input::Call(Prepared { input: out, body, whole: Some(whole), traceparent, number }))
+    }
+
+    fn fail<E: Encode>(&self, generation: &Generation, hook: Hook, failed: &Failed, arrived: Instant, encode: &E) -> E::Encoded {
+        let failure = &failed.failure;
+        let answer = match &failed.rescue {
+            _ if !generation.settings.fail_open => None,
+            Rescue::Pass => Some(module_error(failure.kind, true, hook)),
+            Rescue::Replace(bytes) => {
+                let action = BodyAction::Replace(bytes.as_slice().into());
+                Some(Answer { request_body_mutation: Some(action.into()), ..module_error(failure.kind, true, hook) })
+            }
+            Rescue::Refuse => None,
+        };
+        let allowed = answer.and_then(|mut answer| {
+            answer.needs_more = failed.more;
+            // What is given back may have no room in an answer.
+            encode.encode(&answer).ok()
+        });
         self.metrics.error(failure.kind);
         if let Some(suppressed) = self.limits[failure.kind as usize].admit() {
-            let mode = if generation.settings.fail_open { "allowed" } else { "blocked" };
+            let mode = if allowed.is_some() { "allowed" } else { "blocked" };
             error!(
                 correlation_id = &**encode.correlation_id(),
                 hook = hook.export(),
                 kind = failure.kind.code(),
                 module = generation.digest(),
-                traceparent,
+                traceparent = failed.traceparent.as_deref(),
                 suppressed,
                 "module error, {mode}: {}",
                 failure.detail
             );
         }
-        let answer = module_error(failure.kind, generation.settings.fail_open, hook);
-        if generation.settings.fail_open {
+        if let Some(allowed) = allowed {
             self.metrics.fail_open.inc();
-        } else {
-            self.metrics.blocked.inc();
+            return allowed;
+        }
+        self.metrics.blocked.inc();
+        if let Some(number) = failed.number
+            && arrived.elapsed() < PROMPT
+        {
+            self.contexts.refused(encode.correlation_id(), number);
         }
         // The answer is made here, of constants: every transport can carry it.
-        encode.encode(&answer).unwrap_or_else(|failure| unreachable!("{failure}"))
+        encode.encode(&module_error(failure.kind, false, hook)).unwrap_or_else(|failure| unreachable!("{failure}"))
     }
 }
 
@@ -346,9 +449,58 @@ fn install_tls(source: &Source, config: Option<Arc<ServerConfig>>) {
     }
 }
 
+/// What an event comes to.
+enum Input {
+    /// The module is called.
+    Call(Prepared),
+    /// The answer is known without it.
+    Known(Answer<'static>),
+}
+
+impl From<Option<Prepared>> for Input {
+    fn from(prepared: Option<Prepared>) -> Self {
+        prepared.map_or_else(|| Self::Known(Answer::default()), Self::Call)
+    }
+}
+
+/// A module error, and what can still be done for its event.
+struct Failed {
+    failure: Failure,
+    rescue: Rescue,
+    /// More of the body is to be seen.
+    more: bool,
+    traceparent: Option<Arc<str>>,
+    /// The request's, as long as it may be refused.
+    number: Option<u64>,
+}
+
+impl From<Failure> for Failed {
+    fn from(failure: Failure) -> Self {
+        Self { failure, rescue: Rescue::Pass, more: false, traceparent: None, number: None }
+    }
+}
+
+/// Allows a chunk of a request's body, changed or as it is.
+fn changed(action: Option<BodyAction<'static>>, needs_more: bool) -> Answer<'static> {
+    Answer { request_body_mutation: action.map(BodyMutation::from), needs_more, ..Answer::default() }
+}
+
+/// The same for what the module does not see, because an error has been allowed.
+fn passing(mut answer: Answer<'static>) -> Answer<'static> {
+    answer.audit.tags.push(Text::borrowed("fail-open"));
+    answer
+}
+
+/// Does `work` on `len` bytes. The other tasks of this thread go on on another meanwhile, where there are many.
+fn aside<T>(len: usize, work: impl FnOnce() -> T) -> T {
+    if len < LARGE { work() } else { tokio::task::block_in_place(work) }
+}
+
 struct Prepared {
     input: Vec<u8>,
     body: Body,
+    /// The body that was collected, which the answer puts back.
+    whole: Option<Arc<Vec<u8>>>,
     traceparent: Option<Arc<str>>,
     /// The request's, as long as it may be refused.
     number: Option<u64>,
@@ -426,13 +578,23 @@ impl Handler for Agent {
         let agent = Arc::clone(self);
         let generation = self.current.load_full();
         let hook = event.hook();
-        let prepared = self.input(&generation, event);
+        let input = match event {
+            Event::RequestBody(chunk) if self.collects(&generation, chunk, &encode) => self.collect(&generation, event, chunk, &encode),
+            _ => self.input(&generation, event).map(Input::from).map_err(Failed::from),
+        };
         self.metrics.requests.inc();
         async move {
-            let mut prepared = match prepared {
-                Ok(Some(prepared)) => prepared,
-                Ok(None) => return encode.encode(&Answer::default()).unwrap_or_else(|failure| unreachable!("{failure}")),
-                Err(failure) => return agent.fail(&generation, hook, &failure, None, &encode),
+            let mut prepared = match input {
+                Ok(Input::Call(prepared)) => prepared,
+                Ok(Input::Known(answer)) => match encode.encode(&answer) {
+                    Ok(encoded) => return encoded,
+                    // What is put back has no room in a frame.
+                    Err(failure) => {
+                        let failed = Failed { rescue: Rescue::Refuse, ..Failed::from(failure) };
+                        return agent.fail(&generation, hook, &failed, arrived, &encode);
+                    }
+                },
+                Err(failed) => return agent.fail(&generation, hook, &failed, arrived, &encode),
             };
             agent.metrics.in_flight.inc();
             let _in_flight = InFlight(&agent.metrics);
@@ -454,7 +616,9 @@ impl Handler for Agent {
                         );
                         agent.publish();
                     }
-                    agent.fail(&generation, hook, &failure, prepared.traceparent.as_deref(), &encode)
+                    let Prepared { whole, traceparent, number, .. } = prepared;
+                    let rescue = whole.map_or(Rescue::Pass, Rescue::Replace);
+                    agent.fail(&generation, hook, &Failed { failure, rescue, more: false, traceparent, number }, arrived, &encode)
                 }
             }
         }
@@ -462,7 +626,27 @@ impl Handler for Agent {
 
     fn reject<E: Encode>(self: &Arc<Self>, hook: Hook, failure: Failure, encode: E) -> E::Encoded {
         self.metrics.requests.inc();
-        self.fail(&self.current.load(), hook, &failure, None, &encode)
+        let mut failed = Failed::from(failure);
+        if let Some(connection) = encode.connection()
+            && self.bodies.knows(connection, encode.correlation_id())
+        {
+            // It may have been a part of the body.
+            self.bodies.cancelled(connection, encode.correlation_id());
+            failed.rescue = Rescue::Refuse;
+        }
+        self.fail(&self.current.load(), hook, &failed, Instant::now(), &encode)
+    }
+
+    fn cancelled(&self, connection: u64, correlation_id: &str) {
+        self.bodies.cancelled(connection, correlation_id);
+    }
+
+    fn disconnected(&self, connection: u64) {
+        self.bodies.disconnected(connection);
+    }
+
+    fn awaits_more(&self, connection: u64) -> bool {
+        self.bodies.holds(connection)
     }
 
     fn configure(self: &Arc<Self>, config: Value) -> impl Future<Output = Result<(), String>> + Send + 'static {
@@ -512,12 +696,14 @@ impl Agent {
         let input = std::mem::take(&mut prepared.input);
         let request = Request { hook, input, deadline, correlation_id: Arc::clone(encode.correlation_id()) };
         let mut lease = generation.pool.clone().call(request).await?;
-        let read = if lease.output().len() < LARGE {
-            Read::new(&lease, hook, prepared.body, encode)?
+        let whole = prepared.whole.clone();
+        let size = lease.output().len() + whole.as_ref().map_or(0, |whole| whole.len());
+        let read = if size < LARGE {
+            Read::new(&lease, hook, prepared.body, whole.as_deref(), encode)?
         } else {
             // Neither the deadline nor the slow lane is for what the host does with an answer; the other events of the connection are not to wait for it.
             let (body, encode) = (prepared.body, encode.clone());
-            let reading = tokio::task::spawn_blocking(move || (Read::new(&lease, hook, body, &encode), lease));
+            let reading = tokio::task::spawn_blocking(move || (Read::new(&lease, hook, body, whole.as_deref(), &encode), lease));
             let read;
             (read, lease) = reading.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
             read?
@@ -550,9 +736,12 @@ struct Read<T> {
 }
 
 impl<T> Read<T> {
-    fn new<E: Encode<Encoded = T>>(lease: &Lease, hook: Hook, body: Body, encode: &E) -> Result<Self, Failure> {
+    fn new<E: Encode<Encoded = T>>(lease: &Lease, hook: Hook, body: Body, whole: Option<&Vec<u8>>, encode: &E) -> Result<Self, Failure> {
         let mut answer = Answer::parse(lease.output())?;
         bodies::settle(&mut answer, hook, body)?;
+        if let Some(whole) = whole {
+            bodies::put_back(&mut answer, whole);
+        }
         let blocks = matches!(answer.decision, Decision::Block { .. });
         // Zentinel 0.6.45 lets a request through that it shall challenge.
         let refuses = (blocks || matches!(answer.decision, Decision::Redirect { .. })) && !answer.needs_more;

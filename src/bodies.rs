@@ -141,6 +141,15 @@ pub(crate) fn settle(answer: &mut Answer<'_>, hook: Hook, body: Body) -> Result<
     Ok(())
 }
 
+/// Makes the answer to the last chunk of a collected body stand for all of it: the chunks before were dropped.
+pub(crate) fn put_back<'a>(answer: &mut Answer<'a>, whole: &'a [u8]) {
+    let action = match answer.request_body_mutation.take().map(|mutation| mutation.action) {
+        None | Some(BodyAction::PassThrough) => BodyAction::Replace(whole.into()),
+        Some(action) => action,
+    };
+    answer.request_body_mutation = Some(action.into());
+}
+
 /// Size of what a mutation makes of the chunk. None when it leaves it as it is.
 fn replaced(mutation: Option<&BodyMutation<'_>>) -> Option<u64> {
     match &mutation?.action {

@@ -78,7 +78,11 @@ impl Breaker {
             | FailureKind::OutputLimit
             | FailureKind::AllocFailed
             | FailureKind::InvalidResult => true,
-            FailureKind::BodyLimit | FailureKind::Overloaded | FailureKind::CircuitOpen | FailureKind::InvalidEvent => false,
+            FailureKind::BodyLimit
+            | FailureKind::BodyNotCollected
+            | FailureKind::Overloaded
+            | FailureKind::CircuitOpen
+            | FailureKind::InvalidEvent => false,
         };
         counts && self.failed_at(self.millis(Instant::now()))
     }

@@ -63,6 +63,10 @@ pub struct Cli {
     #[arg(long, env = "WASM_MAX_BODY_BYTES", value_name = "BYTES", default_value = "1048576", value_parser = number(0, MAX_FRAME as u64))]
     pub max_body_bytes: u64,
 
+    /// Hand a request body that the proxy streams to the module whole, up to the largest body; text only
+    #[arg(long, env = "WASM_COLLECT_REQUEST_BODY", value_parser = boolean(), default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_possible_values = true)]
+    pub collect_request_body: bool,
+
     /// Largest answer read from the module; without it, 1 MiB more than the largest body
     #[arg(long, env = "WASM_MAX_OUTPUT_BYTES", value_name = "BYTES", value_parser = number(1, MAX_FRAME as u64))]
     pub max_output_bytes: Option<u64>,
@@ -237,6 +241,7 @@ impl Cli {
             isolation: self.isolation.into(),
             module_config: self.module_config.as_ref().map(|config| Arc::clone(&config.json)),
             max_body,
+            collect_request_body: self.collect_request_body,
             max_output: self.max_output_bytes.map_or(max_body + (1 << 20), |bytes| bytes as usize),
             header_case: self.header_case.into(),
         }

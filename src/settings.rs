@@ -24,6 +24,8 @@ pub struct Settings {
     pub module_config: Option<Arc<[u8]>>,
     /// Largest body handed to the module, in bytes.
     pub max_body: usize,
+    /// Whether the module gets streamed request bodies whole.
+    pub collect_request_body: bool,
     /// Largest answer read from the module, in bytes.
     pub max_output: usize,
     /// How header names are written for the module.
@@ -112,6 +114,9 @@ impl Settings {
             "pool-size" => self.pool_size = number(key, value, Limits::POOL_SIZE)? as u32,
             "timeout-ms" => self.timeout = Duration::from_millis(number(key, value, Limits::TIMEOUT_MS)?),
             "max-memory-mb" => self.max_memory_mb = number(key, value, Limits::MEMORY_MB)? as u32,
+            "collect-request-body" => {
+                self.collect_request_body = value.as_bool().ok_or_else(|| bad(key, value, "true or false"))?;
+            }
             "fail-open" => self.fail_open = value.as_bool().ok_or_else(|| bad(key, value, "true or false"))?,
             "isolation" => {
                 self.isolation = match value.as_str() {
@@ -123,7 +128,7 @@ impl Settings {
             "module-config" => self.module_config = module_config(key, value)?,
             _ => {
                 return Err(format!(
-                    "`{}` is not known: it takes pool-size, fail-open, timeout-ms, max-memory-mb, isolation and module-config",
+                    "`{}` is not known: it takes pool-size, fail-open, timeout-ms, max-memory-mb, isolation, collect-request-body and module-config",
                     shortened(key, SHOWN)
                 ));
             }
@@ -167,6 +172,7 @@ mod tests {
             isolation: Isolation::Pooled,
             module_config: None,
             max_body: 1,
+            collect_request_body: false,
             max_output: 1,
             header_case: HeaderCase::Canonical,
         }
@@ -174,7 +180,7 @@ mod tests {
 
     #[test]
     fn keys_are_taken_in_both_spellings() {
-        let config = json!({"pool-size": 8.0, "fail_open": true, "timeout-ms": 10, "max_memory_mb": 16, "isolation": "request", "module-config": "{\"a\":1}"});
+        let config = json!({"pool-size": 8.0, "fail_open": true, "timeout-ms": 10, "max_memory_mb": 16, "isolation": "request", "collect-request-body": true, "module-config": "{\"a\":1}"});
         let configured = settings().with_proxy_config(&config).unwrap();
         let expected = Settings {
             pool_size: 8,
@@ -182,6 +188,7 @@ mod tests {
             timeout: Duration::from_millis(10),
             max_memory_mb: 16,
             isolation: Isolation::Request,
+            collect_request_body: true,
             module_config: Some(br#"{"a":1}"#.as_slice().into()),
             ..settings()
         };

@@ -28,7 +28,7 @@ fn chunk(id: &str, index: u32, data: &[u8], before: usize, is_last: bool) -> Val
 #[track_caller]
 fn start(wat: &str, options: &[&str]) -> (Agent, Connection) {
     let modules = tempfile::tempdir().unwrap();
-    let agent = Agent::start(&module::write(modules.path(), "m.wasm", wat), &[&["--timeout-ms", "5000"], options].concat());
+    let agent = Agent::start(&module::write(modules.path(), "m.wasm", wat), &[&["--timeout-ms", "30000"], options].concat());
     let proxy = agent.connect();
     (agent, proxy)
 }
@@ -151,6 +151,294 @@ mod ignored {
         assert_eq!((decision(&first), &first["needs_more"]), ("block", &json!(true)));
         let last = proxy.ask(kind::REQUEST_BODY, &chunk("a", 1, b"", 3, true));
         assert_eq!((decision(&last), last.get("needs_more")), ("block", None), "{last}");
+        agent.end();
+    }
+}
+
+/// `--collect-request-body`
+mod collecting {
+    use super::*;
+
+    const COLLECT: &str = "--collect-request-body";
+
+    /// Sends a body in `chunks` of a request whose headers were sent, and returns the answers.
+    #[track_caller]
+    fn send(proxy: &mut Connection, id: &str, chunks: &[&[u8]]) -> Vec<Value> {
+        let mut before = 0;
+        let mut answers = Vec::new();
+        for (index, data) in chunks.iter().enumerate() {
+            answers.push(proxy.ask(kind::REQUEST_BODY, &chunk(id, index as u32, data, before, index + 1 == chunks.len())));
+            before += data.len();
+        }
+        answers
+    }
+
+    /// What the proxy sends on by these answers to `chunks`, or None when it refuses the request.
+    fn forwarded(chunks: &[&[u8]], answers: &[Value]) -> Option<Vec<u8>> {
+        let mut body = Vec::new();
+        for (chunk, answer) in chunks.iter().zip(answers) {
+            if decision(answer) != "allow" && answer.get("needs_more") != Some(&json!(true)) {
+                return None;
+            }
+            match answer["request_body_mutation"]["data"].as_str() {
+                Some(data) => body.extend_from_slice(data.as_bytes()),
+                None => body.extend_from_slice(chunk),
+            }
+        }
+        Some(body)
+    }
+
+    #[track_caller]
+    fn assert_held(answer: &Value) {
+        assert_eq!((decision(answer), &answer["needs_more"]), ("allow", &json!(true)), "{answer}");
+        assert_eq!(answer["request_body_mutation"]["data"], "", "{answer}");
+    }
+
+    #[test]
+    fn the_module_sees_the_whole_once() {
+        let (agent, mut proxy) = start(&module::echo(&["on_request_body"]), &[COLLECT]);
+        proxy.ask(kind::REQUEST_HEADERS, &post("a", Some(9)));
+        let answers = send(&mut proxy, "a", &["gr\u{f6}".as_bytes(), b"\xc3", b"\x9fe=1", b""]);
+        answers[..3].iter().for_each(assert_held);
+        let seen = module::seen(&answers[3]);
+        for (field, expected) in [
+            ("body", json!("gr\u{f6}\u{df}e=1")),
+            ("body_encoding", json!("utf-8")),
+            ("chunk_index", json!(0)),
+            ("is_last", json!(true)),
+            ("total_size", json!(9)),
+            ("bytes_received", json!(9)),
+            ("method", json!("POST")),
+        ] {
+            assert_eq!(seen[field], expected, "{field}");
+        }
+        // It has no opinion; the whole takes the place of the last chunk.
+        assert_eq!(answers[3]["request_body_mutation"], json!({"data": "gr\u{f6}\u{df}e=1", "chunk_index": 3}));
+        assert_eq!(answers[3].get("needs_more"), None);
+        agent.end();
+    }
+
+    #[test]
+    fn a_number_that_chunks_share_is_masked() {
+        let chunks: [&[u8]; 3] = [b"card=41111111", b"11111111&x=\"1\"", b""];
+        for (options, expected) in [(&[][..], "card=4111111111111111&x=\"1\""), (&[COLLECT], "card=****************&x=\"1\"")] {
+            let (agent, mut proxy) = start(&module::masking(), options);
+            for length in [Some(27), None] {
+                let id = format!("{length:?}");
+                proxy.ask(kind::REQUEST_HEADERS, &post(&id, length));
+                let answers = send(&mut proxy, &id, &chunks);
+                assert_eq!(forwarded(&chunks, &answers).as_deref(), Some(expected.as_bytes()));
+            }
+            agent.end();
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_the_whole_is_final() {
+        let (agent, mut proxy) = start(&module::masking(), &[COLLECT]);
+        let answers = send(&mut proxy, "a", &[b"!", b"x"]);
+        assert_held(&answers[0]);
+        assert_eq!((answers[1]["decision"]["block"]["status"].clone(), answers[1].get("needs_more")), (json!(422), None));
+        agent.end();
+    }
+
+    #[test]
+    fn the_whole_keeps_the_length_that_was_announced() {
+        for length in [Some(4), None] {
+            let (agent, mut proxy) = start(&module::answering(&["on_request_body"], &replacing("12345")), &[COLLECT]);
+            proxy.ask(kind::REQUEST_HEADERS, &post("a", length));
+            let answers = send(&mut proxy, "a", &[b"ab", b"cd"]);
+            assert_held(&answers[0]);
+            if length.is_some() {
+                assert_refused(&agent, &answers[1], "WASM_INVALID_RESULT", "makes 5 bytes of 4, but the request announced 4 bytes");
+            } else {
+                assert_eq!(answers[1]["request_body_mutation"], json!({"data": "12345", "chunk_index": 1}));
+            }
+            agent.end();
+        }
+    }
+
+    #[test]
+    fn bytes_are_refused_and_no_body_gets_a_hole() {
+        for options in [&[COLLECT][..], &[COLLECT, "--fail-open"]] {
+            let (agent, mut proxy) = start(&module::answering(&["on_request_body"], "{}"), options);
+            let answers = send(&mut proxy, "a", &[b"text", b"\xff\xfe"]);
+            assert_held(&answers[0]);
+            assert_refused(&agent, &answers[1], "WASM_BODY_NOT_COLLECTED", "the body is not UTF-8");
+            // One chunk needs no collecting.
+            let alone = send(&mut proxy, "b", &[b"\xff\xfe"]);
+            assert_eq!((decision(&alone[0]), module_error(&alone[0])), ("allow", None));
+            agent.end();
+        }
+    }
+
+    #[test]
+    fn a_body_over_the_limit_is_an_error_and_where_errors_are_allowed_it_goes_on_whole() {
+        let chunks: [&[u8]; 4] = ["größer ".as_bytes(), b"als \xe2\x82", b"\xac sein darf", b"\xff"];
+        let options = [COLLECT, "--max-body-bytes", "10"];
+        let (agent, mut proxy) = start(&module::masking(), &options);
+        let answers = send(&mut proxy, "a", &chunks);
+        assert_held(&answers[0]);
+        assert_refused(&agent, &answers[1], "WASM_BODY_LIMIT", "raise `--max-body-bytes`");
+        agent.end();
+
+        let (agent, mut proxy) = start(&module::masking(), &[&options[..], &["--fail-open"]].concat());
+        let answers = send(&mut proxy, "a", &chunks);
+        assert_eq!(module_error(&answers[1]), Some("WASM_BODY_LIMIT"));
+        assert_eq!(forwarded(&chunks, &answers), Some(chunks.concat()));
+        agent.end();
+    }
+
+    #[test]
+    fn a_module_that_fails_leaves_the_whole_where_errors_are_allowed() {
+        let trapping = module::with_hooks(&["on_request_body"], |_| "unreachable".into(), "");
+        let chunks: [&[u8]; 3] = [b"one ", b"two ", b"three"];
+        for (options, expected) in [(&[COLLECT][..], None), (&[COLLECT, "--fail-open"], Some(chunks.concat()))] {
+            let (agent, mut proxy) = start(&trapping, options);
+            let answers = send(&mut proxy, "a", &chunks);
+            assert_eq!(module_error(&answers[2]), Some("WASM_TRAP"));
+            assert_eq!(forwarded(&chunks, &answers), expected);
+            agent.end();
+        }
+    }
+
+    #[test]
+    fn two_live_requests_of_one_id_are_both_refused() {
+        for options in [&[COLLECT][..], &[COLLECT, "--fail-open"]] {
+            let (agent, mut proxy) = start(&module::masking(), options);
+            for _ in 0..2 {
+                proxy.ask(kind::REQUEST_HEADERS, &post("twin", None));
+            }
+            assert_held(&proxy.ask(kind::REQUEST_BODY, &chunk("twin", 0, b"one", 0, false)));
+            for (index, data) in [(0, b"two"), (1, b"one"), (1, b"two")] {
+                let answer = proxy.ask(kind::REQUEST_BODY, &chunk("twin", index, data, 3 * index as usize, index > 0));
+                assert_refused(&agent, &answer, "WASM_BODY_NOT_COLLECTED", "another live request has the same correlation id");
+            }
+            agent.end();
+        }
+    }
+
+    #[test]
+    fn connections_do_not_meet() {
+        let (agent, mut one) = start(&module::masking(), &[COLLECT]);
+        let mut two = agent.connect();
+        assert_held(&one.ask(kind::REQUEST_BODY, &chunk("a", 0, b"one", 0, false)));
+        assert_held(&two.ask(kind::REQUEST_BODY, &chunk("a", 0, b"two", 0, false)));
+        let last = one.ask(kind::REQUEST_BODY, &chunk("a", 1, b"!", 3, true));
+        assert_eq!(last["request_body_mutation"]["data"], "one!");
+        // Nor does a connection go on with what another has begun.
+        let mut three = agent.connect();
+        let stray = three.ask(kind::REQUEST_BODY, &chunk("a", 1, b"!", 3, true));
+        assert_refused(&agent, &stray, "WASM_BODY_NOT_COLLECTED", "the chunks before it are not there");
+        agent.end();
+    }
+
+    #[test]
+    fn what_was_refused_may_be_tried_again() {
+        let (agent, mut proxy) = start(&module::masking(), &[COLLECT]);
+        for _ in 0..2 {
+            proxy.ask(kind::REQUEST_HEADERS, &post("a", None));
+            assert_held(&proxy.ask(kind::REQUEST_BODY, &chunk("a", 0, b"one", 0, false)));
+            let answer = proxy.ask(kind::REQUEST_BODY, &chunk("a", 1, b"\xff", 3, false));
+            assert_eq!(module_error(&answer), Some("WASM_BODY_NOT_COLLECTED"));
+        }
+        proxy.ask(kind::REQUEST_HEADERS, &post("a", None));
+        let answers = send(&mut proxy, "a", &[b"one", b"two"]);
+        assert_eq!(answers[1]["request_body_mutation"]["data"], "onetwo");
+        agent.end();
+    }
+
+    #[test]
+    fn a_cancelled_body_is_given_up() {
+        let (agent, mut proxy) = start(&module::masking(), &[COLLECT]);
+        assert_held(&proxy.ask(kind::REQUEST_BODY, &chunk("a", 0, b"one", 0, false)));
+        proxy.send(kind::CANCEL, &json!({"correlation_id": "a"}));
+        let answer = proxy.ask(kind::REQUEST_BODY, &chunk("a", 1, b"two", 3, true));
+        assert_refused(&agent, &answer, "WASM_BODY_NOT_COLLECTED", "the body was given up");
+        agent.end();
+    }
+
+    #[test]
+    fn an_event_that_cannot_be_read_makes_no_hole() {
+        let (agent, mut proxy) = start(&module::masking(), &[COLLECT, "--fail-open"]);
+        for damage in [json!(5), json!("%%%%")] {
+            let id = damage.to_string();
+            assert_held(&proxy.ask(kind::REQUEST_BODY, &chunk(&id, 0, b"one", 0, false)));
+            let mut last = chunk(&id, 1, b"two", 3, true);
+            last["data"] = damage;
+            assert_refused(&agent, &proxy.ask(kind::REQUEST_BODY, &last), "WASM_INVALID_EVENT", "module error, blocked");
+        }
+        agent.end();
+    }
+
+    #[test]
+    fn what_the_proxy_buffers_is_not_collected() {
+        let (agent, mut proxy) = start(&module::masking(), &[COLLECT]);
+        let whole = proxy.ask(kind::REQUEST_BODY, &request_body("a", "!"));
+        assert_eq!(whole["decision"]["block"]["status"], 422);
+        let mut part = request_body("b", "4111");
+        part["is_last"] = json!(false);
+        let answer = proxy.ask(kind::REQUEST_BODY, &part);
+        assert_refused(&agent, &answer, "WASM_BODY_NOT_COLLECTED", r#"needs `request-body-mode \"stream\"`"#);
+        agent.end();
+    }
+
+    #[test]
+    fn a_reload_finishes_what_it_finds() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = module::write(directory.path(), "m.wasm", &module::masking());
+        let agent = Agent::start(&path, &[COLLECT, "--timeout-ms", "5000"]);
+        let mut proxy = agent.connect();
+        let chunks: [&[u8]; 2] = [b"card=41111111", b"11111111"];
+        let first = proxy.ask(kind::REQUEST_BODY, &chunk("a", 0, chunks[0], 0, false));
+        // A module that takes no bodies, and a configuration that turns collecting off.
+        module::write(directory.path(), "m.wasm", &module::tagging("new"));
+        agent.signal(rustix::process::Signal::HUP);
+        common::wait_for("the other module", || (proxy.get("ready", "/")["audit"]["tags"] == json!(["new"])).then_some(()));
+        proxy.configure(&json!({"collect-request-body": false})).unwrap();
+        let last = proxy.ask(kind::REQUEST_BODY, &chunk("a", 1, chunks[1], chunks[0].len(), true));
+        assert_eq!(forwarded(&chunks, &[first, last]), Some(chunks.concat()));
+        // What begins now is left alone.
+        let answers = send(&mut proxy, "b", &chunks);
+        assert!(answers.iter().all(|answer| answer.get("request_body_mutation").is_none()), "{answers:?}");
+        agent.end();
+    }
+
+    #[test]
+    fn the_proxy_may_configure_it() {
+        let (agent, mut proxy) = start(&module::masking(), &[]);
+        proxy.configure(&json!({"collect-request-body": true})).unwrap();
+        let answers = send(&mut proxy, "a", &[b"41111111", b"11111111"]);
+        assert_eq!(answers[1]["request_body_mutation"]["data"], "****************");
+        assert!(proxy.configure(&json!({"collect_request_body": 1})).unwrap_err().contains("true or false"));
+        agent.end();
+    }
+
+    #[test]
+    fn an_agent_that_ends_waits_for_the_rest_of_a_body() {
+        let (mut agent, mut proxy) = start(&module::masking(), &[COLLECT]);
+        let mut idle = agent.connect();
+        let first = proxy.ask(kind::REQUEST_BODY, &chunk("a", 0, b"one", 0, false));
+        assert_held(&first);
+        agent.signal(rustix::process::Signal::TERM);
+        // A connection without a body goes as soon as it is quiet.
+        assert_eq!(idle.answer_or_end(), None);
+        let last = proxy.ask(kind::REQUEST_BODY, &chunk("a", 1, b"two", 3, true));
+        assert_eq!(last["request_body_mutation"]["data"], "onetwo");
+        assert_eq!(proxy.answer_or_end(), None);
+        assert_eq!(agent.wait().code(), Some(0));
+    }
+
+    #[test]
+    fn a_large_body_goes_all_the_way() {
+        let (agent, mut proxy) = start(&module::masking(), &[COLLECT]);
+        let part = "x4111111111111111y".repeat(3500);
+        let parts: Vec<&[u8]> = (0..16).map(|_| part.as_bytes()).chain([&b"."[..], b""]).collect();
+        // Not twice the same at the beginning, which the proxy could have sent again.
+        let parts = [&[&b"begin"[..]], &parts[..]].concat();
+        let answers = send(&mut proxy, "a", &parts);
+        let expected = format!("begin{}.", "x****************y".repeat(3500 * 16));
+        assert_eq!(forwarded(&parts, &answers), Some(expected.into_bytes()));
         agent.end();
     }
 }

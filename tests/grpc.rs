@@ -560,3 +560,17 @@ async fn the_address_may_come_from_either_variable() {
         agent.end();
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_are_not_collected_over_grpc() {
+    let options = [&AMPLE[..], &["--collect-request-body"]].concat();
+    let (agent, _directory) = serve(&module::answering(&["on_request_body"], r#"{"tags":["seen"]}"#), &options);
+    let mut stream = Client::connect(&agent).await.process().await;
+    let ToAgent::RequestBodyChunk(mut part) = body("1", "one") else { panic!() };
+    part.is_last = false;
+    assert_eq!(module_error(&stream.ask(ToAgent::RequestBodyChunk(part)).await), Some("WASM_BODY_NOT_COLLECTED"));
+    // One chunk is the whole already.
+    assert_eq!(stream.ask(body("2", "one")).await.audit.unwrap().tags, ["seen"]);
+    agent.log.wait_for_line("what it needs", |line| line.contains("`--collect-request-body` needs the Unix socket"));
+    agent.end();
+}

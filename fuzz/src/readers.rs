@@ -131,7 +131,8 @@ pub fn answers(data: &[u8]) {
     for hook in Hook::ALL {
         for encoding in [Encoding::Json, Encoding::MessagePack] {
             for proxy in [Proxy::default(), Proxy::of_version("0.6.45")] {
-                let wire = Wire { encoding, proxy, phase: Phase { hook, chunk_index: 7 }, correlation_id: Arc::from("id\"\\\n") };
+                let wire =
+                    Wire { encoding, proxy, phase: Phase { hook, chunk_index: 7 }, correlation_id: Arc::from("id\"\\\n"), connection: 0 };
                 let Ok(bytes) = wire.encode(&answer) else {
                     // The proxy takes only text for a request body; everything else can be carried.
                     assert!(matches!(answer.request_body_mutation.as_ref().map(|mutation| &mutation.action), Some(BodyAction::Replace(_))));

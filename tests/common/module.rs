@@ -244,3 +244,53 @@ pub fn counting() -> String {
 pub fn count(answer: &serde_json::Value) -> u32 {
     answer["audit"]["tags"][0].as_str().unwrap_or_else(|| panic!("no count in {answer}")).parse().unwrap()
 }
+
+/// A module that masks every run of 16 digits in a request's body by `*`, and refuses a body that begins with `!`. What it sees is all it knows: a number
+/// that two chunks share gets through.
+pub fn masking() -> String {
+    let (before, _) = text(1024, r#"{"request_body_mutation":{"action":"replace","data":""#);
+    let (after, _) = text(2048, r#""}}"#);
+    let (refusal, refuse) = text(3072, r#"{"decision":"block","status":422,"needs_more":true}"#);
+    let key = r#""body":""#;
+    let (key_data, _) = text(4096, key);
+    let (before_len, after_len, key_len) = (r#"{"request_body_mutation":{"action":"replace","data":""#.len(), r#""}}"#.len(), key.len());
+    let out = OUTPUT as usize + before_len;
+    let high = u64::from(OUTPUT) << 32;
+    // The value of `body` is copied as it is escaped, up to its closing quote, and then masked in place.
+    let code = format!(
+        r#"(local $end i32) (local $out i32) (local $byte i32) (local $run i32) (local $at i32)
+        (local.set $end (i32.add (local.get $ptr) (local.get $len)))
+        (block $found (loop $look
+            (if (i32.ge_u (local.get $ptr) (local.get $end)) (then (return (i64.const 0))))
+            (br_if $found (i64.eq (i64.load (local.get $ptr)) (i64.load (i32.const 4096))))
+            (local.set $ptr (i32.add (local.get $ptr) (i32.const 1)))
+            (br $look)))
+        (local.set $ptr (i32.add (local.get $ptr) (i32.const {key_len})))
+        (if (i32.eq (i32.load8_u (local.get $ptr)) (i32.const 33)) (then (return ({refuse}))))
+        (memory.copy (i32.const {OUTPUT}) (i32.const 1024) (i32.const {before_len}))
+        (local.set $out (i32.const {out}))
+        (block $done (loop $next
+            (local.set $byte (i32.load8_u (local.get $ptr)))
+            (br_if $done (i32.eq (local.get $byte) (i32.const 34)))
+            (if (i32.eq (local.get $byte) (i32.const 92)) (then
+                (i32.store8 (local.get $out) (local.get $byte))
+                (local.set $out (i32.add (local.get $out) (i32.const 1)))
+                (local.set $ptr (i32.add (local.get $ptr) (i32.const 1)))
+                (local.set $byte (i32.load8_u (local.get $ptr)))))
+            (i32.store8 (local.get $out) (local.get $byte))
+            (local.set $out (i32.add (local.get $out) (i32.const 1)))
+            (local.set $ptr (i32.add (local.get $ptr) (i32.const 1)))
+            (if (i32.lt_u (i32.sub (local.get $byte) (i32.const 48)) (i32.const 10))
+                (then
+                    (local.set $run (i32.add (local.get $run) (i32.const 1)))
+                    (if (i32.eq (local.get $run) (i32.const 16)) (then
+                        (memory.fill (i32.sub (local.get $out) (i32.const 16)) (i32.const 42) (i32.const 16))
+                        (local.set $run (i32.const 0)))))
+                (else (local.set $run (i32.const 0))))
+            (br $next)))
+        (memory.copy (local.get $out) (i32.const 2048) (i32.const {after_len}))
+        (i64.or (i64.const {high})
+            (i64.extend_i32_u (i32.sub (i32.add (local.get $out) (i32.const {after_len})) (i32.const {OUTPUT}))))"#
+    );
+    with_hooks(&["on_request_body"], |_| code.clone(), &format!("{before} {after} {refusal} {key_data}"))
+}

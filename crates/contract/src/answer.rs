@@ -117,6 +117,13 @@ pub enum BodyAction<'a> {
     Drop,
 }
 
+impl<'a> From<BodyAction<'a>> for BodyMutation<'a> {
+    /// The change to the chunk at hand.
+    fn from(action: BodyAction<'a>) -> Self {
+        Self { action, chunk_index: None }
+    }
+}
+
 /// What becomes of a WebSocket frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WebsocketDecision<'a> {

@@ -19,6 +19,8 @@ pub enum FailureKind {
     InvalidResult,
     /// The body is larger than the limit; the module was not called.
     BodyLimit,
+    /// A body that the module is to see whole cannot be collected, or cannot be put back; the module was not called.
+    BodyNotCollected,
     /// No instance was free before the deadline, or too many events were waiting.
     Overloaded,
     /// The module has failed every call for a while and is being left alone.
@@ -29,7 +31,7 @@ pub enum FailureKind {
 
 impl FailureKind {
     /// Every kind.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Trap,
         Self::Timeout,
         Self::MemoryLimit,
@@ -37,6 +39,7 @@ impl FailureKind {
         Self::AllocFailed,
         Self::InvalidResult,
         Self::BodyLimit,
+        Self::BodyNotCollected,
         Self::Overloaded,
         Self::CircuitOpen,
         Self::InvalidEvent,
@@ -52,6 +55,7 @@ impl FailureKind {
             Self::AllocFailed => "WASM_ALLOC_FAILED",
             Self::InvalidResult => "WASM_INVALID_RESULT",
             Self::BodyLimit => "WASM_BODY_LIMIT",
+            Self::BodyNotCollected => "WASM_BODY_NOT_COLLECTED",
             Self::Overloaded => "WASM_OVERLOADED",
             Self::CircuitOpen => "WASM_CIRCUIT_OPEN",
             Self::InvalidEvent => "WASM_INVALID_EVENT",
@@ -68,6 +72,7 @@ impl FailureKind {
             Self::AllocFailed => "alloc_failed",
             Self::InvalidResult => "invalid_result",
             Self::BodyLimit => "body_limit",
+            Self::BodyNotCollected => "body_not_collected",
             Self::Overloaded => "overloaded",
             Self::CircuitOpen => "circuit_open",
             Self::InvalidEvent => "invalid_event",

@@ -288,10 +288,14 @@ fn body(out: &mut Vec<u8>, event: &BodyChunk<'_>, limit: usize) -> Result<(), Bo
     Ok(())
 }
 
-/// Appends bytes as text where they are UTF-8, else as base64, and which of the two it is.
-fn data(out: &mut Vec<u8>, [name, encoding]: [&str; 2], data: &Data<'_>, limit: usize) -> Result<(), BodyError> {
-    let bytes: Cow<'_, [u8]> = match data {
-        Data::Raw(bytes) => Cow::Borrowed(bytes),
+/// The bytes themselves.
+///
+/// # Errors
+///
+/// They are not base64, or more than `limit`.
+pub fn bytes<'a>(data: &'a Data<'_>, limit: usize) -> Result<Cow<'a, [u8]>, BodyError> {
+    let bytes = match data {
+        Data::Raw(bytes) => Cow::Borrowed(*bytes),
         Data::Base64(text) => {
             // The size is known before anything is decoded.
             within((text.len() / 4 * 3).saturating_sub(2), limit)?;
@@ -302,6 +306,12 @@ fn data(out: &mut Vec<u8>, [name, encoding]: [&str; 2], data: &Data<'_>, limit: 
         }
     };
     within(bytes.len(), limit)?;
+    Ok(bytes)
+}
+
+/// Appends bytes as text where they are UTF-8, else as base64, and which of the two it is.
+fn data(out: &mut Vec<u8>, [name, encoding]: [&str; 2], data: &Data<'_>, limit: usize) -> Result<(), BodyError> {
+    let bytes = bytes(data, limit)?;
     match simdutf8::basic::from_utf8(&bytes) {
         Ok(text) => {
             field(out, name, text);

@@ -112,6 +112,8 @@ pub struct Wire {
     pub phase: Phase,
     /// The event's id, by which the proxy finds its request.
     pub correlation_id: Arc<str>,
+    /// The connection's number.
+    pub connection: u64,
 }
 
 impl Encode for Wire {
@@ -119,6 +121,10 @@ impl Encode for Wire {
 
     fn correlation_id(&self) -> &Arc<str> {
         &self.correlation_id
+    }
+
+    fn connection(&self) -> Option<u64> {
+        Some(self.connection)
     }
 
     fn encode(&self, answer: &Answer<'_>) -> Result<Vec<u8>, Failure> {
@@ -438,7 +444,13 @@ mod tests {
     use serde_json::{Value, json};
 
     fn wire(hook: Hook) -> Wire {
-        Wire { encoding: Encoding::Json, proxy: Proxy::default(), phase: Phase { hook, chunk_index: 7 }, correlation_id: Arc::from("c\"1") }
+        Wire {
+            encoding: Encoding::Json,
+            proxy: Proxy::default(),
+            phase: Phase { hook, chunk_index: 7 },
+            correlation_id: Arc::from("c\"1"),
+            connection: 0,
+        }
     }
 
     fn sent(wire: &Wire, answer: &str) -> Value {

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -129,9 +130,12 @@ pub async fn serve<H: Handler>(stream: UnixStream, handler: Arc<H>, stage: watch
         Err(_) => return Err(ConnectionError::Stalled("said no handshake", HANDSHAKE_TIMEOUT)),
     };
     let reports = handler.reports();
+    let number = CONNECTIONS.fetch_add(1, Relaxed);
+    let _ended = Ended { handler: Arc::clone(&handler), number };
     let mut connection = Connection {
         stream,
         handler,
+        number,
         encoding,
         proxy,
         input,
@@ -213,9 +217,26 @@ async fn agree<H: Handler>(request: &handshake::Request<'_>, handler: &Arc<H>) -
     if request.config.0.is_null() { Ok(()) } else { handler.configure(request.config.0.clone()).await }
 }
 
+/// How many connections there have been.
+static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
+
+/// Tells the handler that a connection has ended, in whichever way.
+struct Ended<H: Handler> {
+    handler: Arc<H>,
+    number: u64,
+}
+
+impl<H: Handler> Drop for Ended<H> {
+    fn drop(&mut self) {
+        self.handler.disconnected(self.number);
+    }
+}
+
 struct Connection<H> {
     stream: UnixStream,
     handler: Arc<H>,
+    /// Tells it from all others.
+    number: u64,
     encoding: Encoding,
     proxy: Proxy,
     input: Input,
@@ -286,13 +307,14 @@ impl<H: Handler> Connection<H> {
             if idle && (self.ended || now_stage == Stage::Closing) {
                 return Ok(());
             }
-            if idle && now_stage == Stage::Draining && quiet_since.elapsed() >= QUIET {
+            let drains = idle && now_stage == Stage::Draining && !self.handler.awaits_more(self.number);
+            if drains && quiet_since.elapsed() >= QUIET {
                 return Ok(());
             }
 
             let wants_read = now_stage < Stage::Closing && self.takes_events();
             let wants_write = !self.output.is_empty();
-            let quiet_end = (idle && now_stage == Stage::Draining).then(|| quiet_since + QUIET);
+            let quiet_end = drains.then(|| quiet_since + QUIET);
             let deadline = [self.input.stalled_at(wants_read), self.output.stalled_at(), quiet_end].into_iter().flatten().min();
             if let Some(deadline) = deadline
                 && timer.deadline() != deadline
@@ -490,13 +512,14 @@ impl<H: Handler> Connection<H> {
 
     fn cancel(&mut self, correlation_id: &str) {
         self.session.cancel(correlation_id);
+        self.handler.cancelled(self.number, correlation_id);
         let session = &self.session;
         self.batch.retain(|(ticket, _)| session.is_newest(*ticket));
         debug!(correlation_id, "cancelled");
     }
 
     fn wire(&self, correlation_id: Arc<str>, phase: Phase) -> Wire {
-        Wire { encoding: self.encoding, proxy: self.proxy, phase, correlation_id }
+        Wire { encoding: self.encoding, proxy: self.proxy, phase, correlation_id, connection: self.number }
     }
 
     /// Runs every event of the batch for one slice, or as many as the time is for. Those that end are answered, the others kept going.

@@ -56,6 +56,11 @@ pub trait Encode: Clone + Send + Sync + 'static {
     /// The id of the event that is answered.
     fn correlation_id(&self) -> &Arc<str>;
 
+    /// The connection that the event came on, where its answers can change a body. No two connections have the same number.
+    fn connection(&self) -> Option<u64> {
+        None
+    }
+
     /// Writes `answer`.
     ///
     /// # Errors
@@ -86,6 +91,17 @@ pub trait Handler: Send + Sync + 'static {
 
     /// The proxy asks the agent to drain, or to end: health says so from now on. Events that still arrive are decided as ever.
     fn drain(&self);
+
+    /// The proxy wants no more answers to the events of this id on this connection.
+    fn cancelled(&self, _connection: u64, _correlation_id: &str) {}
+
+    /// A connection has ended, whose number [`Encode::connection`] has told.
+    fn disconnected(&self, _connection: u64) {}
+
+    /// Whether more events of a request on this connection are awaited, so that it is not to be closed while the agent drains.
+    fn awaits_more(&self, _connection: u64) -> bool {
+        false
+    }
 
     /// What the agent reports without being asked, whenever it changes.
     fn reports(&self) -> watch::Receiver<Arc<Reports>>;
