@@ -135,7 +135,7 @@ fn a_bad_configuration_is_rejected_whole_with_every_reason() {
     let reason = proxy.configure(&json!({"fail-open": true, "pool-size": 0, "colour": "red"})).unwrap_err();
     assert_eq!(
         reason,
-        "`colour` is not known: it takes pool-size, fail-open, timeout-ms, max-memory-mb, isolation and module-config; \
+        "`colour` is not known: it takes pool-size, fail-open, timeout-ms, max-memory-mb, isolation, collect-request-body and module-config; \
          `pool-size` is 0: it takes a whole number from 1 to 1024"
     );
     assert!(!is_fail_open(&mut proxy));
