@@ -567,12 +567,31 @@ fn a_second_start_takes_the_compiled_module_from_the_cache() {
         let files: Vec<_> = std::fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(files.len(), 1, "{files:?}");
     }
-    // Code of somebody else's is never run.
+}
+
+#[test]
+fn in_a_directory_that_others_may_write_to_the_cache_is_a_folder_of_the_agents_own() {
+    let modules = tempfile::tempdir().unwrap();
+    let module = module::write(modules.path(), "m.wasm", &module::tagging("x"));
+    let cache = modules.path().join("cache");
+    std::fs::create_dir(&cache).unwrap();
     std::fs::set_permissions(&cache, std::fs::Permissions::from_mode(0o777)).unwrap();
-    let agent = Agent::start_with(&module, |command| {
-        command.arg("--cache-dir").arg(&cache);
-    });
+    let start = || {
+        Agent::start_with(&module, |command| {
+            command.arg("--cache-dir").arg(&cache);
+        })
+    };
+    let names = |folder: &Path| std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+    let folder = cache.join(format!("zentinel-wasm-agent-{}", rustix::process::geteuid().as_raw()));
+    for _ in 0..2 {
+        assert_eq!(tag(&start().connect().get("a", "/")), "x");
+        assert_eq!((names(&cache), names(&folder).len()), (vec![folder.file_name().unwrap().to_owned()], 1));
+    }
+    // Code of somebody else's is never run.
+    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o770)).unwrap();
+    let agent = start();
     agent.log.wait_for_line("that others may write", |line| line.contains("others may write to it"));
+    assert_eq!(tag(&agent.connect().get("a", "/")), "x");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
+use wasmparser::{Validator, WasmFeatures};
 use zentinel_wasm_contract::Hook;
 use zentinel_wasm_runtime::{Isolation, Module, Pool, Request, Runtime, Settings};
 
@@ -38,20 +39,32 @@ const INTERFACE: &str = r#"(module
 /// Time of a call. It has ended well before the fuzzer's own limit, or the agent is stuck.
 const TIMEOUT: Duration = Duration::from_millis(30);
 
-/// A module, generated from the bytes. It is refused, or its calls end in time with an answer or a failure.
+/// What a module may use that is served, written down a second time: the agent's own list must not be wider.
+const SERVED: WasmFeatures =
+    WasmFeatures::WASM2.union(WasmFeatures::EXTENDED_CONST).union(WasmFeatures::TAIL_CALL).difference(WasmFeatures::GC_TYPES);
+
+/// A module, generated from the bytes. It is refused, as it must be when it uses a proposal that is off, or
+/// its calls end in time with an answer or a failure.
 pub fn modules(data: &[u8]) {
     static INTERFACE_BYTES: LazyLock<Vec<u8>> = LazyLock::new(|| wat::parse_str(INTERFACE).expect("the interface is valid"));
 
-    let Some((&choice, rest)) = data.split_first() else { return };
+    let [choice, proposals, rest @ ..] = data else { return };
     let is = |bit: u8| choice & 1 << bit != 0;
+    // Half of the modules use nothing that is off, so that they can be served.
+    let uses = |bit: u8| is(0) && proposals & 1 << bit != 0;
     let config = wasm_smith::Config {
         exports: Some(INTERFACE_BYTES.clone()),
         available_imports: Some(INTERFACE_BYTES.clone()),
-        max_memories: 1 + usize::from(is(0)),
-        memory64_enabled: is(0),
-        gc_enabled: is(1),
-        exceptions_enabled: is(1),
-        threads_enabled: is(2),
+        max_memories: 1 + usize::from(uses(0)),
+        memory64_enabled: uses(0),
+        gc_enabled: uses(1),
+        custom_descriptors_enabled: uses(1) && uses(6),
+        exceptions_enabled: uses(2),
+        threads_enabled: uses(3),
+        shared_everything_threads_enabled: uses(3) && uses(6),
+        relaxed_simd_enabled: uses(4),
+        wide_arithmetic_enabled: uses(5),
+        custom_page_sizes_enabled: uses(7),
         allow_start_export: is(3),
         disallow_traps: is(4),
         max_instructions: if is(5) { 1000 } else { 50 },
@@ -66,11 +79,13 @@ pub fn modules(data: &[u8]) {
 /// Loads a module and calls it twice.
 fn module(bytes: Vec<u8>, isolation: Isolation, configured: bool) {
     let (tokio, runtime) = &*RUNTIME;
+    let may_be_served = Validator::new_with_features(SERVED).validate_all(&bytes).is_ok();
     let Ok(module) = Module::from_bytes("generated", bytes, None) else { return };
     let settings =
         Settings { size: 1, max_memory: 4 << 20, max_output: 64 << 10, isolation, config: configured.then(|| Arc::from(&b"{}"[..])) };
     tokio.block_on(async {
         let Ok(pool) = Pool::start(runtime, &Arc::new(module), settings, None).await else { return };
+        assert!(may_be_served, "it uses a proposal that is off, and is served");
         for at in 0..2 {
             let request = Request {
                 hook: Hook::RequestHeaders,

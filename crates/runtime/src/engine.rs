@@ -3,7 +3,10 @@
 use std::sync::Once;
 
 use tracing::warn;
+use wasmparser::WasmFeatures;
 use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
+
+use crate::proposals;
 
 /// Native stack of a guest call, in bytes: the guest's own part and room for host functions.
 const STACK: usize = 1 << 20;
@@ -54,7 +57,10 @@ pub(crate) fn new(slots: u32) -> wasmtime::Result<Engine> {
         .linear_memory_keep_resident(KEEP_RESIDENT)
         .table_keep_resident(KEEP_RESIDENT)
         .async_stack_keep_resident(KEEP_STACK)
-        .pagemap_scan(Enabled::Auto);
+        // A scan would find the few pages that a call has written, but misses those that are not present
+        // just then: swapped out, or being migrated by the kernel's compaction, swap or not. They would
+        // be neither reset nor given back, and the slot's next instance could read them.
+        .pagemap_scan(Enabled::No);
     let mut config = base();
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     match Engine::new(&config) {
@@ -75,9 +81,10 @@ fn base() -> Config {
         .cranelift_opt_level(OptLevel::Speed)
         .max_wasm_stack(WASM_STACK)
         .async_stack_size(STACK)
-        // One linear memory of 32-bit addresses is what the guest interface speaks of.
-        .wasm_memory64(false)
-        .wasm_multi_memory(false);
+        // A proposal that is not among wasmparser's features: it reads a custom section.
+        .wasm_branch_hinting(false)
+        .wasm_features(proposals::ALLOWED, true)
+        .wasm_features(WasmFeatures::all() - proposals::ALLOWED, false);
     config
 }
 

@@ -22,6 +22,7 @@ mod instance;
 mod log;
 mod module;
 mod pool;
+mod proposals;
 mod ticker;
 mod wasi;
 

@@ -14,7 +14,7 @@ use zentinel_wasm_contract::{Hook, Hooks, shortened};
 use crate::cache::Cache;
 use crate::instance::State;
 use crate::log::GuestLog;
-use crate::{adapter, engine, host, wasi};
+use crate::{adapter, engine, host, proposals, wasi};
 
 /// Largest module file, in bytes. Real ones have up to 5 MB; compiling one much larger would take minutes.
 const MAX_FILE: u64 = 64 << 20;
@@ -123,6 +123,7 @@ impl Module {
         let module = match self.compiled_before(&engine).or_else(|| cache.and_then(|cache| cache.load(&engine, &self.digest))) {
             Some(module) => module,
             None => {
+                proposals::check(&self.bytes).map_err(|problem| self.error(problem))?;
                 let module = wasmtime::Module::new(&engine, &self.bytes)
                     .map_err(|error| self.error(format!("it is not valid: {}", one_line(&error))))?;
                 if let Some(cache) = cache {
@@ -395,7 +396,8 @@ mod tests {
         assert!(message(b"  (module)").contains("text form"));
         assert!(message(b"\x7fELF").contains("not Wasm"));
         assert!(message(b"\0asm\x02\0\0\0").contains("version"));
-        assert!(problem(r#"(module (memory (export "memory") i64 1))"#).contains("not valid"));
+        assert!(problem("(module (func (result i32) (i64.const 0)))").contains("not valid"));
+        assert!(problem(r#"(module (memory (export "memory") i64 1))"#).contains("`memory64`, which the agent does not support"));
     }
 
     #[test]

@@ -1,0 +1,269 @@
+//! Which WebAssembly proposals a module may use: an allow-list, and a decision about every other one.
+//!
+//! wasmtime enables more than its cargo features suggest: built without `gc`, version 48 still accepts
+//! subtypes of function types and aborts the process when one is called (RUSTSEC-2026-0570). Every
+//! proposal is code that a hostile module can reach, so only those are on that toolchains emit for the
+//! modules that the agent runs. A test fails when an update brings a proposal that is in no list here.
+
+use wasmparser::{Validator, WasmFeatures};
+
+/// What a module may use. All of it is deterministic.
+pub(crate) const ALLOWED: WasmFeatures = union(&[
+    // Part of WebAssembly 1.0; wasmparser can disable it.
+    WasmFeatures::FLOATS,
+    // LLVM exports its stack pointer, a mutable global.
+    WasmFeatures::MUTABLE_GLOBAL,
+    // On by default in rustc, clang and Zig; Go emits the first two as well.
+    WasmFeatures::SATURATING_FLOAT_TO_INT,
+    WasmFeatures::SIGN_EXTENSION,
+    WasmFeatures::MULTI_VALUE,
+    // `memory.copy` and `memory.fill`, which every toolchain emits, AssemblyScript and Go included.
+    WasmFeatures::BULK_MEMORY,
+    WasmFeatures::BULK_MEMORY_OPT,
+    // Tables of function references, and the long encoding of `call_indirect` that LLVM writes since
+    // version 19. `externref` needs `GC_TYPES` too, which is off.
+    WasmFeatures::REFERENCE_TYPES,
+    WasmFeatures::CALL_INDIRECT_OVERLONG,
+    // By option only (`+simd128`, `-msimd128`, `--enable simd`), but libraries that parse or match gain from it.
+    WasmFeatures::SIMD,
+    // Addresses in position-independent code; part of LLVM's `lime1`.
+    WasmFeatures::EXTENDED_CONST,
+    // By option (`-mtail-call`) and in functional languages. Function entries check the deadline.
+    WasmFeatures::TAIL_CALL,
+]);
+
+/// A proposal that no module may use.
+struct LeftOff {
+    feature: WasmFeatures,
+    /// Its public name.
+    name: &'static str,
+    /// What to build with instead.
+    remedy: &'static str,
+}
+
+const NO_COLLECTOR: &str = "use a language that keeps its data in linear memory, such as Rust, C, C++, Zig, Go or AssemblyScript";
+
+const NO_EXCEPTIONS: &str = "build without exceptions: clang++ and Zig with `-fno-exceptions`, rustc with `-C panic=abort`";
+
+/// For proposals that no stable toolchain emits.
+const EXPERIMENTAL: &str = "build without this experimental feature";
+
+/// What a core module may not use.
+const LEFT_OFF: &[LeftOff] = &[
+    // A call runs on one thread.
+    LeftOff {
+        feature: WasmFeatures::THREADS,
+        name: "threads",
+        remedy: "build without threads: clang without `-pthread` and `-matomics`, rustc without `-C target-feature=+atomics`, Zig with \
+                 `-fsingle-threaded`, asc without `--enable threads`",
+    },
+    LeftOff { feature: WasmFeatures::SHARED_EVERYTHING_THREADS, name: "shared-everything-threads", remedy: EXPERIMENTAL },
+    // Results depend on the processor.
+    LeftOff {
+        feature: WasmFeatures::RELAXED_SIMD,
+        name: "relaxed-simd",
+        remedy: "build with plain SIMD: clang without `-mrelaxed-simd`, rustc without `-C target-feature=+relaxed-simd`, Zig without \
+                 `relaxed_simd` in `-mcpu`, asc without `--enable relaxed-simd`",
+    },
+    // The guest interface has one memory with 32-bit addresses.
+    LeftOff { feature: WasmFeatures::MULTI_MEMORY, name: "multi-memory", remedy: "build and link it with one memory" },
+    LeftOff { feature: WasmFeatures::MEMORY64, name: "memory64", remedy: "build for `wasm32`, not `wasm64`" },
+    // Limits count in pages of 64 KiB.
+    LeftOff {
+        feature: WasmFeatures::CUSTOM_PAGE_SIZES,
+        name: "custom-page-sizes",
+        remedy: "link it with pages of 64 KiB: `wasm-ld` without `--page-size`",
+    },
+    LeftOff { feature: WasmFeatures::MEMORY_CONTROL, name: "memory-control", remedy: EXPERIMENTAL },
+    // Exceptions and all that follows live on a collector's heap, which the agent neither bounds nor resets.
+    LeftOff { feature: WasmFeatures::EXCEPTIONS, name: "exceptions", remedy: NO_EXCEPTIONS },
+    LeftOff { feature: WasmFeatures::LEGACY_EXCEPTIONS, name: "legacy-exceptions", remedy: NO_EXCEPTIONS },
+    // Subtypes and recursive types, of functions too, are part of it.
+    LeftOff { feature: WasmFeatures::GC, name: "gc", remedy: NO_COLLECTOR },
+    LeftOff { feature: WasmFeatures::FUNCTION_REFERENCES, name: "function-references", remedy: NO_COLLECTOR },
+    LeftOff {
+        feature: WasmFeatures::GC_TYPES,
+        name: "externref",
+        remedy: "use numbers as handles, and build without wasm-bindgen, which is for browsers",
+    },
+    LeftOff { feature: WasmFeatures::CUSTOM_DESCRIPTORS, name: "custom-descriptors", remedy: NO_COLLECTOR },
+    LeftOff { feature: WasmFeatures::STACK_SWITCHING, name: "stack-switching", remedy: EXPERIMENTAL },
+    LeftOff {
+        feature: WasmFeatures::WIDE_ARITHMETIC,
+        name: "wide-arithmetic",
+        remedy: "build without it: clang without `-mwide-arithmetic`, rustc without `-C target-feature=+wide-arithmetic`, Zig without \
+                 `wide_arithmetic` in `-mcpu`",
+    },
+    LeftOff { feature: WasmFeatures::COMPACT_IMPORTS, name: "compact-import-section", remedy: EXPERIMENTAL },
+];
+
+/// What only components can use, which are refused by their header. Off as well.
+#[cfg(test)]
+const OF_COMPONENTS: WasmFeatures = union(&[
+    WasmFeatures::COMPONENT_MODEL,
+    WasmFeatures::CM_VALUES,
+    WasmFeatures::CM_NESTED_NAMES,
+    WasmFeatures::CM_ASYNC,
+    WasmFeatures::CM_ASYNC_STACKFUL,
+    WasmFeatures::CM_MORE_ASYNC_BUILTINS,
+    WasmFeatures::CM_THREADING,
+    WasmFeatures::CM_ERROR_CONTEXT,
+    WasmFeatures::CM_FIXED_LENGTH_LISTS,
+    WasmFeatures::CM_GC,
+    WasmFeatures::CM_MAP,
+    WasmFeatures::CM64,
+    WasmFeatures::CM_IMPLEMENTS,
+    WasmFeatures::CM_CANON_NAMES,
+]);
+
+/// Most proposals named in one message. Each costs validations of the whole module.
+const MAX_NAMED: usize = 3;
+
+/// Checks that `module` is valid and uses only what is [`ALLOWED`].
+///
+/// # Errors
+///
+/// The problem, in one line: the proposals that it needs and what to build with instead, or why it is invalid.
+pub(crate) fn check(module: &[u8]) -> Result<(), String> {
+    let Err(error) = validate(module, ALLOWED) else { return Ok(()) };
+    let needed = needed(module, &error);
+    if needed.is_empty() {
+        return Err(format!("it is not valid: {error}"));
+    }
+    let names: Vec<_> = needed.iter().map(|proposal| format!("`{}`", proposal.name)).collect();
+    let mut remedies: Vec<_> = needed.iter().map(|proposal| proposal.remedy).collect();
+    remedies.dedup();
+    let uses = if needed.len() == 1 { "proposal" } else { "proposals" };
+    Err(format!("it uses the {uses} {}, which the agent does not support: {}", names.join(", "), remedies.join("; ")))
+}
+
+/// The proposals without which `module` fails with `error`. Empty when it is not valid with them either.
+fn needed(module: &[u8], error: &wasmparser::Error) -> Vec<&'static LeftOff> {
+    let mut needed: Vec<&LeftOff> = Vec::new();
+    let mut features = ALLOWED;
+    let (mut offset, mut missing) = (error.offset(), error.missing_wasm_feature());
+    while needed.len() < MAX_NAMED {
+        let candidates = LEFT_OFF.iter().filter(|proposal| !features.contains(proposal.feature));
+        let (proposal, outcome) = match missing.and_then(|feature| candidates.clone().find(|proposal| proposal.feature == feature)) {
+            Some(proposal) => (proposal, validate(module, features | proposal.feature)),
+            // Not every check names its feature; then the one that gets further is it.
+            None => {
+                let further = candidates
+                    .map(|proposal| (proposal, validate(module, features | proposal.feature)))
+                    .find(|(_, outcome)| outcome.as_ref().err().is_none_or(|error| error.offset() > offset));
+                let Some(further) = further else { return Vec::new() };
+                further
+            }
+        };
+        needed.push(proposal);
+        features |= proposal.feature;
+        match outcome {
+            Ok(()) => return needed,
+            Err(error) => (offset, missing) = (error.offset(), error.missing_wasm_feature()),
+        }
+    }
+    needed
+}
+
+fn validate(module: &[u8], features: WasmFeatures) -> wasmparser::Result<()> {
+    Validator::new_with_features(features).validate_all(module).map(|_| ())
+}
+
+const fn union(list: &[WasmFeatures]) -> WasmFeatures {
+    let (mut all, mut at) = (WasmFeatures::empty(), 0);
+    while at < list.len() {
+        all = all.union(list[at]);
+        at += 1;
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn every_proposal_is_decided_on() {
+        let left_off = LEFT_OFF.iter().fold(OF_COMPONENTS, |all, proposal| {
+            assert!(!all.intersects(proposal.feature), "{} is listed twice", proposal.name);
+            all | proposal.feature
+        });
+        for (name, feature) in WasmFeatures::all().iter_names() {
+            // A new one: find out what it reaches, and who emits it, before it is put into either list.
+            assert!(ALLOWED.contains(feature) != left_off.contains(feature), "{name} is in both lists or in none");
+        }
+        assert_eq!((ALLOWED | left_off, ALLOWED & left_off), (WasmFeatures::all(), WasmFeatures::empty()));
+    }
+
+    fn fixture(name: &str) -> Vec<u8> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/hostile");
+        let text = std::fs::read_to_string(folder.join(name).with_extension("wat")).unwrap_or_else(|error| panic!("{name}: {error}"));
+        wat::parse_str(text).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    #[test]
+    fn what_is_left_off_is_named_with_a_remedy() {
+        for proposal in LEFT_OFF {
+            let module = fixture(proposal.name);
+            let message = check(&module).unwrap_err();
+            let LeftOff { name, remedy, .. } = proposal;
+            assert!(message.contains(&format!("`{name}`")) && message.contains(remedy), "{name}: {message}");
+            // The engine refuses it by itself as well.
+            let engine = crate::engine::new(1).unwrap();
+            assert!(wasmtime::Module::new(&engine, &module).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn subtypes_and_recursive_types_of_functions_are_refused() {
+        let types = [
+            "(type (sub (func)))",
+            "(type $a (sub (func))) (type (sub final $a (func)))",
+            "(rec (type (func)))",
+            "(rec (type (func)) (type (func (param i32))))",
+            "(type $a (func (param (ref null $a))))",
+            "(type $a (func)) (func (param (ref $a)))",
+            "(func (param (ref func)))",
+            "(func (param anyref))",
+            "(func (result i32) (ref.test nullfuncref (ref.null func)))",
+            "(type $a (func)) (func (call_ref $a (ref.null $a)))",
+        ];
+        let modules = types.map(|types| (types, wat::parse_str(format!("(module {types})")).unwrap()));
+        let fixtures = ["subtyping-call-indirect", "subtyping-ref-test", "subtyping-initialize"].map(|name| (name, fixture(name)));
+        for (name, module) in modules.into_iter().chain(fixtures) {
+            let message = check(&module).unwrap_err();
+            assert!(message.starts_with("it uses the proposal") && message.contains("linear memory"), "{name}: {message}");
+            assert!(wasmtime::Module::new(&crate::engine::new(1).unwrap(), &module).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_toolchains_emit_is_allowed() {
+        for text in [
+            "(global (export \"sp\") (mut i32) (i32.const 0))",
+            "(func (result i32) (i32.trunc_sat_f32_s (f32.const 1)))",
+            "(func (result i32) (i32.extend8_s (i32.const 1)))",
+            "(func (result i32 i32) (i32.const 1) (i32.const 2))",
+            "(memory 1) (func (memory.fill (i32.const 0) (i32.const 0) (i32.const 1)))",
+            "(memory 1) (data $d \"x\") (func (memory.init $d (i32.const 0) (i32.const 0) (i32.const 1)))",
+            "(table 1 funcref) (func (param i32) (result funcref) (table.get (local.get 0)))",
+            "(func (result v128) (v128.const i64x2 1 2))",
+            "(global i32 (i32.add (i32.const 1) (i32.const 2)))",
+            "(func $f (return_call $f))",
+            "(type $a (sub final (func)))",
+        ] {
+            let module = wat::parse_str(format!("(module {text})")).unwrap();
+            assert_eq!(check(&module), Ok(()), "{text}");
+            wasmtime::Module::new(&crate::engine::new(1).unwrap(), &module).unwrap_or_else(|error| panic!("{text}: {error:#}"));
+        }
+    }
+
+    #[test]
+    fn what_is_invalid_whatever_is_enabled_is_called_so() {
+        let module = wat::parse_str("(module (func (result i32) (i64.const 0)))").unwrap();
+        assert!(check(&module).unwrap_err().starts_with("it is not valid: "));
+        let both = wat::parse_str("(module (memory i64 1) (func (result i32) (i64.const 0)))").unwrap();
+        assert!(check(&both).unwrap_err().starts_with("it is not valid: "));
+    }
+}
