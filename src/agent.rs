@@ -30,6 +30,18 @@ use crate::source::{Contents, Source};
 /// not known here, but is hardly ever shorter than this.
 const PROMPT: Duration = Duration::from_millis(10);
 
+/// Time that the proxy waits until its configuration is applied. An instance that takes longer to start may
+/// only do so before the proxy connects.
+const PROXY_CONFIG_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time that a reload waits for the instances after the first, so that the pool which takes over is as large as the
+/// one before. Far more than they need, unless the module is as slow to start as it may be.
+const WARM_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The same for a configuration, within the time that the proxy waits for its answer, of which the first instance
+/// has had its part already.
+const CONFIG_WARM_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// One module with the settings under which it serves.
 struct Generation {
     module: Arc<Module>,
@@ -72,12 +84,19 @@ struct State {
 }
 
 impl Agent {
-    /// Loads the module and makes its instances.
+    /// Loads the module and makes its first instance. The others follow in the background.
     ///
     /// # Errors
     ///
     /// The module cannot be served: one message with everything that is wrong.
     pub async fn start(runtime: Runtime, source: Source, settings: Settings, cache: Option<Cache>) -> anyhow::Result<Arc<Self>> {
+        if settings.start_timeout > PROXY_CONFIG_TIMEOUT {
+            warn!(
+                "`--start-timeout-ms` is {}, but the proxy waits {} ms for its configuration to be applied: a slower start then fails there",
+                settings.start_timeout.as_millis(),
+                PROXY_CONFIG_TIMEOUT.as_millis()
+            );
+        }
         let Contents { module, module_config, tls } = read(&source).await?;
         let settings = settings.with_module_config(module_config);
         let generation = Generation::make(&runtime, module, settings.clone(), cache.as_ref()).await.map_err(|error| source.blame(error))?;
@@ -132,6 +151,7 @@ impl Agent {
         let settings = base.with_proxy_config(&configured.proxy).map_err(anyhow::Error::msg)?;
         let generation = Generation::make(&self.runtime, module, settings, self.cache.as_ref()).await;
         let generation = generation.map_err(|error| self.source.blame(error))?;
+        generation.warm(WARM_TIMEOUT).await;
         // Nothing fails from here on.
         self.install(generation);
         install_tls(&self.source, tls);
@@ -146,6 +166,9 @@ impl Agent {
         if settings != current.settings {
             let generation =
                 current.with_settings(&self.runtime, settings, self.cache.as_ref()).await.map_err(|error| format!("{error:#}"))?;
+            if !generation.pool.is_same(&current.pool) {
+                generation.warm(CONFIG_WARM_TIMEOUT).await;
+            }
             log_limited!(
                 info,
                 pool_size = generation.settings.pool_size,
@@ -222,6 +245,7 @@ impl Agent {
         let generation = self.current.load();
         let stats = generation.pool.stats();
         self.metrics.observe(stats, self.discarded_before.load(Relaxed) + stats.discarded, generation.breaker.is_open());
+        self.metrics.instances(stats.largest_memory, self.runtime.failed_starts());
         &self.metrics
     }
 
@@ -519,6 +543,11 @@ impl Generation {
             return Ok(Self { module, pool: self.pool.clone(), settings, breaker: Breaker::new() });
         }
         Self::make(runtime, module, settings, cache).await
+    }
+
+    /// Waits until all instances are made, at most for `limit`: those that are missing then follow while it serves.
+    async fn warm(&self, limit: Duration) {
+        let _ = tokio::time::timeout(limit, self.pool.warm()).await;
     }
 
     fn digest(&self) -> &str {

@@ -55,6 +55,10 @@ pub struct Cli {
     #[arg(long, env = "WASM_TIMEOUT_MS", value_name = "MS", default_value = "40", value_parser = number(1, Limits::TIMEOUT_MS))]
     pub timeout_ms: u64,
 
+    /// Time of one instance to become ready: start function, `_initialize` and `on_configure`
+    #[arg(long, env = "WASM_START_TIMEOUT_MS", value_name = "MS", default_value = "5000", value_parser = number(1, Limits::START_TIMEOUT_MS))]
+    pub start_timeout_ms: u64,
+
     /// Linear memory of one instance
     #[arg(long, env = "WASM_MAX_MEMORY_MB", value_name = "MB", default_value = "64", value_parser = number(1, Limits::MEMORY_MB))]
     pub max_memory_mb: u64,
@@ -244,6 +248,7 @@ impl Cli {
             collect_request_body: self.collect_request_body,
             max_output: self.max_output_bytes.map_or(max_body + (1 << 20), |bytes| bytes as usize),
             header_case: self.header_case.into(),
+            start_timeout: Duration::from_millis(self.start_timeout_ms),
         }
     }
 

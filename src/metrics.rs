@@ -1,5 +1,6 @@
 //! What the agent counts. The names are a promise: dashboards and alerts hold on to them.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use prometheus::{
@@ -31,6 +32,10 @@ pub struct Metrics {
     pool_available: IntGauge,
     pool_waiting: IntGauge,
     discarded: IntCounter,
+    guest_memory: IntGauge,
+    failed_starts: IntCounter,
+    /// What of them is counted already.
+    counted_failed_starts: AtomicU64,
     reloads: IntCounterVec,
     module_info: IntGaugeVec,
     circuit_open: IntGauge,
@@ -86,6 +91,17 @@ impl Metrics {
             pool_available: metric!(IntGauge, "wasm_agent_pool_available", "Instances that could be called right now."),
             pool_waiting: metric!(IntGauge, "wasm_agent_pool_waiting", "Calls that wait for an instance."),
             discarded: metric!(IntCounter, "wasm_agent_instances_discarded_total", "Instances thrown away after a module error."),
+            guest_memory: metric!(
+                IntGauge,
+                "wasm_agent_guest_memory_max_bytes",
+                "Largest linear memory that an instance has had since the module or its settings changed."
+            ),
+            failed_starts: metric!(
+                IntCounter,
+                "wasm_agent_instance_start_failures_total",
+                "Failures to make an instance while the module serves. Each is tried again."
+            ),
+            counted_failed_starts: AtomicU64::new(0),
             reloads: metric!(
                 IntCounterVec,
                 Opts::new("wasm_agent_reloads_total", "Changes of module or settings, by result."),
@@ -125,6 +141,13 @@ impl Metrics {
         self.pool_waiting.set(pool.waiting as i64);
         self.discarded.inc_by(discarded.saturating_sub(self.discarded.get()));
         self.circuit_open.set(i64::from(circuit_open));
+    }
+
+    /// Takes over what is known of the instances.
+    pub(crate) fn instances(&self, largest_memory: usize, failed_starts: u64) {
+        self.guest_memory.set(largest_memory as i64);
+        // Several callers may come with the same number.
+        self.failed_starts.inc_by(failed_starts.saturating_sub(self.counted_failed_starts.fetch_max(failed_starts, Relaxed)));
     }
 
     /// A connection has come; it is counted until the guard is dropped.
@@ -206,7 +229,9 @@ mod tests {
                 "wasm_agent_connections gauge",
                 "wasm_agent_errors_total counter",
                 "wasm_agent_fail_open_total counter",
+                "wasm_agent_guest_memory_max_bytes gauge",
                 "wasm_agent_in_flight gauge",
+                "wasm_agent_instance_start_failures_total counter",
                 "wasm_agent_instances_discarded_total counter",
                 "wasm_agent_module_info gauge",
                 "wasm_agent_pool_available gauge",

@@ -30,6 +30,8 @@ pub struct Settings {
     pub max_output: usize,
     /// How header names are written for the module.
     pub header_case: HeaderCase,
+    /// Time that an instance has to become ready.
+    pub start_timeout: Duration,
 }
 
 /// Largest values that settings take.
@@ -40,6 +42,8 @@ impl Limits {
     pub const POOL_SIZE: u64 = 1024;
     /// A minute: nobody waits longer for a decision.
     pub const TIMEOUT_MS: u64 = 60_000;
+    /// A minute: so long a service manager waits for the start.
+    pub const START_TIMEOUT_MS: u64 = 60_000;
     /// All that 32-bit addresses reach.
     pub const MEMORY_MB: u64 = 4096;
     /// An hour.
@@ -76,6 +80,7 @@ impl Settings {
             max_output: self.max_output,
             isolation: self.isolation,
             config: self.module_config.clone(),
+            start_timeout: self.start_timeout,
         }
     }
 
@@ -175,6 +180,7 @@ mod tests {
             collect_request_body: false,
             max_output: 1,
             header_case: HeaderCase::Canonical,
+            start_timeout: Duration::from_secs(5),
         }
     }
 

@@ -18,6 +18,9 @@ const TIMEOUT_MS: &str = "1000";
 /// Deadline where they do, however busy the machine is.
 const LONG_TIMEOUT_MS: &str = "20000";
 
+/// Less than by default, so that modules that loop when they start are soon done.
+const SHORT_START: [&str; 2] = ["--start-timeout-ms", "1000"];
+
 /// What the resident memory of the agent may differ by once a module's memory was taken back, in bytes: less than what any of the growing modules takes.
 const MEMORY_NOISE: u64 = 32 << 20;
 
@@ -585,10 +588,10 @@ const REFUSED: &[(&str, &str)] = &[
     ("many-elements", "its element segments have 100100 elements, more than the limit of 100000"),
     ("many-tables", "not valid"),
     ("start-trap", "WASM_TRAP"),
-    ("start-loop", "WASM_TIMEOUT"),
+    ("start-loop", "WASM_TIMEOUT: its start function did not end within 1000 ms: raise `--start-timeout-ms`"),
     ("start-grow", "WASM_MEMORY_LIMIT"),
     ("initialize-trap", "WASM_TRAP"),
-    ("initialize-loop", "WASM_TIMEOUT"),
+    ("initialize-loop", "WASM_TIMEOUT: `_initialize` did not end within 1000 ms: raise `--start-timeout-ms`"),
     ("data-out-of-bounds", "WASM_TRAP"),
     ("command", "build a reactor"),
 ];
@@ -633,19 +636,19 @@ fn what_cannot_be_served_is_refused_with_the_reason() {
     let folder = tempfile::tempdir().unwrap();
     let modules = REFUSED.iter().map(|(name, reason)| (write(folder.path(), name), *reason));
     for (path, reason) in modules.chain(no_modules(folder.path())) {
-        let message = refusal(&path, &[]);
+        let message = refusal(&path, &SHORT_START);
         assert!(message.contains(reason), "{}: {message}", path.display());
     }
     // Where every call makes an instance, the start makes one too, and no failure mode lets a bad one serve.
     for (name, reason) in REFUSED.iter().filter(|(name, _)| name.starts_with("start-") || name.starts_with("initialize-")) {
-        let message = refusal(&write(folder.path(), name), &["--isolation", "request", "--fail-open"]);
+        let message = refusal(&write(folder.path(), name), &[&SHORT_START[..], &["--isolation", "request", "--fail-open"]].concat());
         assert!(message.contains(reason), "{name}: {message}");
     }
 }
 
 /// Modules that misbehave when they are configured, each with a part of the reason.
 const UNCONFIGURABLE: &[(&str, &str)] = &[
-    ("configure-loop", "WASM_TIMEOUT"),
+    ("configure-loop", "WASM_TIMEOUT: `on_configure` did not end within 1000 ms: raise `--start-timeout-ms`"),
     ("configure-trap", "WASM_TRAP"),
     ("configure-grow", "WASM_MEMORY_LIMIT"),
     ("configure-nonsense", "WASM_INVALID_RESULT"),
@@ -658,9 +661,9 @@ fn a_module_that_misbehaves_when_it_is_configured_goes_on_as_it_was_or_is_refuse
     for (name, reason) in UNCONFIGURABLE {
         let module = write(folder.path(), name);
         for isolation in ["pooled", "request"] {
-            let message = refusal(&module, &["--isolation", isolation, "--module-config", "{}"]);
+            let message = refusal(&module, &[&SHORT_START[..], &["--isolation", isolation, "--module-config", "{}"]].concat());
             assert!(message.contains(reason), "{name}: {message}");
-            let agent = Agent::start(&module, &["--isolation", isolation, "--timeout-ms", LONG_TIMEOUT_MS]);
+            let agent = Agent::start(&module, &[&SHORT_START[..], &["--isolation", isolation, "--timeout-ms", LONG_TIMEOUT_MS]].concat());
             let mut connection = agent.connect();
             let rejected = connection.configure(&json!({"module-config": {"a": 1}})).unwrap_err();
             assert!(rejected.contains(reason), "{name}: {rejected}");
@@ -680,7 +683,10 @@ fn instances_that_cannot_be_made_any_more_end_in_module_errors_until_another_mod
         for isolation in ["pooled", "request"] {
             println!("{name}, --isolation {isolation}");
             let module = write(folder.path(), name);
-            let agent = Agent::start(&module, &["--isolation", isolation, "--timeout-ms", TIMEOUT_MS, "--pool-size", "2"]);
+            let agent = Agent::start(
+                &module,
+                &["--isolation", isolation, "--timeout-ms", TIMEOUT_MS, "--pool-size", "2", "--start-timeout-ms", "1000"],
+            );
             let mut connection = agent.connect();
             assert_good(&connection.ask(kind::REQUEST_HEADERS, &good("first")));
             // Until no instance is left, or none can be made for a call.
@@ -689,7 +695,7 @@ fn instances_that_cannot_be_made_any_more_end_in_module_errors_until_another_mod
                 module_error(&connection.ask(kind::REQUEST_HEADERS, &good("g"))).map(str::to_owned)
             });
             if isolation == "pooled" {
-                agent.log.wait_for_line("that it tries again", |line| line.contains("cannot replace an instance, trying again"));
+                agent.log.wait_for_line("that it tries again", |line| line.contains("cannot make another instance, trying again"));
             }
             // The agent is not stuck with it.
             common::module::write(folder.path(), &format!("{name}.wasm"), &source("result-zero"));
@@ -802,7 +808,7 @@ fn what_cannot_be_served_does_not_replace_what_serves() {
     let folder = tempfile::tempdir().unwrap();
     let served = folder.path().join("served.wasm");
     std::fs::copy(write(folder.path(), "loop"), &served).unwrap();
-    let agent = Agent::start(&served, &["--timeout-ms", LONG_TIMEOUT_MS]);
+    let agent = Agent::start(&served, &[&SHORT_START[..], &["--timeout-ms", LONG_TIMEOUT_MS]].concat());
     let mut connection = agent.connect();
     let modules = REFUSED.iter().map(|(name, reason)| (write(folder.path(), name), *reason));
     let refused = || agent.log.lines().iter().filter(|line| line.contains("the old module goes on")).count();

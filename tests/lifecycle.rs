@@ -595,6 +595,30 @@ fn in_a_directory_that_others_may_write_to_the_cache_is_a_folder_of_the_agents_o
 }
 
 #[test]
+fn a_module_that_starts_slowly_is_waited_for() {
+    // Longer than instances had before there was an option.
+    let initialize = r#"(import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+        (func (export "_initialize")
+            (i64.store (i32.const 88) (i64.const 1_500_000_000))
+            (drop (call $poll (i32.const 64) (i32.const 256) (i32.const 1) (i32.const 512))))"#;
+    let modules = tempfile::tempdir().unwrap();
+    let slow = module::with_hooks(&["on_request_headers"], |_| "i64.const 0".into(), initialize);
+    let module = module::write(modules.path(), "m.wasm", &slow);
+    let agent = Agent::start(&module, &["--start-timeout-ms", "50000", "--admin-address", "127.0.0.1:0"]);
+    agent.log.wait_for_entry("that the proxy does not wait so long", |entry| {
+        entry["level"] == "WARN"
+            && entry["message"].as_str().unwrap().starts_with("`--start-timeout-ms` is 50000, but the proxy waits 5000")
+    });
+    let admin = agent.admin();
+    assert_eq!(admin.get("/readyz").0, 200);
+    assert_eq!(decision(&agent.connect().get("a", "/")), "allow");
+    admin.wait_for_metric("wasm_agent_pool_available", 4.0);
+    assert_eq!(admin.metric("wasm_agent_instance_start_failures_total"), 0.0);
+    assert_eq!(admin.metric("wasm_agent_guest_memory_max_bytes"), 192.0 * 65536.0);
+    agent.end_unharmed();
+}
+
+#[test]
 fn the_handshake_tells_which_events_the_module_takes() {
     let modules = tempfile::tempdir().unwrap();
     let module = module::write(modules.path(), "m.wasm", &module::echo(&["on_request_headers", "on_response_body"]));

@@ -39,6 +39,9 @@ const INTERFACE: &str = r#"(module
 /// Time of a call. It has ended well before the fuzzer's own limit, or the agent is stuck.
 const TIMEOUT: Duration = Duration::from_millis(30);
 
+/// Time that a module has to start: an input that loops then is one of the slowest.
+const START_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// What a module may use that is served, written down a second time: the agent's own list must not be wider.
 const SERVED: WasmFeatures =
     WasmFeatures::WASM2.union(WasmFeatures::EXTENDED_CONST).union(WasmFeatures::TAIL_CALL).difference(WasmFeatures::GC_TYPES);
@@ -81,8 +84,14 @@ fn module(bytes: Vec<u8>, isolation: Isolation, configured: bool) {
     let (tokio, runtime) = &*RUNTIME;
     let may_be_served = Validator::new_with_features(SERVED).validate_all(&bytes).is_ok();
     let Ok(module) = Module::from_bytes("generated", bytes, None) else { return };
-    let settings =
-        Settings { size: 1, max_memory: 4 << 20, max_output: 64 << 10, isolation, config: configured.then(|| Arc::from(&b"{}"[..])) };
+    let settings = Settings {
+        size: 1,
+        max_memory: 4 << 20,
+        max_output: 64 << 10,
+        isolation,
+        config: configured.then(|| Arc::from(&b"{}"[..])),
+        start_timeout: START_TIMEOUT,
+    };
     tokio.block_on(async {
         let Ok(pool) = Pool::start(runtime, &Arc::new(module), settings, None).await else { return };
         assert!(may_be_served, "it uses a proposal that is off, and is served");

@@ -1,5 +1,6 @@
 //! One instance of a module, and what happens during a call of it.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -207,6 +208,24 @@ impl ResourceLimiter for State {
     }
 }
 
+/// What an instance runs before it serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    Start,
+    Initialize,
+    Configure,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Start => f.write_str("its start function"),
+            Self::Initialize => f.write_str("`_initialize`"),
+            Self::Configure => write!(f, "`{}`", Hook::Configure),
+        }
+    }
+}
+
 /// A module that is ready to be called.
 pub(crate) struct Instance {
     store: Store<State>,
@@ -214,27 +233,28 @@ pub(crate) struct Instance {
 }
 
 impl Instance {
-    /// Makes an instance: start function, `_initialize`, all before `deadline`.
+    /// Makes an instance: start function, `_initialize`, all before `deadline`. A failure comes with the step that failed.
     pub(crate) async fn new(
         compiled: &Compiled,
         limits: Limits,
         log: Arc<GuestLog>,
         correlation_id: Arc<str>,
         deadline: Instant,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, (Step, Failure)> {
         let mut store = Store::new(&compiled.engine, State::new(Some(log), limits));
         store.limiter(|state| state);
         store.epoch_deadline_callback(|mut context| context.data_mut().tick());
         store.set_epoch_deadline(1);
         store.data_mut().begin(correlation_id, deadline);
         let mut instance = Self { store, hooks: Default::default() };
-        match instance.link(compiled).await {
+        let mut step = Step::Start;
+        match instance.link(compiled, &mut step).await {
             Ok(()) => Ok(instance),
-            Err(error) => Err(instance.failure(&error)),
+            Err(error) => Err((step, instance.failure(&error))),
         }
     }
 
-    async fn link(&mut self, compiled: &Compiled) -> wasmtime::Result<()> {
+    async fn link(&mut self, compiled: &Compiled, step: &mut Step) -> wasmtime::Result<()> {
         let store = &mut self.store;
         let guest = compiled.guest.instantiate_async(&mut *store).await?;
         let exports = &compiled.exports;
@@ -246,6 +266,7 @@ impl Instance {
         if let Some(initialize) = &exports.initialize
             && let Some(initialize) = export(store, initialize)?.into_func()
         {
+            *step = Step::Initialize;
             initialize.typed::<(), ()>(&*store)?.call_async(&mut *store, ()).await?;
         }
 

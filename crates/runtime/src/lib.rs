@@ -30,14 +30,21 @@ pub use cache::Cache;
 pub use module::{LoadError, Module};
 pub use pool::{Isolation, Lease, Pool, PoolStats, Request, Settings, StartError};
 
+use std::num::NonZero;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use ticker::Ticker;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Threads of the slow lane. As many as this machine class has cores: calls there are CPU-bound, and they take turns by yielding.
-const SLOW_THREADS: usize = 2;
+/// Fewest threads of the slow lane. One instruction that cannot be interrupted, such as a `memory.fill` of the
+/// whole memory, must not hold up every slow call.
+const MIN_SLOW_THREADS: usize = 2;
+
+/// Most threads of the slow lane. As many calls make progress at once, the others take turns; and a unit that
+/// bounds the number of tasks has to have room for as many threads again that serve connections.
+const MAX_SLOW_THREADS: usize = 64;
 
 /// How much less than ordinary work the slow lane counts when cores are scarce (nice value).
 const SLOW_NICENESS: i32 = 10;
@@ -50,7 +57,15 @@ struct Shared {
     ticker: Ticker,
     /// The right to compile: one module at a time.
     compiling: Arc<Semaphore>,
+    failed_starts: AtomicU64,
+    slow_threads: usize,
     slow: Option<tokio::runtime::Runtime>,
+}
+
+/// Threads of the slow lane where `cores` can be used: one for each, for calls there are bound by the CPU. They have
+/// a lower priority, so ordinary work does not lose its cores to them.
+fn slow_threads(cores: usize) -> usize {
+    cores.clamp(MIN_SLOW_THREADS, MAX_SLOW_THREADS)
 }
 
 impl Runtime {
@@ -60,8 +75,9 @@ impl Runtime {
     ///
     /// The system gives no threads.
     pub fn start() -> std::io::Result<Self> {
+        let slow_threads = slow_threads(std::thread::available_parallelism().map_or(1, NonZero::get));
         let slow = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(SLOW_THREADS)
+            .worker_threads(slow_threads)
             .thread_name("wasm-slow")
             .enable_time()
             .on_thread_start(|| {
@@ -69,7 +85,13 @@ impl Runtime {
                 let _ = rustix::process::nice(SLOW_NICENESS);
             })
             .build()?;
-        Ok(Self(Arc::new(Shared { ticker: Ticker::start()?, compiling: Arc::new(Semaphore::new(1)), slow: Some(slow) })))
+        let (ticker, compiling) = (Ticker::start()?, Arc::new(Semaphore::new(1)));
+        Ok(Self(Arc::new(Shared { ticker, compiling, failed_starts: AtomicU64::new(0), slow_threads, slow: Some(slow) })))
+    }
+
+    /// Instances that could not be made although their module serves, over all pools.
+    pub fn failed_starts(&self) -> u64 {
+        self.0.failed_starts.load(Relaxed)
     }
 
     fn ticker(&self) -> &Ticker {
@@ -115,5 +137,18 @@ struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
 impl<T> Drop for AbortOnDrop<T> {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slow_lane_has_a_thread_for_each_core_within_bounds() {
+        assert_eq!([1, 2, 8, 200].map(slow_threads), [2, 2, 8, 64]);
+        let cores = std::thread::available_parallelism().unwrap().get();
+        let runtime = Runtime::start().unwrap();
+        assert_eq!((runtime.0.slow_threads, runtime.slow_handle().metrics().num_workers()), (slow_threads(cores), slow_threads(cores)));
     }
 }

@@ -1,24 +1,22 @@
 //! Warm instances, and the calls made on them.
 
+use std::fmt;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tracing::{debug, warn};
 use zentinel_wasm_contract::answer::parse_configured;
 use zentinel_wasm_contract::{Failure, FailureKind, Hook, Hooks};
 
 use crate::cache::Cache;
-use crate::instance::{Instance, Limits};
+use crate::instance::{Instance, Limits, Step};
 use crate::log::GuestLog;
 use crate::module::{Compiled, LoadError, Module};
 use crate::{AbortOnDrop, Runtime};
-
-/// Time that an instance has to become ready off the request path: start function, `_initialize` and `on_configure`.
-const READY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Pause before a replacement that failed is tried again, doubled each time up to [`MAX_RETRY`].
 const MIN_RETRY: Duration = Duration::from_millis(50);
@@ -58,6 +56,9 @@ pub struct Settings {
     pub isolation: Isolation,
     /// What `on_configure` is handed, if anything.
     pub config: Option<Arc<[u8]>>,
+    /// Time that an instance has to become ready off the request path: start function, `_initialize` and
+    /// `on_configure` together.
+    pub start_timeout: Duration,
 }
 
 /// Why a pool cannot serve.
@@ -106,7 +107,7 @@ pub struct PoolStats {
     pub waiting: usize,
     /// Instances thrown away since the pool was made.
     pub discarded: u64,
-    /// Linear memory of the largest idle instance, in bytes.
+    /// The largest linear memory that an instance has had after a call since the pool was made, in bytes.
     pub largest_memory: usize,
 }
 
@@ -138,10 +139,15 @@ struct Shared {
     permits: Semaphore,
     waiting: AtomicUsize,
     discarded: AtomicU64,
+    /// See [`PoolStats::largest_memory`]. Idle instances are looked at when it is asked for.
+    largest_memory: AtomicUsize,
+    /// Instances that still have to be made for the first time.
+    missing: watch::Sender<u32>,
 }
 
 impl Pool {
-    /// Compiles the module and makes its instances.
+    /// Compiles the module and makes its first instance, which proves that it can be served. The others are
+    /// made in the background, some side by side, and serve as they become ready; see [`warm`](Self::warm).
     ///
     /// # Errors
     ///
@@ -170,19 +176,28 @@ impl Pool {
             log,
             waiting: AtomicUsize::new(0),
             discarded: AtomicU64::new(0),
+            largest_memory: AtomicUsize::new(0),
+            missing: watch::Sender::new(0),
         });
-        // The first instance of a fresh-instance pool proves that the module starts, and is then let go.
-        let made = if shared.settings.isolation == Isolation::Request { 1 } else { shared.settings.size };
-        for _ in 0..made {
-            let instance = shared.make_ready().await?;
-            if shared.settings.isolation == Isolation::Pooled {
-                shared.idle().push(instance);
+        let first = shared.make_ready().await?;
+        match shared.settings.isolation {
+            // It was made to see that the module starts.
+            Isolation::Request => {
+                drop(first);
+                shared.permits.add_permits(shared.settings.size as usize);
             }
-            // There may be many of them, and others want this thread.
-            tokio::task::yield_now().await;
+            Isolation::Pooled => {
+                shared.put(first);
+                shared.fill();
+            }
         }
-        shared.permits.add_permits(shared.settings.size as usize);
         Ok(Self(Arc::new(Front(shared))))
+    }
+
+    /// Waits until each instance has been made, or has failed once and is retried from now on.
+    pub async fn warm(&self) {
+        // The sender is in the pool, so that it lives as long as this waits.
+        let _ = self.shared().missing.subscribe().wait_for(|missing| *missing == 0).await;
     }
 
     fn shared(&self) -> &Arc<Shared> {
@@ -207,11 +222,12 @@ impl Pool {
     /// How the pool is doing.
     pub fn stats(&self) -> PoolStats {
         let shared = self.shared();
+        let idle = shared.idle().iter().map(|instance| instance.memory_size()).max().unwrap_or(0);
         PoolStats {
             available: shared.permits.available_permits(),
             waiting: shared.waiting.load(Relaxed),
             discarded: shared.discarded.load(Relaxed),
-            largest_memory: shared.idle().iter().map(|instance| instance.memory_size()).max().unwrap_or(0),
+            largest_memory: shared.largest_memory.fetch_max(idle, Relaxed).max(idle),
         }
     }
 
@@ -284,32 +300,38 @@ impl Shared {
     }
 
     /// Makes an instance, before `deadline`, and hands it its configuration.
-    async fn make(&self, correlation_id: &Arc<str>, deadline: Instant) -> Result<Result<Box<Instance>, String>, Failure> {
+    async fn make(&self, correlation_id: &Arc<str>, deadline: Instant) -> Result<Result<Box<Instance>, String>, (Step, Failure)> {
         let made = Instance::new(&self.compiled, self.limits(), Arc::clone(&self.log), Arc::clone(correlation_id), deadline).await?;
         let mut instance = Box::new(made);
-        if let Some(config) = &self.settings.config
-            && self.compiled.hooks.contains(Hook::Configure)
-        {
-            instance.call(Hook::Configure, config.to_vec(), Arc::clone(correlation_id), deadline).await?;
+        let Some(config) = self.settings.config.as_ref().filter(|_| self.compiled.hooks.contains(Hook::Configure)) else {
+            return Ok(Ok(instance));
+        };
+        let configured = instance.call(Hook::Configure, config.to_vec(), Arc::clone(correlation_id), deadline).await;
+        let rejected = configured.and_then(|()| {
             let said = instance.output();
             if said.len() > MAX_CONFIGURED {
                 let detail = format!("the answer of `{}` has {} bytes, the limit is {MAX_CONFIGURED}", Hook::Configure, said.len());
                 return Err(Failure::new(FailureKind::OutputLimit, detail));
             }
-            if let Some(reason) = parse_configured(said)? {
-                return Ok(Err(reason));
+            Ok(parse_configured(said)?)
+        });
+        match rejected {
+            Ok(None) => {
+                instance.tidy();
+                Ok(Ok(instance))
             }
-            instance.tidy();
+            Ok(Some(reason)) => Ok(Err(reason)),
+            Err(failure) => Err((Step::Configure, failure)),
         }
-        Ok(Ok(instance))
     }
 
     /// Makes an instance off the request path.
     async fn make_ready(self: &Arc<Self>) -> Result<Box<Instance>, StartError> {
         let shared = Arc::clone(self);
+        let limit = self.settings.start_timeout;
         let mut making = Box::pin(async move {
             let _running = shared.runtime.ticker().running();
-            shared.make(&Arc::from(""), Instant::now() + READY_TIMEOUT).await
+            shared.make(&Arc::from(""), Instant::now() + limit).await
         });
         let made = match first_slice(making.as_mut()).await {
             Poll::Ready(made) => Ok(made),
@@ -319,35 +341,99 @@ impl Shared {
         match made {
             Ok(Ok(Ok(instance))) => Ok(instance),
             Ok(Ok(Err(reason))) => Err(StartError::Rejected { path: path(), reason }),
-            Ok(Err(failure)) => Err(StartError::Start { path: path(), failure }),
+            Ok(Err((step, failure))) => {
+                let failure = failed_in(step, failure, format_args!("within {} ms: raise `--start-timeout-ms`", limit.as_millis()));
+                Err(StartError::Start { path: path(), failure })
+            }
             Err(error) => {
                 Err(StartError::Start { path: path(), failure: Failure::new(FailureKind::Trap, format!("the agent failed: {error}")) })
             }
         }
     }
 
+    /// Makes an instance ready for calls.
+    fn put(&self, instance: Box<Instance>) {
+        self.idle().push(instance);
+        self.permits.add_permits(1);
+    }
+
+    /// Makes the instances after the first in the background, as many at once as the slow lane has threads: their
+    /// code runs there when it takes long, and more would only make each of them take longer.
+    fn fill(self: &Arc<Self>) {
+        let missing = self.settings.size - 1;
+        self.missing.send_replace(missing);
+        let left = Arc::new(AtomicU32::new(missing));
+        for _ in 0..missing.min(self.runtime.0.slow_threads as u32) {
+            let (shared, left) = (Arc::clone(self), Arc::clone(&left));
+            self.home.spawn(async move {
+                while left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok() && !shared.permits.is_closed() {
+                    let _attempt = Attempt(&shared.missing);
+                    match shared.make_ready().await {
+                        Ok(instance) => shared.put(instance),
+                        Err(error) => {
+                            shared.could_not_make(&error, MIN_RETRY);
+                            // The others are not kept waiting for this one.
+                            shared.home.spawn(Arc::clone(&shared).retry(MIN_RETRY));
+                        }
+                    }
+                    // There may be many of them, and others want this thread.
+                    tokio::task::yield_now().await;
+                }
+            });
+        }
+    }
+
+    fn could_not_make(&self, error: &StartError, pause: Duration) {
+        self.runtime.0.failed_starts.fetch_add(1, Relaxed);
+        if let Some(suppressed) = self.log.replacements.take() {
+            warn!(suppressed, "cannot make another instance, trying again in {pause:?}: {error}");
+        }
+    }
+
     /// Puts another instance in the place of one that was thrown away, however long that takes.
     async fn replace(self: Arc<Self>, discarded: Option<Box<Instance>>) {
         drop(discarded);
-        let mut pause = MIN_RETRY;
-        let instance = loop {
+        self.retry(Duration::ZERO).await;
+    }
+
+    /// Makes an instance after `pause`, however often that fails.
+    async fn retry(self: Arc<Self>, mut pause: Duration) {
+        loop {
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
             if self.permits.is_closed() {
                 return;
             }
             match self.make_ready().await {
-                Ok(instance) => break instance,
+                Ok(instance) => return self.put(instance),
                 Err(error) => {
-                    if let Some(suppressed) = self.log.replacements.take() {
-                        warn!(suppressed, "cannot replace an instance, trying again in {pause:?}: {error}");
-                    }
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(MAX_RETRY);
+                    pause = (pause * 2).clamp(MIN_RETRY, MAX_RETRY);
+                    self.could_not_make(&error, pause);
                 }
             }
-        };
-        self.idle().push(instance);
-        self.permits.add_permits(1);
+        }
     }
+}
+
+/// An instance that is being made for the first time. It counts as tried however that ends.
+struct Attempt<'a>(&'a watch::Sender<u32>);
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|missing| *missing = missing.saturating_sub(1));
+    }
+}
+
+/// The failure of a step before the first call, with its name. `limit` is the one that a timeout has met.
+fn failed_in(step: Step, failure: Failure, limit: fmt::Arguments<'_>) -> Failure {
+    let detail = match (failure.kind, step) {
+        (FailureKind::Timeout, _) => format!("{step} did not end {limit}"),
+        // Copying segments belongs to the same step; what went wrong says which it was.
+        (_, Step::Start) => failure.detail,
+        _ => format!("{step}: {}", failure.detail),
+    };
+    Failure::new(failure.kind, detail)
 }
 
 /// Polls `future` once: what is guest code in it runs for its first slice.
@@ -367,7 +453,9 @@ impl Slot {
     async fn run(mut self, request: Request) -> Result<Lease, Failure> {
         let _running = self.shared.runtime.ticker().running();
         if self.instance.is_none() {
-            let made = Box::pin(self.shared.make(&request.correlation_id, request.deadline)).await?;
+            let made = Box::pin(self.shared.make(&request.correlation_id, request.deadline)).await;
+            let made =
+                made.map_err(|(step, failure)| failed_in(step, failure, format_args!("before the call's deadline: raise `--timeout-ms`")))?;
             let made = made.map_err(|reason| Failure::new(FailureKind::Trap, format!("it rejects its configuration: {reason}")))?;
             self.instance = Some(made);
         }
@@ -385,6 +473,9 @@ impl Drop for Slot {
             return;
         }
         let instance = self.instance.take();
+        if let Some(instance) = &instance {
+            self.shared.largest_memory.fetch_max(instance.memory_size(), Relaxed);
+        }
         match self.shared.settings.isolation {
             Isolation::Request => {
                 drop(instance);
@@ -419,8 +510,7 @@ impl Lease {
             && let Some(mut instance) = self.0.instance.take()
         {
             instance.tidy();
-            self.0.shared.idle().push(instance);
-            self.0.shared.permits.add_permits(1);
+            self.0.shared.put(instance);
             self.0.settled = true;
         }
     }
@@ -443,8 +533,10 @@ mod tests {
         Arc::new(Module::from_bytes("test.wasm", wat::parse_str(BROKEN).unwrap(), None).unwrap())
     }
 
+    const START_TIMEOUT: Duration = Duration::from_secs(60);
+
     fn settings(size: u32) -> Settings {
-        Settings { size, max_memory: 1 << 20, max_output: 1024, isolation: Isolation::Pooled, config: None }
+        Settings { size, max_memory: 1 << 20, max_output: 1024, isolation: Isolation::Pooled, config: None, start_timeout: START_TIMEOUT }
     }
 
     async fn wait_until(what: &str, done: impl Fn() -> bool) {
@@ -460,8 +552,15 @@ mod tests {
         const SIZE: u32 = 8;
         let module = module();
         let mut pool = Pool::start(&Runtime::start().unwrap(), &module, settings(SIZE), None).await.unwrap();
+        pool.warm().await;
         // From now on no instance can be made.
-        Arc::get_mut(&mut Arc::get_mut(&mut pool.0).unwrap().0).unwrap().settings.config = Some(Arc::from(*b"{}"));
+        loop {
+            // Those who made the others may still be about to end.
+            match Arc::get_mut(&mut Arc::get_mut(&mut pool.0).unwrap().0) {
+                Some(shared) => break shared.settings.config = Some(Arc::from(*b"{}")),
+                None => tokio::task::yield_now().await,
+            }
+        }
         for _ in 0..SIZE {
             let deadline = Instant::now() + Duration::from_secs(60);
             let request = Request { hook: Hook::RequestHeaders, input: Vec::new(), deadline, correlation_id: Arc::from("") };
@@ -519,17 +618,94 @@ mod tests {
         assert_eq!(runtime.0.compiling.available_permits(), 1);
     }
 
+    /// A module with these functions beside a good hook.
+    fn good(functions: &str) -> Arc<Module> {
+        let wat = format!(
+            r#"(module (import "wasi_snapshot_preview1" "random_get" (func $random (param i32 i32) (result i32)))
+            (memory (export "memory") 2)
+            (func (export "alloc") (param i32) (result i32) i32.const 1024)
+            (func (export "dealloc") (param i32 i32))
+            (func (export "on_request_headers") (param i32 i32) (result i64) i64.const 0)
+            {functions})"#
+        );
+        Arc::new(Module::from_bytes("test.wasm", wat::parse_str(wat).unwrap(), None).unwrap())
+    }
+
+    async fn call(pool: &Pool) -> Result<Lease, Failure> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let request = Request { hook: Hook::RequestHeaders, input: Vec::new(), deadline, correlation_id: Arc::from("") };
+        pool.clone().call(request).await
+    }
+
     #[tokio::test]
-    async fn starting_gives_way_to_others_between_two_instances() {
+    async fn the_first_instance_serves_before_the_others_are_made() {
         const SIZE: u32 = 20;
-        let (runtime, module) = (Runtime::start().unwrap(), module());
-        let mut start = Box::pin(Pool::start(&runtime, &module, settings(SIZE), None));
-        let mut polls = 0;
-        let started = std::future::poll_fn(|context| {
-            polls += 1;
-            start.as_mut().poll(context)
-        });
-        started.await.unwrap();
-        assert!(polls > SIZE, "{polls}");
+        let pool = Pool::start(&Runtime::start().unwrap(), &good(""), settings(SIZE), None).await.unwrap();
+        // On this runtime's one thread nothing else has run since.
+        assert_eq!(pool.stats().available, 1);
+        call(&pool).await.unwrap().accept();
+        // More calls than there are instances yet: they wait for those.
+        let leases: Vec<_> = (0..SIZE).map(|_| call(&pool)).collect();
+        let mut held = Vec::new();
+        for lease in leases {
+            held.push(lease.await.unwrap());
+        }
+        assert_eq!(pool.stats().available, 0);
+        held.into_iter().for_each(Lease::accept);
+        pool.warm().await;
+        assert_eq!((pool.stats().available, pool.stats().largest_memory), (SIZE as usize, 2 << 16));
+    }
+
+    #[tokio::test]
+    async fn a_later_instance_that_fails_is_counted_and_tried_again() {
+        const SIZE: u32 = 32;
+        // Every other start fails.
+        let start = "(func $start (drop (call $random (i32.const 0) (i32.const 1)))
+            (if (i32.and (i32.load8_u (i32.const 0)) (i32.const 1)) (then unreachable))) (start $start)";
+        let (runtime, module) = (Runtime::start().unwrap(), good(start));
+        let pool = loop {
+            if let Ok(pool) = Pool::start(&runtime, &module, settings(SIZE), None).await {
+                break pool;
+            }
+        };
+        assert_eq!(runtime.failed_starts(), 0);
+        pool.warm().await;
+        assert!(runtime.failed_starts() > 0);
+        wait_until("all instances are there", || pool.stats().available == SIZE as usize).await;
+    }
+
+    #[tokio::test]
+    async fn a_start_that_takes_too_long_is_told_with_function_limit_and_option() {
+        let endless = "(loop $ever (br $ever))";
+        let runtime = Runtime::start().unwrap();
+        for (functions, name) in [
+            (format!("(func $start {endless}) (start $start)"), "its start function"),
+            (format!(r#"(func (export "_initialize") {endless})"#), "`_initialize`"),
+            (format!(r#"(func (export "on_configure") (param i32 i32) (result i64) {endless} i64.const 0)"#), "`on_configure`"),
+        ] {
+            let module = good(&functions);
+            let short = Settings { start_timeout: Duration::from_millis(20), config: Some(Arc::from(*b"{}")), ..settings(2) };
+            let error = Pool::start(&runtime, &module, short.clone(), None).await.err().unwrap().to_string();
+            assert!(error.ends_with(&format!("WASM_TIMEOUT: {name} did not end within 20 ms: raise `--start-timeout-ms`")), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_largest_memory_is_known_in_both_isolation_modes() {
+        let hook = r#"(module (memory (export "memory") 2)
+            (func (export "alloc") (param i32) (result i32) i32.const 1024)
+            (func (export "dealloc") (param i32 i32))
+            (func (export "on_request_headers") (param i32 i32) (result i64) (drop (memory.grow (i32.const 3))) i64.const 0))"#;
+        let module = Arc::new(Module::from_bytes("test.wasm", wat::parse_str(hook).unwrap(), None).unwrap());
+        let runtime = Runtime::start().unwrap();
+        for isolation in [Isolation::Pooled, Isolation::Request] {
+            let pool = Pool::start(&runtime, &module, Settings { isolation, ..settings(1) }, None).await.unwrap();
+            call(&pool).await.unwrap().accept();
+            assert_eq!(pool.stats().largest_memory, 5 << 16, "{isolation:?}");
+            // An instance whose answer was bad counts too.
+            drop(call(&pool).await.unwrap());
+            let grown = if isolation == Isolation::Pooled { 8 } else { 5 };
+            assert_eq!(pool.stats().largest_memory, grown << 16, "{isolation:?}");
+        }
     }
 }

@@ -7,7 +7,7 @@ use zentinel_wasm_contract::{Failure, FailureKind, Hook};
 use zentinel_wasm_runtime::{Isolation, Lease, Module, Pool, Request, Runtime, Settings, StartError};
 
 fn settings() -> Settings {
-    Settings { size: 2, max_memory: 4 << 20, max_output: 1024, isolation: Isolation::Pooled, config: None }
+    Settings { size: 2, max_memory: 4 << 20, max_output: 1024, isolation: Isolation::Pooled, config: None, start_timeout: LONG }
 }
 
 /// A module whose `on_request_headers` has the body `hook`, with a bump allocator beside it and `extra` items.
@@ -37,7 +37,9 @@ fn module(hook: &str, extra: &str) -> Arc<Module> {
 }
 
 async fn pool(module: &Arc<Module>, settings: Settings) -> Pool {
-    Pool::start(&Runtime::start().unwrap(), module, settings, None).await.unwrap()
+    let pool = Pool::start(&Runtime::start().unwrap(), module, settings, None).await.unwrap();
+    pool.warm().await;
+    pool
 }
 
 async fn call(pool: &Pool, timeout: Duration) -> Result<Lease, Failure> {
@@ -184,9 +186,10 @@ async fn a_call_that_has_slept_takes_turns_on_the_slow_lane() {
         (drop (call $poll (i32.const 64) (i32.const 256) (i32.const 1) (i32.const 512)))
         (loop (br 0)) (i64.const 0)";
     let runtime = Runtime::start().unwrap();
-    let pool = Pool::start(&runtime, &module(hook, ""), Settings { size: 6, ..settings() }, None).await.unwrap();
     // More than the lane has threads.
-    let loops: Vec<_> = (0..6).map(|_| tokio::spawn(call_owned(pool.clone()))).collect();
+    let looping = std::thread::available_parallelism().unwrap().get() as u32 + 4;
+    let pool = Pool::start(&runtime, &module(hook, ""), Settings { size: looping, ..settings() }, None).await.unwrap();
+    let loops: Vec<_> = (0..looping).map(|_| tokio::spawn(call_owned(pool.clone()))).collect();
     // Woken long after those have begun to loop.
     let hook = "(i64.store (i32.const 88) (i64.const 200000000))
         (drop (call $poll (i32.const 64) (i32.const 256) (i32.const 1) (i32.const 512))) (i64.const 0)";
