@@ -811,7 +811,7 @@ fn what_cannot_be_served_does_not_replace_what_serves() {
     let agent = Agent::start(&served, &[&SHORT_START[..], &["--timeout-ms", LONG_TIMEOUT_MS]].concat());
     let mut connection = agent.connect();
     let modules = REFUSED.iter().map(|(name, reason)| (write(folder.path(), name), *reason));
-    let refused = || agent.log.lines().iter().filter(|line| line.contains("the old module goes on")).count();
+    let refused = || agent.log.lines().iter().filter(|line| line.contains("reload failed, keeping the current module")).count();
     for (path, reason) in modules.chain(no_modules(folder.path())) {
         let next = folder.path().join("next");
         let _ = std::fs::remove_file(&next);
@@ -826,7 +826,7 @@ fn what_cannot_be_served_does_not_replace_what_serves() {
             (refused() > before).then_some(())
         });
         let lines = agent.log.lines();
-        let last = lines.iter().rfind(|line| line.contains("the old module goes on")).unwrap();
+        let last = lines.iter().rfind(|line| line.contains("reload failed, keeping the current module")).unwrap();
         assert!(serde_json::from_str::<Value>(last).unwrap()["message"].as_str().unwrap().contains(reason), "{}: {last}", path.display());
     }
     agent.end();
