@@ -89,7 +89,7 @@ impl Listener {
     /// Another process serves the path, it is not a socket, or the system refuses it. A stale socket is replaced, anything else left alone.
     pub fn bind(path: &Path, mode: Option<u32>) -> anyhow::Result<Self> {
         let mut file = SocketFile { path: path.to_owned(), mode, identity: None };
-        if occupant(path)?.is_some() {
+        if socket_at(path)?.is_some() {
             remove_stale(path)?;
         }
         let listener = UnixListener::from_std(file.bind()?)?;
@@ -105,15 +105,15 @@ impl Listener {
     pub fn serve(self, agent: Arc<Agent>, stage: watch::Receiver<Stage>) -> io::Result<impl Future<Output = ()> + Send + 'static> {
         let Self { listener, file } = self;
         let shown = file.path.display().to_string();
-        let kept = keep(file, Arc::clone(&agent))?;
+        let keeper = keep(file, Arc::clone(&agent))?;
         Ok(async move {
             info!("serving the socket `{shown}`");
-            serve(listener, kept, agent, stage).await;
+            serve(listener, keeper, agent, stage).await;
         })
     }
 }
 
-async fn serve(mut listener: UnixListener, mut kept: Kept, agent: Arc<Agent>, mut stage: watch::Receiver<Stage>) {
+async fn serve(mut listener: UnixListener, mut keeper: KeeperHandle, agent: Arc<Agent>, mut stage: watch::Receiver<Stage>) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
@@ -126,9 +126,8 @@ async fn serve(mut listener: UnixListener, mut kept: Kept, agent: Arc<Agent>, mu
                     continue;
                 }
             },
-            // Whoever has found the old one and was not accepted yet finds the new one when it
-            // tries again.
-            Some(bound) = kept.bound.recv() => {
+            // Clients that wait in the old socket's queue have to connect again.
+            Some(bound) = keeper.bound.recv() => {
                 listener = bound;
                 continue;
             }
@@ -154,13 +153,13 @@ async fn serve(mut listener: UnixListener, mut kept: Kept, agent: Arc<Agent>, mu
         });
     }
     // Nobody comes any more; those who are here may finish.
-    kept.end().await;
+    keeper.end().await;
     drop(listener);
     while connections.join_next().await.is_some() {}
 }
 
 /// The socket's file, in the hands of a thread that keeps it in its place.
-struct Kept {
+struct KeeperHandle {
     /// The sockets that were bound because the one before was lost.
     bound: mpsc::Receiver<UnixListener>,
     /// Ends the thread when dropped.
@@ -169,7 +168,7 @@ struct Kept {
     ended: oneshot::Receiver<Infallible>,
 }
 
-impl Kept {
+impl KeeperHandle {
     /// Removes the file, and waits until that is done.
     async fn end(self) {
         drop((self.bound, self.end));
@@ -179,7 +178,7 @@ impl Kept {
 
 /// Starts the thread that checks whether `file` is in its place. A thread of its own, because
 /// looking at a file may block.
-fn keep(file: SocketFile, agent: Arc<Agent>) -> io::Result<Kept> {
+fn keep(file: SocketFile, agent: Arc<Agent>) -> io::Result<KeeperHandle> {
     let (listeners, bound) = mpsc::channel(1);
     let (end, ends) = std::sync::mpsc::channel();
     let (done, ended) = oneshot::channel();
@@ -196,7 +195,7 @@ fn keep(file: SocketFile, agent: Arc<Agent>) -> io::Result<Kept> {
         drop(keeper);
         drop::<oneshot::Sender<Infallible>>(done);
     })?;
-    Ok(Kept { bound, end, ended })
+    Ok(KeeperHandle { bound, end, ended })
 }
 
 struct Keeper {
@@ -204,13 +203,13 @@ struct Keeper {
     agent: Arc<Agent>,
     listeners: mpsc::Sender<UnixListener>,
     runtime: Handle,
-    foreign: Option<Foreign>,
+    foreign: Option<ForeignSocket>,
     /// Why the socket cannot be reached, as it was logged last.
     problem: Option<String>,
 }
 
 /// A socket at our path that is not ours.
-enum Foreign {
+enum ForeignSocket {
     /// It is served. Asked again after some checks.
     Served { identity: Identity, checks: u32 },
     /// It has refused a connection. Its owner may be just about to listen, so that one refusal
@@ -259,21 +258,21 @@ impl Keeper {
     /// has looked.
     fn bind_again(&mut self) -> anyhow::Result<Option<UnixListener>> {
         let path = &self.file.path;
-        if let Some(found) = occupant(path)? {
+        if let Some(found) = socket_at(path)? {
             match &mut self.foreign {
-                Some(Foreign::Served { identity, checks }) if *identity == found && *checks < CHECKS_WHILE_SERVED => {
+                Some(ForeignSocket::Served { identity, checks }) if *identity == found && *checks < CHECKS_WHILE_SERVED => {
                     *checks += 1;
                     return Ok(None);
                 }
-                Some(Foreign::Refused(identity)) if *identity == found => remove_stale(path)?,
+                Some(ForeignSocket::Refused(identity)) if *identity == found => remove_stale(path)?,
                 foreign => {
                     // Whether it is served or cannot be asked, it is left alone for a while.
-                    *foreign = Some(Foreign::Served { identity: found, checks: 0 });
+                    *foreign = Some(ForeignSocket::Served { identity: found, checks: 0 });
                     if is_served(path)? {
                         return Err(served(path));
                     }
-                    *foreign = Some(Foreign::Refused(found));
-                    bail!("cannot serve the socket `{}`: another one stands there, which refuses connections", path.display());
+                    *foreign = Some(ForeignSocket::Refused(found));
+                    bail!("cannot serve the socket `{}`: another socket is at that path and refuses connections", path.display());
                 }
             }
         }
@@ -294,7 +293,7 @@ pub(crate) async fn drains(stage: &mut watch::Receiver<Stage>) {
 /// # Errors
 ///
 /// Something else is there, or nobody can tell.
-fn occupant(path: &Path) -> anyhow::Result<Option<Identity>> {
+fn socket_at(path: &Path) -> anyhow::Result<Option<Identity>> {
     let shown = path.display();
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),

@@ -1,4 +1,4 @@
-//! Where the agent comes from: every file that it reads at start and reads anew on each reload.
+//! The files that the agent reads at start and again on each reload.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read as _};
@@ -13,7 +13,7 @@ use zentinel_wasm_runtime::{Module, StartError};
 use crate::grpc::Tls;
 use crate::settings::{Limits, checked_module_config};
 
-/// The files.
+/// The files, and what is known of them beforehand.
 #[derive(Clone)]
 pub struct Source {
     /// The module.

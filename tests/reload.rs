@@ -258,7 +258,7 @@ fn a_watched_file_that_could_not_be_read_is_taken_when_it_can() {
     // Under another name at first, so that it never appears readable.
     let next = files.path("next.json");
     fs::write(&next, r#"{"rules":2}"#).unwrap();
-    fs::set_permissions(&next, Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&next, Permissions::from_mode(0o000)).unwrap();
     fs::rename(&next, &config).unwrap();
     wait_for("a failed reload", || (admin.metric(NOT_RELOADED) >= 1.0).then_some(()));
     let health = admin.get("/healthz").1;
