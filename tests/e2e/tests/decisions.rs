@@ -125,6 +125,21 @@ on_both_transports! {
         assert_eq!(response.header("set-cookie").as_deref(), Some("refused=1"));
     }
 
+    /// Hence two cookies in a block are a module error: neither a block's own headers, which are one
+    /// value a name, nor changes beside it could carry them.
+    fn other_header_changes_beside_a_refusal_are_not_read(transport) {
+        let stack = Stack::over(transport).start();
+        for hook in [HOOK, "on_response_headers"] {
+            let answer = json!({"decision": "block", "body": "no", "remove_response_headers": ["Content-Type"]});
+            let response = stack.send(&Ask::get("/").answer(hook, &answer));
+            assert_eq!(response.status(), 403, "{hook}");
+            assert!(response.header("content-type").is_some(), "{hook}");
+            let answer = json!({"decision": "redirect", "body": "/", "append_response_headers": {"X-Beside": "1"}});
+            let response = stack.send(&Ask::get("/").answer(hook, &answer));
+            assert_eq!((response.status(), response.header("x-beside")), (302, None), "{hook}");
+        }
+    }
+
     fn the_url_of_a_redirect_arrives_encoded(transport) {
         let stack = Stack::over(transport).start();
         let response = stack.send(&Ask::get("/").answer(HOOK, &json!({"decision": "redirect", "body": "/caf\u{e9} x?a=%2F#top"})));
