@@ -1,6 +1,5 @@
 //! The agent itself: from an event to its answer, and from new settings or a new module to the instances that serve.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -14,7 +13,7 @@ use zentinel_wasm_contract::{
     Answer, BodyAction, BodyMutation, Decision, Event, Failure, FailureKind, Hook, Text, WebsocketDecision, input,
 };
 use zentinel_wasm_protocol::log::RateLimit;
-use zentinel_wasm_protocol::{Capabilities, Encode, Handler, LARGE, Reports, log_limited, report};
+use zentinel_wasm_protocol::{Arrival, Capabilities, Encode, Handler, LARGE, Reports, log_limited, report};
 use zentinel_wasm_runtime::{Cache, Lease, Module, Pool, Request, Runtime};
 
 use crate::bodies::{self, Body, Length};
@@ -42,6 +41,10 @@ const WARM_TIMEOUT: Duration = Duration::from_secs(30);
 /// has had its part already.
 const CONFIG_WARM_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Time for applying a proxy's configuration: compiling the module on a slow machine, starting its instances, and waiting for others that are
+/// being applied. The proxy itself gives up after 5 s, and finds what was compiled in the cache when it comes back.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// One module with the settings under which it serves.
 struct Generation {
     module: Arc<Module>,
@@ -63,7 +66,8 @@ pub struct Agent {
     metrics: Metrics,
     limits: Vec<RateLimit>,
     state: Mutex<State>,
-    discarded_before: AtomicU64,
+    /// Instances that pools of earlier generations have discarded. Held while generations are swapped, so that no count is seen on both sides.
+    discarded_before: Mutex<u64>,
     reports: watch::Sender<Arc<Reports>>,
 }
 
@@ -115,7 +119,7 @@ impl Agent {
             metrics,
             limits: FailureKind::ALL.iter().map(|_| RateLimit::new()).collect(),
             state: Mutex::new(State::default()),
-            discarded_before: AtomicU64::new(0),
+            discarded_before: Mutex::new(0),
             reports: watch::Sender::new(Arc::new(Reports::default())),
         };
         let agent = Arc::new(agent);
@@ -187,11 +191,16 @@ impl Agent {
     fn install(&self, generation: Generation) {
         log_limited!(info, module = generation.digest(), "the module `{}` serves", self.source.module.display());
         self.metrics.serving(generation.digest());
+        let mut discarded_before = self.discarded_before();
         let old = self.current.swap(Arc::new(generation));
         // Where the pool is kept, so is its count.
         if !old.pool.is_same(&self.current.load().pool) {
-            self.discarded_before.fetch_add(old.pool.stats().discarded, Relaxed);
+            *discarded_before += old.pool.stats().discarded;
         }
+    }
+
+    fn discarded_before(&self) -> std::sync::MutexGuard<'_, u64> {
+        self.discarded_before.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -242,9 +251,10 @@ impl Agent {
 
     /// The agent's metrics, up to date.
     pub fn metrics(&self) -> &Metrics {
+        let discarded_before = self.discarded_before();
         let generation = self.current.load();
         let stats = generation.pool.stats();
-        self.metrics.observe(stats, self.discarded_before.load(Relaxed) + stats.discarded, generation.breaker.is_open());
+        self.metrics.observe(stats, *discarded_before + stats.discarded, generation.breaker.is_open());
         self.metrics.instances(stats.largest_memory, self.runtime.failed_starts());
         &self.metrics
     }
@@ -260,7 +270,10 @@ impl Agent {
             in_flight: metrics.in_flight.get() as u32,
             waiting: self.current.load().pool.stats().waiting as u32,
             answered: metrics.requests.get(),
-            blocked: metrics.blocked.get(),
+            // Not for what they are, but because there was nobody to decide.
+            rejected: metrics.errors(FailureKind::Overloaded) + metrics.errors(FailureKind::CircuitOpen),
+            timed_out: metrics.errors(FailureKind::Timeout),
+            latency: metrics.recent_latency(Instant::now()),
             connections: metrics.connections(),
         };
         let metrics = metrics.report();
@@ -269,13 +282,19 @@ impl Agent {
     }
 
     /// What the module is handed for `event`, or None when it takes no such event.
-    fn input(&self, generation: &Generation, event: &Event<'_>) -> Result<Option<Prepared>, Failure> {
+    fn input(
+        &self,
+        generation: &Generation,
+        event: &Event<'_>,
+        arrived: Instant,
+        arrival: Arrival,
+        id: &Arc<str>,
+    ) -> Result<Option<Prepared>, Failure> {
         let hooks = generation.pool.hooks();
         let settings = &generation.settings;
         let (case, limit) = (settings.header_case, settings.max_body);
         let wanted = hooks.contains(event.hook());
         let has_later_hooks = hooks.contains_any(&[Hook::RequestBody, Hook::ResponseHeaders, Hook::ResponseBody]);
-        let id = event.correlation_id();
         let mut out = inputs::take();
         let mut traceparent = None;
         let mut number = None;
@@ -289,22 +308,30 @@ impl Agent {
                 if has_later_hooks {
                     let takes_body = hooks.contains(Hook::RequestBody);
                     let length = if takes_body { Length::of(event) } else { Length::Unknown };
-                    let remembered = Remembered::new(input::context(event, &out), traceparent.clone(), length);
-                    number = Some(self.contexts.begin(id, remembered, takes_body && may_have_body(event)));
+                    let remembered = Remembered::new(Arc::clone(id), input::context(event, &out), traceparent.clone(), length);
+                    let begun = self.contexts.begin(remembered, takes_body && may_have_body(event), arrived);
+                    number = Some(begun.number);
+                    // The same collision is counted once, wherever it shows.
+                    if begun.collides && arrival == Arrival::Alone {
+                        self.metrics.id_collisions.inc();
+                    }
                 }
             }
             Event::RequestBody(chunk) => {
-                let known = has_later_hooks.then(|| self.contexts.get(id)).flatten();
+                let known = if wanted {
+                    self.contexts.get_for_body(id, chunk.is_last, arrived)
+                } else {
+                    has_later_hooks.then(|| self.contexts.get(id, arrived)).flatten()
+                };
                 if wanted {
                     body = Body::request(chunk, known.as_ref().map_or(Length::Unknown, |known| known.length));
-                    self.contexts.body_open(id, !chunk.is_last);
                     input::request_body(&mut out, chunk, known.as_ref().map(|known| &known.context), limit)?;
                 }
                 number = known.as_ref().map(|known| known.number());
                 traceparent = known.and_then(|known| known.traceparent.clone());
             }
             Event::ResponseHeaders(event) => {
-                let known = has_later_hooks.then(|| self.contexts.get(id)).flatten();
+                let known = has_later_hooks.then(|| self.contexts.get(id, arrived)).flatten();
                 if wanted {
                     input::response(&mut out, event, known.as_ref().map(|known| &known.context), case);
                 }
@@ -314,13 +341,13 @@ impl Agent {
                 } else if hooks.contains(Hook::ResponseBody) {
                     self.contexts.respond(id, input::response_context(event, case));
                 } else if has_later_hooks {
-                    self.contexts.end(id);
+                    self.contexts.end(id, arrived);
                 }
             }
             Event::ResponseBody(chunk) if wanted => {
-                let known = self.contexts.get(id);
+                let known = self.contexts.get(id, arrived);
                 if chunk.is_last {
-                    self.contexts.end(id);
+                    self.contexts.end(id, arrived);
                 }
                 body = Body::response(chunk);
                 input::response_body(&mut out, chunk, known.as_ref().map(|known| &known.context), limit)?;
@@ -346,16 +373,24 @@ impl Agent {
     }
 
     /// What becomes of a chunk of a body that is collected.
-    fn collect<E: Encode>(&self, generation: &Generation, event: &Event<'_>, chunk: &BodyChunk<'_>, encode: &E) -> Result<Input, Failed> {
+    fn collect<E: Encode>(
+        &self,
+        generation: &Generation,
+        event: &Event<'_>,
+        chunk: &BodyChunk<'_>,
+        arrived: Instant,
+        arrival: Arrival,
+        encode: &E,
+    ) -> Result<Input, Failed> {
         let id = &*chunk.correlation_id;
         let Some(connection) = encode.connection() else {
             if chunk.is_last && chunk.chunk_index == 0 {
-                return Ok(self.input(generation, event)?.into());
+                return Ok(self.input(generation, event, arrived, arrival, encode.correlation_id())?.into());
             }
             let detail = "`--collect-request-body` needs the Unix socket, because gRPC has no field for the body that is put back";
             return Err(Failure::new(FailureKind::BodyNotCollected, detail).into());
         };
-        let known = self.contexts.get(id);
+        let known = self.contexts.get_for_body(id, chunk.is_last, arrived);
         let number = known.as_ref().map(|known| known.number());
         let length = known.as_ref().map_or(Length::Unknown, |known| known.length);
         let traceparent = known.as_ref().and_then(|known| known.traceparent.clone());
@@ -382,9 +417,8 @@ impl Agent {
         });
         let step = step.map_err(|lost| failed(lost.failure, lost.rescue))?;
         if step == Step::Alone {
-            return Ok(self.input(generation, event)?.into());
+            return Ok(self.input(generation, event, arrived, arrival, encode.correlation_id())?.into());
         }
-        self.contexts.body_open(id, !chunk.is_last);
         let more = !chunk.is_last;
         let whole = match step {
             Step::Whole(whole) => whole,
@@ -602,14 +636,24 @@ impl Handler for Agent {
         Capabilities { hooks: generation.pool.hooks(), max_body: generation.settings.max_body }
     }
 
-    fn handle<E: Encode>(self: &Arc<Self>, event: &Event<'_>, encode: E) -> impl Future<Output = E::Encoded> + Send + 'static {
+    fn handle<E: Encode>(
+        self: &Arc<Self>,
+        event: &Event<'_>,
+        arrival: Arrival,
+        encode: E,
+    ) -> impl Future<Output = E::Encoded> + Send + 'static {
         let arrived = Instant::now();
         let agent = Arc::clone(self);
         let generation = self.current.load_full();
         let hook = event.hook();
+        if arrival == Arrival::Superseding {
+            self.metrics.id_collisions.inc();
+        }
         let input = match event {
-            Event::RequestBody(chunk) if self.collects(&generation, chunk, &encode) => self.collect(&generation, event, chunk, &encode),
-            _ => self.input(&generation, event).map(Input::from).map_err(Failed::from),
+            Event::RequestBody(chunk) if self.collects(&generation, chunk, &encode) => {
+                self.collect(&generation, event, chunk, arrived, arrival, &encode)
+            }
+            _ => self.input(&generation, event, arrived, arrival, encode.correlation_id()).map(Input::from).map_err(Failed::from),
         };
         self.metrics.requests.inc();
         async move {
@@ -681,18 +725,14 @@ impl Handler for Agent {
     fn configure(self: &Arc<Self>, config: Value) -> impl Future<Output = Result<(), String>> + Send + 'static {
         let agent = Arc::clone(self);
         async move {
-            let result = agent.apply(config).await;
+            let result = tokio::time::timeout(APPLY_TIMEOUT, agent.apply(config)).await;
+            let result = result.unwrap_or_else(|_| Err(format!("it was not applied within {APPLY_TIMEOUT:?}")));
             if let Err(reason) = &result {
                 agent.metrics.reloaded(false);
                 log_limited!(warn, "the proxy's configuration is rejected: {reason}");
             }
             result
         }
-    }
-
-    fn drain(&self) {
-        log_limited!(info, "a proxy has asked the agent to drain");
-        self.drain();
     }
 
     fn reports(&self) -> watch::Receiver<Arc<Reports>> {

@@ -1,18 +1,21 @@
 //! What the agent counts. The names are a promise: dashboards and alerts hold on to them.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use zentinel_wasm_contract::{FailureKind, Hook};
-use zentinel_wasm_protocol::report;
+use zentinel_wasm_protocol::{REPORT_INTERVAL, report};
 use zentinel_wasm_runtime::PoolStats;
 
-/// Upper bounds of the duration buckets, in seconds: from a call of a small module to the longest deadline that makes sense.
-const BUCKETS: [f64; 14] =
-    [0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1];
+/// Upper bounds of the duration buckets, in seconds: from a call of a small module to the longest deadline that `--timeout-ms` takes.
+const BUCKETS: [f64; 22] = [
+    0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
+    2.5, 5.0, 10.0, 30.0, 60.0,
+];
 
 /// The agent's metrics.
 pub struct Metrics {
@@ -27,6 +30,8 @@ pub struct Metrics {
     pub routing_metadata_lost: IntCounter,
     /// Events under way.
     pub in_flight: IntGauge,
+    /// Events whose correlation id belonged to another one that was live, or may have been.
+    pub(crate) id_collisions: IntCounter,
     errors: Vec<IntCounter>,
     durations: Vec<Histogram>,
     pool_available: IntGauge,
@@ -36,10 +41,66 @@ pub struct Metrics {
     failed_starts: IntCounter,
     /// What of them is counted already.
     counted_failed_starts: AtomicU64,
-    reloads: IntCounterVec,
+    /// What `discarded` stands for. The counter itself can only be added to, and two who observe at once would both add the difference.
+    discarded_seen: AtomicU64,
+    /// By their result: success, failure.
+    reloads: [IntCounter; 2],
     module_info: IntGaugeVec,
     circuit_open: IntGauge,
     connections: IntGauge,
+    recent: Mutex<Recent>,
+}
+
+/// The calls at two moments: what has come since the earlier one is recent.
+#[derive(Default)]
+struct Recent {
+    earlier: Calls,
+    later: Calls,
+    /// When the later one was.
+    at: Option<Instant>,
+}
+
+/// How long all calls took, whatever their hook.
+#[derive(Clone, Copy, Default)]
+struct Calls {
+    count: u64,
+    sum: f64,
+    /// How many lie at or below each of [`BUCKETS`].
+    buckets: [u64; BUCKETS.len()],
+}
+
+impl Calls {
+    /// Those that have come since `earlier`.
+    fn since(mut self, earlier: &Self) -> Self {
+        self.count -= earlier.count;
+        self.sum -= earlier.sum;
+        for (count, earlier) in self.buckets.iter_mut().zip(earlier.buckets) {
+            *count -= earlier;
+        }
+        self
+    }
+
+    /// The time below which a part of the calls lies, in seconds, taken as evenly spread within its bucket.
+    fn quantile(&self, part: f64) -> f64 {
+        let wanted = part * self.count as f64;
+        let (mut bound_below, mut below) = (0.0, 0);
+        for (bound, count) in BUCKETS.into_iter().zip(self.buckets) {
+            if count as f64 >= wanted && count > below {
+                return bound_below + (bound - bound_below) * (wanted - below as f64) / (count - below) as f64;
+            }
+            (bound_below, below) = (bound, count);
+        }
+        bound_below
+    }
+
+    fn latency(&self) -> report::Latency {
+        const MILLISECONDS: f64 = 1000.0;
+        if self.count == 0 {
+            return report::Latency::default();
+        }
+        let [p50, p95, p99] = [0.5, 0.95, 0.99].map(|part| self.quantile(part) * MILLISECONDS);
+        report::Latency { average: self.sum / self.count as f64 * MILLISECONDS, p50, p95, p99 }
+    }
 }
 
 impl Default for Metrics {
@@ -76,6 +137,8 @@ impl Metrics {
                 .buckets(BUCKETS.to_vec()),
             &["hook"]
         );
+        let reloads =
+            metric!(IntCounterVec, Opts::new("wasm_agent_reloads_total", "Changes of module or settings, by result."), &["result"]);
         Self {
             requests: metric!(IntCounter, "wasm_agent_requests_total", "Events answered."),
             blocked: metric!(IntCounter, "wasm_agent_requests_blocked_total", "Events answered with a block, module errors included."),
@@ -86,6 +149,11 @@ impl Metrics {
                 "Answers over gRPC whose routing metadata was left out."
             ),
             in_flight: metric!(IntGauge, "wasm_agent_in_flight", "Events under way."),
+            id_collisions: metric!(
+                IntCounter,
+                "wasm_agent_id_collisions_total",
+                "Events whose correlation id belonged to another event or request that was, or may have been, under way."
+            ),
             errors: FailureKind::ALL.iter().map(|kind| errors.with_label_values(&[kind.label()])).collect(),
             durations: Hook::ALL.iter().map(|hook| durations.with_label_values(&[hook.export()])).collect(),
             pool_available: metric!(IntGauge, "wasm_agent_pool_available", "Instances that could be called right now."),
@@ -102,14 +170,13 @@ impl Metrics {
                 "Failures to make an instance while the module serves. Each is tried again."
             ),
             counted_failed_starts: AtomicU64::new(0),
-            reloads: metric!(
-                IntCounterVec,
-                Opts::new("wasm_agent_reloads_total", "Changes of module or settings, by result."),
-                &["result"]
-            ),
+            discarded_seen: AtomicU64::new(0),
+            // Every series exists from the start: what appears at 1 is no increase to Prometheus.
+            reloads: ["success", "failure"].map(|result| reloads.with_label_values(&[result])),
             module_info: metric!(IntGaugeVec, Opts::new("wasm_agent_module_info", "The module that serves, by its SHA-256."), &["sha256"]),
             circuit_open: metric!(IntGauge, "wasm_agent_circuit_open", "1 while the module is left alone because every call failed."),
             connections: metric!(IntGauge, "wasm_agent_connections", "Connections of proxies."),
+            recent: Mutex::default(),
             registry,
         }
     }
@@ -119,6 +186,11 @@ impl Metrics {
         self.errors[kind as usize].inc();
     }
 
+    /// Module errors of a kind so far.
+    pub(crate) fn errors(&self, kind: FailureKind) -> u64 {
+        self.errors[kind as usize].get()
+    }
+
     /// Counts a call.
     pub(crate) fn called(&self, hook: Hook, duration: Duration) {
         self.durations[hook as usize].observe(duration.as_secs_f64());
@@ -126,7 +198,8 @@ impl Metrics {
 
     /// Counts a reload.
     pub(crate) fn reloaded(&self, good: bool) {
-        self.reloads.with_label_values(&[if good { "success" } else { "failure" }]).inc();
+        let [success, failure] = &self.reloads;
+        if good { success } else { failure }.inc();
     }
 
     /// Tells which module serves.
@@ -139,7 +212,7 @@ impl Metrics {
     pub(crate) fn observe(&self, pool: PoolStats, discarded: u64, circuit_open: bool) {
         self.pool_available.set(pool.available as i64);
         self.pool_waiting.set(pool.waiting as i64);
-        self.discarded.inc_by(discarded.saturating_sub(self.discarded.get()));
+        self.discarded.inc_by(discarded.saturating_sub(self.discarded_seen.fetch_max(discarded, Relaxed)));
         self.circuit_open.set(i64::from(circuit_open));
     }
 
@@ -148,6 +221,30 @@ impl Metrics {
         self.guest_memory.set(largest_memory as i64);
         // Several callers may come with the same number.
         self.failed_starts.inc_by(failed_starts.saturating_sub(self.counted_failed_starts.fetch_max(failed_starts, Relaxed)));
+    }
+
+    /// How long the calls of the last ten to twenty seconds took.
+    pub(crate) fn recent_latency(&self, now: Instant) -> report::Latency {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let calls = self.calls();
+        if recent.at.is_none_or(|at| now.saturating_duration_since(at) >= REPORT_INTERVAL) {
+            recent.earlier = std::mem::replace(&mut recent.later, calls);
+            recent.at = Some(now);
+        }
+        calls.since(&recent.earlier).latency()
+    }
+
+    fn calls(&self) -> Calls {
+        let mut calls = Calls::default();
+        for metric in self.durations.iter().map(prometheus::core::Metric::metric) {
+            let histogram = metric.get_histogram();
+            calls.count += histogram.get_sample_count();
+            calls.sum += histogram.get_sample_sum();
+            for (sum, bucket) in calls.buckets.iter_mut().zip(histogram.get_bucket()) {
+                *sum += bucket.cumulative_count();
+            }
+        }
+        calls
     }
 
     /// A connection has come; it is counted until the guard is dropped.
@@ -216,7 +313,6 @@ mod tests {
     #[test]
     fn names_are_as_promised() {
         let metrics = Metrics::new();
-        metrics.reloaded(true);
         metrics.serving("abc");
         let text = String::from_utf8(metrics.text()).unwrap();
         let mut names: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
@@ -230,6 +326,7 @@ mod tests {
                 "wasm_agent_errors_total counter",
                 "wasm_agent_fail_open_total counter",
                 "wasm_agent_guest_memory_max_bytes gauge",
+                "wasm_agent_id_collisions_total counter",
                 "wasm_agent_in_flight gauge",
                 "wasm_agent_instance_start_failures_total counter",
                 "wasm_agent_instances_discarded_total counter",
@@ -244,12 +341,71 @@ mod tests {
         );
         for line in [
             r#"wasm_agent_errors_total{kind="trap"} 0"#,
-            r#"wasm_agent_reloads_total{result="success"} 1"#,
+            r#"wasm_agent_reloads_total{result="success"} 0"#,
+            r#"wasm_agent_reloads_total{result="failure"} 0"#,
+            r#"wasm_agent_call_duration_seconds_bucket{hook="on_request_body",le="60"} 0"#,
             r#"wasm_agent_module_info{sha256="abc"} 1"#,
             r#"wasm_agent_call_duration_seconds_count{hook="on_request_headers"} 0"#,
         ] {
             assert!(text.lines().any(|found| found == line), "{line}");
         }
+    }
+
+    #[test]
+    fn no_series_appears_later() {
+        let series = |metrics: &Metrics| {
+            let text = String::from_utf8(metrics.text()).unwrap();
+            let lines = text.lines().filter(|line| !line.starts_with('#'));
+            lines.map(|line| line.rsplit_once(' ').unwrap().0.to_owned()).collect::<Vec<_>>()
+        };
+        let metrics = Metrics::new();
+        metrics.serving("abc");
+        let before = series(&metrics);
+        FailureKind::ALL.into_iter().for_each(|kind| metrics.error(kind));
+        Hook::ALL.into_iter().for_each(|hook| metrics.called(hook, Duration::from_secs(1)));
+        [true, false].into_iter().for_each(|good| metrics.reloaded(good));
+        assert_eq!(series(&metrics), before);
+    }
+
+    #[test]
+    fn what_several_see_discarded_is_counted_once() {
+        use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+        const EACH: u64 = 20_000;
+        let (metrics, discarded) = (Metrics::new(), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..EACH {
+                        let now = discarded.fetch_add(1, SeqCst) + 1;
+                        metrics.observe(PoolStats::default(), now, false);
+                    }
+                });
+            }
+        });
+        assert_eq!(metrics.discarded.get(), discarded.load(SeqCst));
+    }
+
+    #[test]
+    fn latencies_are_those_of_late() {
+        let (metrics, start) = (Metrics::new(), Instant::now());
+        assert_eq!(metrics.recent_latency(start), report::Latency::default());
+        for _ in 0..98 {
+            metrics.called(Hook::RequestHeaders, Duration::from_micros(75));
+        }
+        metrics.called(Hook::RequestBody, Duration::from_millis(500));
+        metrics.called(Hook::RequestBody, Duration::from_secs(100));
+        let report::Latency { average, p50, p95, p99 } = metrics.recent_latency(start);
+        assert!((average - 1005.07).abs() < 0.1, "{average}");
+        assert!((0.05..=0.1).contains(&p50) && (0.05..=0.1).contains(&p95), "{p50} {p95}");
+        assert!((p99 - 500.0).abs() < 0.1, "{p99}");
+        assert!(metrics.recent_latency(start + REPORT_INTERVAL).average > 1000.0);
+        metrics.called(Hook::RequestHeaders, Duration::from_secs(50));
+        let late = metrics.recent_latency(start + 2 * REPORT_INTERVAL);
+        assert_eq!(late.average, 50_000.0);
+        assert!((30_000.0..=60_000.0).contains(&late.p50), "{late:?}");
+        assert_eq!(metrics.recent_latency(start + 3 * REPORT_INTERVAL - Duration::from_secs(1)), late);
+        assert_eq!(metrics.recent_latency(start + 3 * REPORT_INTERVAL), report::Latency::default());
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{Agent, Connection, base64, decision, kind, module, request, request_body, response, response_body};
+use std::io::Write as _;
+
+use common::{Agent, Connection, base64, decision, frame, kind, module, request, request_body, response, response_body};
 use serde_json::{Value, json};
 
 fn echoing(hooks: &[&str], options: &[&str]) -> Agent {
@@ -255,4 +257,40 @@ fn contexts_write_header_names_as_they_are_told_to() {
     proxy.ask(kind::RESPONSE_HEADERS, &response("a", 200));
     let body = ask(&mut proxy, kind::RESPONSE_BODY, &response_body("a", "x"));
     assert_eq!(body["header_values"], json!({"set-cookie": ["a=1", "b=2"]}));
+}
+
+/// As where the proxy sends no response events, or clients leave their requests open.
+#[test]
+fn requests_that_never_end_cost_bounded_memory_and_no_other_s_context() {
+    /// Many times as many as there is memory for contexts.
+    const REQUESTS: usize = 100_000;
+    /// Contexts, ids, and what an allocator keeps.
+    const ROOM: u64 = 40 << 20;
+
+    // No module is called for them.
+    let agent = echoing(&["on_response_headers"], &[]);
+    let mut proxy = agent.connect();
+    proxy.get("warm", "/");
+    let before = agent.resident();
+    let mut writer = proxy.writer();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for at in 0..REQUESTS {
+                let mut event = request(&format!("request-{at}"), "/some/path?of=usual&length=1");
+                event["headers"]["cookie"] = json!(["x".repeat(500)]);
+                writer.write_all(&frame(kind::REQUEST_HEADERS, &serde_json::to_vec(&event).unwrap())).unwrap();
+            }
+        });
+        for _ in 0..REQUESTS {
+            assert_eq!(decision(&proxy.answer()), "allow");
+        }
+    });
+    let more = agent.resident().saturating_sub(before);
+    println!("{} MiB more, {} MiB in all", more >> 20, agent.resident() >> 20);
+    assert!(more < ROOM, "{} MiB more", more >> 20);
+    proxy.get("another", "/known");
+    assert_eq!(ask(&mut proxy, kind::RESPONSE_HEADERS, &response("another", 200))["uri"], "/known");
+    proxy.get("request-0", "/other");
+    assert!(!knows_request(&ask(&mut proxy, kind::RESPONSE_HEADERS, &response("request-0", 200))));
+    agent.end();
 }

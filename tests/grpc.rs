@@ -431,6 +431,46 @@ async fn a_request_to_drain_shows_in_health_and_work_goes_on() {
     agent.end();
 }
 
+/// A drain is for who has asked for it: other proxies of the agent, and the same one on a new connection, go on as before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_to_drain_concerns_its_own_connection_alone() {
+    let (agent, _directory) = serve(&module::choosing(), &[&AMPLE[..], &["--admin-address", "127.0.0.1:0"]].concat());
+    let admin = agent.admin();
+    let mut other = Client::connect(&agent).await;
+    let mut others_stream = other.process().await;
+    let mut others_watch = other.watch().await;
+    assert_eq!(patiently(others_watch.message()).await.unwrap().unwrap().status(), ServingStatus::Serving);
+    let mut client = Client::connect(&agent).await;
+    let mut stream = client.process().await;
+    let (control, _answers) = client.many::<proto::ProxyControl>(CONTROL_STREAM).await;
+    control.send(drain()).await.unwrap();
+    while !matches!(stream.receive().await.unwrap().expect("the stream goes on"), FromAgent::Health(health) if health.state == 3) {}
+    assert_eq!(client.health("").await.unwrap(), ServingStatus::NotServing);
+    // One that comes later on the same connection is told too.
+    let mut later = client.process().await;
+    assert!(matches!(later.receive().await.unwrap(), Some(FromAgent::Health(health)) if health.state == 3));
+
+    assert_eq!(admin.get("/healthz"), (200, "healthy\n".into()));
+    assert_eq!(admin.get("/readyz"), (200, "ready\n".into()));
+    assert_eq!(other.health("").await.unwrap(), ServingStatus::Serving);
+    assert!(is_allow(&others_stream.ask(get("1", "/")).await));
+    // A report that came after the drain: nothing else publishes one before ten seconds have passed.
+    agent.signal(Signal::HUP);
+    admin.wait_for_metric(r#"wasm_agent_reloads_total{result="success"}"#, 1.0);
+    let reported = loop {
+        if let FromAgent::Health(health) = others_stream.receive().await.unwrap().expect("the stream goes on") {
+            break health.state;
+        }
+    };
+    assert_eq!(reported, 1);
+    drop((stream, later, control, client));
+    let mut again = Client::connect(&agent).await;
+    assert_eq!(again.health("").await.unwrap(), ServingStatus::Serving);
+    let mut stream = again.process().await;
+    assert!(matches!(stream.receive().await.unwrap(), Some(FromAgent::Health(health)) if health.state == 1));
+    agent.end();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_ending_agent_answers_what_is_in_flight_and_ends_its_streams_in_order() {
     const EVENTS: usize = 8;

@@ -852,6 +852,44 @@ fn a_reader_that_stops_reading_costs_bounded_memory_and_gets_its_answers_later()
     agent.end_unharmed();
 }
 
+/// Events that have arrived already when the answers to earlier ones can no longer be written.
+#[test]
+fn events_that_have_arrived_wait_while_answers_are_unread() {
+    /// Bytes of an answer. Small enough to be encoded at once.
+    const ANSWER: usize = 200 << 10;
+    /// Fits into one read.
+    const EVENTS: usize = 800;
+    /// Room for the answers at the bound, for those being written, and for what an allocator keeps.
+    const ROOM: u64 = 32 << 20;
+
+    let at = 4 << 20;
+    let json = format!(r#"{{"decision":"block","body":"{}"}}"#, "x".repeat(ANSWER));
+    let result = format!("i64.const {}", (at as u64) << 32 | json.len() as u64);
+    let data = format!("(data (i32.const {at}) \"{}\")", json.replace('"', "\\22"));
+    let (agent, _folder) = serve(
+        &module::with_hooks(&["on_response_headers"], |_| result.clone(), &data),
+        &[&AMPLE[..], &["--admin-address", "127.0.0.1:0"]].concat(),
+    );
+    let (admin, mut connection) = (agent.admin(), agent.connect());
+    connection.ask(kind::RESPONSE_HEADERS, &json!({"correlation_id": "warm", "status": 200, "headers": {}}));
+    let before = agent.peak();
+    let event = |at: usize| frame(kind::RESPONSE_HEADERS, format!(r#"{{"correlation_id":"{at}","status":200,"headers":{{}}}}"#).as_bytes());
+    connection.send_raw(&(0..EVENTS).flat_map(event).collect::<Vec<_>>());
+    // Until the agent takes no more of them.
+    let mut last = 0.0;
+    wait_for("the agent to be at rest", || {
+        std::thread::sleep(Duration::from_millis(100));
+        let taken = admin.metric("wasm_agent_requests_total");
+        (std::mem::replace(&mut last, taken) == taken && taken > 1.0).then_some(())
+    });
+    for _ in 0..EVENTS {
+        assert_eq!(decision(&connection.answer()), "block");
+    }
+    let more = agent.peak() - before;
+    assert!(more < ROOM, "{} MiB more", more >> 20);
+    agent.end_unharmed();
+}
+
 #[test]
 fn a_client_that_has_said_all_gets_its_answers() {
     let (agent, _folder) = agent(&[]);

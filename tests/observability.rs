@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{Admin, Agent, PATIENCE, decision, id_of, kind, module, module_error, request, response, wait_for};
+use common::{Admin, Agent, Connection, PATIENCE, decision, frame, id_of, kind, module, module_error, request, response, wait_for};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -119,6 +119,58 @@ fn blocks_of_the_module_and_of_its_errors_are_counted() {
 }
 
 #[test]
+fn collisions_of_ids_are_counted_once_wherever_they_show() {
+    const COLLISIONS: &str = "wasm_agent_id_collisions_total";
+    let both = |proxy: &mut Connection| {
+        let event = frame(kind::REQUEST_HEADERS, &serde_json::to_vec(&request("same", "/")).unwrap());
+        proxy.send_raw(&event.repeat(2));
+        proxy.answer();
+    };
+    // On the connection alone: nothing is remembered for later hooks.
+    let agent = start(&module::choosing(), &ADMIN);
+    let (admin, mut proxy) = (agent.admin(), agent.connect());
+    assert!(names(admin).contains(COLLISIONS));
+    proxy.get("same", "/");
+    proxy.get("same", "/");
+    assert_eq!(admin.metric(COLLISIONS), 0.0);
+    both(&mut proxy);
+    admin.wait_for_metric(COLLISIONS, 1.0);
+    // Among the contexts alone: one after the other, on two connections.
+    let agent = start(&module::echo(&module::PAGE_HOOKS), &ADMIN);
+    let (admin, mut proxy) = (agent.admin(), agent.connect());
+    proxy.get("other", "/");
+    proxy.ask(kind::RESPONSE_HEADERS, &response("other", 200));
+    assert_eq!(admin.metric(COLLISIONS), 0.0);
+    agent.connect().get("other", "/");
+    admin.wait_for_metric(COLLISIONS, 1.0);
+    // On both.
+    both(&mut proxy);
+    admin.wait_for_metric(COLLISIONS, 2.0);
+}
+
+#[test]
+fn the_health_report_tells_how_long_calls_take() {
+    let agent = start(&module::busy(20, "x"), &[&ADMIN[..], &["--timeout-ms", "20000"]].concat());
+    let mut proxy = agent.connect();
+    let load = proxy.report(kind::HEALTH_STATUS)["load"].clone();
+    assert_eq!((&load["avg_latency_ms"], &load["requests_rejected"], &load["requests_timed_out"]), (&json!(0.0), &json!(0), &json!(0)));
+    proxy.get("a", "/");
+    agent.signal(Signal::HUP);
+    let load = wait_for("a report of it", || {
+        let load = proxy.report(kind::HEALTH_STATUS)["load"].clone();
+        (load["requests_processed"] == 1).then_some(load)
+    });
+    for field in ["avg_latency_ms", "p50_latency_ms", "p95_latency_ms", "p99_latency_ms"] {
+        assert!(load[field].as_f64().unwrap() > 10.0, "{field}: {load}");
+    }
+    let agent = start(&module::choosing(), &ADMIN);
+    let mut proxy = agent.connect();
+    assert_eq!(module_error(&proxy.get("a", "/l")), Some("WASM_TIMEOUT"));
+    agent.signal(Signal::HUP);
+    wait_for("the timeout", || (proxy.report(kind::HEALTH_STATUS)["load"]["requests_timed_out"] == 1).then_some(()));
+}
+
+#[test]
 fn the_names_of_the_metrics_stay_as_they_are() {
     let (_agent, admin) = well_used();
     let expected = [
@@ -128,6 +180,7 @@ fn the_names_of_the_metrics_stay_as_they_are() {
         "wasm_agent_errors_total",
         "wasm_agent_fail_open_total",
         "wasm_agent_guest_memory_max_bytes",
+        "wasm_agent_id_collisions_total",
         "wasm_agent_in_flight",
         "wasm_agent_instance_start_failures_total",
         "wasm_agent_instances_discarded_total",
@@ -212,6 +265,19 @@ fn the_alerts_use_metrics_that_exist_and_prometheus_takes_them() {
     if let Some((good, told)) = promtool(&["check", "rules", path.to_str().unwrap()], b"") {
         assert!(good, "{told}");
     }
+    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/alerts.yml");
+    if let Some((good, told)) = promtool(&["test", "rules", cases.to_str().unwrap()], b"") {
+        assert!(good, "{told}");
+    }
+    // Every alert has a case in which it fires, and the cases are about no other.
+    let cases = std::fs::read_to_string(cases).unwrap();
+    let alerts = |text: &str, key: &str| {
+        text.lines()
+            .filter_map(|line| line.trim_start_matches([' ', '-']).strip_prefix(key))
+            .map(|name| name.trim().to_owned())
+            .collect::<BTreeSet<_>>()
+    };
+    assert_eq!(alerts(&rules, "alert:"), alerts(&cases, "alertname:"));
 }
 
 #[test]

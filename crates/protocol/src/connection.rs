@@ -24,9 +24,10 @@ use crate::answer::{Encoding, Phase, Proxy, Wire};
 use crate::frame::{self, Frame, FrameError, MAX_FRAME, kind};
 use crate::handshake::{self, MAX_IN_FLIGHT};
 use crate::session::{Call, Session, Ticket};
-use crate::{Encode, Handler, decode, log_limited};
+use crate::{Encode, Handler, LARGE, decode, log_limited};
 
-/// Time that a client has to say its handshake. The proxy does it at once.
+/// Time that a client has to send its handshake, and then to take the answer to it. The proxy does both at once. What the agent does in between
+/// has limits of its own.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time from a frame's first byte to its last, and time that a client may take no answer while one is waiting for it. An idle connection is never
@@ -64,8 +65,11 @@ const TOO_LARGE: &str = "it has more than 4 MiB";
 /// Configurations of one connection that may be under way. A proxy sends one and waits.
 const MAX_CONFIGURING: usize = 4;
 
-/// Frames without events after which others on this thread get their turn.
-const MAX_CONTROL_FRAMES: u32 = 1000;
+/// Work after which others on this thread get their turn, in bytes of frames: they are read within a few milliseconds, whatever they are.
+pub(crate) const MAX_WORK: usize = LARGE;
+
+/// What a frame adds to the work besides its bytes. A thousand short ones take about as long.
+pub(crate) const FRAME_WORK: usize = 256;
 
 /// What a frame that waits takes besides its bytes, roughly: short ones must not be many for nothing.
 const FRAME_OVERHEAD: usize = 64;
@@ -80,7 +84,7 @@ const WRITE_SLICES: usize = 64;
 /// system call costs little beside it.
 const LONG_BATCH: Duration = Duration::from_micros(50);
 
-/// Answers that wait for a client to read before no more events are taken from it, in bytes.
+/// Answers that wait for a client to read before no more events are read from it or run, in bytes.
 pub(crate) const MAX_UNSENT: usize = 1 << 20;
 
 /// Why a connection has ended before the client closed it.
@@ -122,49 +126,42 @@ pub enum Stage {
 /// The client breaks the protocol or stalls, or the socket fails.
 pub async fn serve<H: Handler>(stream: UnixStream, handler: Arc<H>, stage: watch::Receiver<Stage>) -> Result<(), ConnectionError> {
     let mut input = Input::default();
-    let greeting = tokio::time::timeout(HANDSHAKE_TIMEOUT, shake_hands(&stream, &mut input, &handler)).await;
-    let (encoding, proxy) = match greeting {
-        Ok(Ok(Some(agreed))) => agreed,
-        Ok(Ok(None)) => return Ok(()),
-        Ok(Err(error)) => return Err(error),
-        Err(_) => return Err(ConnectionError::Stalled("said no handshake", HANDSHAKE_TIMEOUT)),
-    };
+    let Some((encoding, proxy)) = shake_hands(&stream, &mut input, &handler, HANDSHAKE_TIMEOUT).await? else { return Ok(()) };
     let reports = handler.reports();
     let number = CONNECTIONS.fetch_add(1, Relaxed);
     let _ended = Ended { handler: Arc::clone(&handler), number };
-    let mut connection = Connection {
-        stream,
-        handler,
-        number,
-        encoding,
-        proxy,
-        input,
-        session: Session::new(),
-        batch: VecDeque::new(),
-        output: Output::default(),
-        configuring: Arc::default(),
-        control_frames: 0,
-        ended: false,
-        warned: Warned::default(),
-    };
+    let mut connection = Connection::new(stream, handler, number, encoding, proxy, input);
     connection.report(&reports);
     connection.run(stage, reports).await
 }
 
-/// Reads the handshake and answers it. None when the client has closed the connection without a word.
+/// Reads the handshake and answers it, with `limit` for each of the client's two parts. None when the client has closed the connection without
+/// a word.
 async fn shake_hands<H: Handler>(
     stream: &UnixStream,
     input: &mut Input,
     handler: &Arc<H>,
+    limit: Duration,
 ) -> Result<Option<(Encoding, Proxy)>, ConnectionError> {
-    let payload = loop {
+    let stalled = |what| move |_| ConnectionError::Stalled(what, limit);
+    let request = tokio::time::timeout(limit, read_handshake(stream, input)).await.map_err(stalled("said no handshake"))??;
+    let Some(request) = request else { return Ok(None) };
+    let (response, agreed) = answer_handshake(&request, handler).await;
+    drop(request);
+    tokio::time::timeout(limit, write_handshake(stream, &response)).await.map_err(stalled("took no answer to its handshake"))??;
+    agreed.map(Some).map_err(ConnectionError::Handshake)
+}
+
+/// Reads the handshake. None when the client has closed the connection without a word.
+async fn read_handshake(stream: &UnixStream, input: &mut Input) -> Result<Option<Vec<u8>>, ConnectionError> {
+    loop {
         if let Some((frame, len)) = frame::next(input.bytes())? {
             if frame.kind != kind::HANDSHAKE_REQUEST {
                 return Err(ConnectionError::Handshake(format!("the first frame has type {:#04x}", frame.kind)));
             }
             let payload = frame.payload.to_vec();
             input.consume(len);
-            break payload;
+            return Ok(Some(payload));
         }
         stream.readable().await?;
         match input.read(stream)? {
@@ -173,42 +170,40 @@ async fn shake_hands<H: Handler>(
             Read::End if input.bytes().is_empty() => return Ok(None),
             Read::End => return Err(ConnectionError::Handshake("the connection ended within it".into())),
         }
+    }
+}
+
+/// The answer to a handshake, as a frame, and what is agreed on. Includes applying the configuration that came with it.
+async fn answer_handshake<H: Handler>(payload: &[u8], handler: &Arc<H>) -> (Vec<u8>, Result<(Encoding, Proxy), String>) {
+    let request = if payload.len() > MAX_CONFIGURE {
+        Err(TOO_LARGE.to_owned())
+    } else {
+        crate::aside(payload.len(), || serde_json::from_slice::<handshake::Request<'_>>(payload).map_err(|error| error.to_string()))
     };
-    let request = match &*payload {
-        large if large.len() > MAX_CONFIGURE => Err(TOO_LARGE.to_owned()),
-        payload => {
-            crate::aside(payload.len(), || serde_json::from_slice::<handshake::Request<'_>>(payload).map_err(|error| error.to_string()))
-        }
+    let agreed = match request {
+        Ok(request) => agree(&request, handler).await.map(|()| (request.encoding(), Proxy::greet(&request.proxy_version))),
+        Err(error) => Err(format!("the request cannot be read: {error}")),
     };
-    let (response, agreed) = match request {
-        Ok(request) => match agree(&request, handler).await {
-            Ok(()) => {
-                let proxy = Proxy::greet(&request.proxy_version);
-                let encoding = request.encoding();
-                (handshake::Response::new(handler.capabilities(), encoding, None), Ok((encoding, proxy)))
-            }
-            Err(error) => (handshake::Response::new(handler.capabilities(), Encoding::Json, Some(error.clone())), Err(error)),
-        },
-        Err(error) => {
-            let error = format!("the request cannot be read: {error}");
-            (handshake::Response::new(handler.capabilities(), Encoding::Json, Some(error.clone())), Err(error))
-        }
-    };
+    let encoding = agreed.as_ref().map_or(Encoding::Json, |(encoding, _)| *encoding);
+    let response = handshake::Response::new(handler.capabilities(), encoding, agreed.as_ref().err().cloned());
     let mut out = Vec::new();
     frame::append(&mut out, kind::HANDSHAKE_RESPONSE, |out| {
         // Writing to a vector does not fail.
         let _ = serde_json::to_writer(out, &response);
     });
-    let mut rest = out.as_slice();
+    (out, agreed)
+}
+
+async fn write_handshake(stream: &UnixStream, mut rest: &[u8]) -> io::Result<()> {
     while !rest.is_empty() {
         stream.writable().await?;
         match stream.try_write(rest) {
             Ok(written) => rest = &rest[written..],
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         }
     }
-    agreed.map(Some).map_err(ConnectionError::Handshake)
+    Ok(())
 }
 
 /// Whether the agent can work with this proxy, and under the configuration that it brings.
@@ -246,8 +241,8 @@ struct Connection<H> {
     output: Output,
     /// Held by each configuration that is under way.
     configuring: Arc<()>,
-    /// Frames without events since others had their turn.
-    control_frames: u32,
+    /// Work since others on this thread had their turn: see [`MAX_WORK`].
+    work: usize,
     /// The client will send no more.
     ended: bool,
     warned: Warned,
@@ -262,6 +257,24 @@ struct Warned {
 }
 
 impl<H: Handler> Connection<H> {
+    fn new(stream: UnixStream, handler: Arc<H>, number: u64, encoding: Encoding, proxy: Proxy, input: Input) -> Self {
+        Self {
+            stream,
+            handler,
+            number,
+            encoding,
+            proxy,
+            input,
+            session: Session::new(),
+            batch: VecDeque::new(),
+            output: Output::default(),
+            configuring: Arc::default(),
+            work: 0,
+            ended: false,
+            warned: Warned::default(),
+        }
+    }
+
     async fn run(
         &mut self,
         mut stage: watch::Receiver<Stage>,
@@ -278,16 +291,19 @@ impl<H: Handler> Connection<H> {
                 self.read()?;
                 self.decode()?;
             }
+            let was_full = self.output.is_full();
             self.output.write(&self.stream, &mut self.session)?;
-            if self.control_frames == MAX_CONTROL_FRAMES {
-                self.control_frames = 0;
+            let has_worked = self.work >= MAX_WORK;
+            if has_worked {
+                self.work = 0;
                 tokio::task::yield_now().await;
-                if self.batch.is_empty() {
-                    // There may be more of what has arrived already.
-                    continue;
-                }
             }
-            if !self.batch.is_empty() {
+            let has_room = !self.output.is_full();
+            if self.batch.is_empty() && (has_worked || was_full && has_room) {
+                // There may be more of what has arrived already.
+                continue;
+            }
+            if !self.batch.is_empty() && has_room {
                 let began = Instant::now();
                 self.run_batch(began).await;
                 quiet_since = Instant::now();
@@ -298,6 +314,7 @@ impl<H: Handler> Connection<H> {
                 busy_rounds += 1;
                 if busy_rounds == MAX_BUSY_ROUNDS || took > SLOW_BATCH {
                     busy_rounds = 0;
+                    self.work = 0;
                     tokio::task::yield_now().await;
                 }
                 continue;
@@ -350,7 +367,7 @@ impl<H: Handler> Connection<H> {
     }
 
     fn takes_events(&self) -> bool {
-        !self.ended && self.session.pending() + self.batch.len() < MAX_IN_FLIGHT && self.output.unsent() < MAX_UNSENT
+        !self.ended && self.session.pending() + self.batch.len() < MAX_IN_FLIGHT && !self.output.is_full()
     }
 
     /// Waits until a call has ended or the socket can go on.
@@ -398,11 +415,14 @@ impl<H: Handler> Connection<H> {
     }
 
     fn decode_from(&mut self, input: &mut Input) -> Result<(), ConnectionError> {
-        while self.session.pending() + self.batch.len() < MAX_IN_FLIGHT
-            && self.batch.len() < BATCH
-            && self.control_frames < MAX_CONTROL_FRAMES
-        {
+        while self.session.pending() + self.batch.len() < MAX_IN_FLIGHT && self.batch.len() < BATCH && self.work < MAX_WORK {
             let Some((frame, len)) = frame::next(input.bytes())? else { break };
+            // While the client reads no answers, nothing more is answered. Events are taken nevertheless and wait to be run, because they
+            // may supersede an answer that was not sent yet.
+            if self.output.is_full() && !kind::is_event(frame.kind) {
+                break;
+            }
+            self.work += frame.payload.len() + FRAME_WORK;
             self.take(frame)?;
             input.consume(len);
         }
@@ -410,14 +430,12 @@ impl<H: Handler> Connection<H> {
     }
 
     fn take(&mut self, frame: Frame<'_>) -> Result<(), ConnectionError> {
-        if !kind::is_event(frame.kind) {
-            self.control_frames += 1;
-        }
         match frame.kind {
             kind::CONFIGURE => crate::aside(frame.payload.len(), || self.configure(frame.payload)),
             kind if kind::is_event(kind) => crate::aside(frame.payload.len(), || self.event(kind, frame.payload)),
             kind::CANCEL => {
-                if let Some(id) = decode::correlation_id(self.encoding, frame.kind, frame.payload) {
+                let encoding = self.encoding;
+                if let Some(id) = crate::aside(frame.payload.len(), || decode::correlation_id(encoding, frame.kind, frame.payload)) {
                     self.cancel(&id);
                 }
             }
@@ -443,7 +461,7 @@ impl<H: Handler> Connection<H> {
                 let id = event.correlation_id();
                 let ticket = self.session.arrived(id);
                 let wire = self.wire(Arc::from(id), Phase::of(&event));
-                (ticket, Box::pin(self.handler.handle(&event, wire)) as Call<_>)
+                (ticket, Box::pin(self.handler.handle(&event, ticket.arrival, wire)) as Call<_>)
             }
             Err(error) => {
                 let Some(id) = decode::correlation_id(self.encoding, kind, payload).filter(|id| id.len() <= MAX_ID) else {
@@ -534,7 +552,7 @@ impl<H: Handler> Connection<H> {
                     Poll::Ready(answer) => self.output.answer(ticket, answer),
                     Poll::Pending => self.session.keep(ticket, call),
                 }
-                if began.elapsed() > SLOW_BATCH {
+                if began.elapsed() > SLOW_BATCH || self.output.is_full() {
                     break;
                 }
             }
@@ -551,7 +569,7 @@ impl<H: Handler> Connection<H> {
 
     fn report(&mut self, reports: &watch::Receiver<Arc<crate::Reports>>) {
         // A client that reads slowly gets the next one; they must not pile up.
-        if self.output.unsent() >= MAX_UNSENT {
+        if self.output.is_full() {
             return;
         }
         let reports = Arc::clone(&reports.borrow());
@@ -665,6 +683,7 @@ struct Output {
     frames: VecDeque<(Option<Ticket>, Vec<u8>)>,
     /// Bytes of the first frame that are out.
     written: usize,
+    /// Memory in bytes that they take, roughly.
     unsent: usize,
     blocked_since: Option<Instant>,
 }
@@ -674,9 +693,9 @@ impl Output {
         self.frames.is_empty()
     }
 
-    /// Memory in bytes that what waits takes, roughly.
-    fn unsent(&self) -> usize {
-        self.unsent
+    /// Whether so much waits that nothing is to be added as long as that can be helped.
+    fn is_full(&self) -> bool {
+        self.unsent >= MAX_UNSENT
     }
 
     /// Appends the answer to an event.
@@ -760,5 +779,129 @@ impl Output {
 
     fn stalled_at(&self) -> Option<Instant> {
         self.blocked_since.map(|since| since + STALL_TIMEOUT)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use zentinel_wasm_contract::Event;
+
+    use super::*;
+    use crate::{Arrival, Capabilities, Reports};
+
+    /// Allows everything, and takes its time with configurations.
+    struct Slow {
+        configuring: Duration,
+        reports: watch::Sender<Arc<Reports>>,
+    }
+
+    impl Slow {
+        fn new(configuring: Duration) -> Arc<Self> {
+            Arc::new(Self { configuring, reports: watch::Sender::new(Arc::default()) })
+        }
+    }
+
+    impl Handler for Slow {
+        fn capabilities(&self) -> Capabilities {
+            Capabilities { hooks: std::iter::empty().collect(), max_body: 0 }
+        }
+
+        #[expect(clippy::manual_async_fn, reason = "the trait's future is 'static")]
+        fn handle<E: Encode>(self: &Arc<Self>, _: &Event<'_>, _: Arrival, encode: E) -> impl Future<Output = E::Encoded> + Send + 'static {
+            async move { encode.encode(&Answer::default()).unwrap() }
+        }
+
+        fn reject<E: Encode>(self: &Arc<Self>, _: Hook, _: Failure, encode: E) -> E::Encoded {
+            encode.encode(&Answer::default()).unwrap()
+        }
+
+        fn configure(self: &Arc<Self>, _: serde_json::Value) -> impl Future<Output = Result<(), String>> + Send + 'static {
+            let configuring = self.configuring;
+            async move {
+                tokio::time::sleep(configuring).await;
+                Ok(())
+            }
+        }
+
+        fn reports(&self) -> watch::Receiver<Arc<Reports>> {
+            self.reports.subscribe()
+        }
+    }
+
+    fn framed(kind: u8, payload: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        frame::append(&mut out, kind, |out| out.extend_from_slice(payload));
+        out
+    }
+
+    #[tokio::test]
+    async fn the_time_for_the_handshake_is_the_client_s_alone() {
+        const LIMIT: Duration = Duration::from_secs(1);
+        let hello = framed(
+            kind::HANDSHAKE_REQUEST,
+            br#"{"supported_versions":[2],"proxy_id":"p","proxy_version":"0.6.54","config":{"pool-size":1}}"#,
+        );
+        let (mut client, server) = UnixStream::pair().unwrap();
+        client.write_all(&hello).await.unwrap();
+        let agreed = shake_hands(&server, &mut Input::default(), &Slow::new(2 * LIMIT), LIMIT).await;
+        assert!(matches!(agreed, Ok(Some((Encoding::Json, _)))), "{agreed:?}");
+        let mut head = [0; 5];
+        client.read_exact(&mut head).await.unwrap();
+        assert_eq!(head[4], kind::HANDSHAKE_RESPONSE);
+        // Without a handshake, and with half of one.
+        for sent in [0, 10] {
+            let (mut client, server) = UnixStream::pair().unwrap();
+            client.write_all(&hello[..sent]).await.unwrap();
+            let ended = shake_hands(&server, &mut Input::default(), &Slow::new(Duration::ZERO), Duration::from_millis(10)).await;
+            assert!(matches!(ended, Err(ConnectionError::Stalled("said no handshake", _))), "{ended:?}");
+        }
+    }
+
+    /// A connection on which `frames` have arrived.
+    fn connection(frames: impl Iterator<Item = Vec<u8>>) -> (Connection<Slow>, UnixStream) {
+        let (client, server) = UnixStream::pair().unwrap();
+        let input = Input { buffer: frames.flatten().collect(), ..Input::default() };
+        (Connection::new(server, Slow::new(Duration::ZERO), 0, Encoding::Json, Proxy::default(), input), client)
+    }
+
+    #[tokio::test]
+    async fn a_round_takes_frames_by_their_bytes() {
+        const FRAMES: usize = 100;
+        let padding = "x".repeat(LARGE / 10);
+        let body = format!(r#"{{"correlation_id":"a","data":"{}","is_last":true,"chunk_index":0}}"#, "AAAA".repeat(LARGE / 40));
+        for (kind, payload) in [
+            (kind::CANCEL, format!(r#"{{"correlation_id":"a","x":"{padding}"}}"#)),
+            (kind::PONG, padding.clone()),
+            (0x70, padding.clone()),
+            (kind::PING, padding.clone()),
+            (kind::REQUEST_BODY, body),
+        ] {
+            let (mut connection, _client) = connection((0..FRAMES).map(|_| framed(kind, payload.as_bytes())));
+            let before = connection.input.len();
+            connection.decode().unwrap();
+            let taken = before - connection.input.len();
+            assert!((LARGE..2 * LARGE).contains(&taken), "{taken} bytes of {before} for {kind:#04x}");
+        }
+        // Short ones are work too.
+        let (mut connection, _client) = connection((0..2000).map(|_| framed(kind::PONG, b"")));
+        let before = connection.input.len();
+        connection.decode().unwrap();
+        let taken = (before - connection.input.len()) / 5;
+        assert_eq!(taken, MAX_WORK / FRAME_WORK);
+    }
+
+    #[tokio::test]
+    async fn nothing_more_is_answered_while_answers_are_unread_but_events_are_known() {
+        let event = |id: &str| format!(r#"{{"correlation_id":"{id}","status":200,"headers":{{}}}}"#).into_bytes();
+        let frames = [framed(kind::RESPONSE_HEADERS, &event("a")), framed(kind::PING, b""), framed(kind::RESPONSE_HEADERS, &event("b"))];
+        let (mut connection, _client) = connection(frames.into_iter());
+        let superseded = connection.session.arrived("a");
+        connection.output.answer(superseded, vec![0; MAX_UNSENT]);
+        connection.decode().unwrap();
+        assert_eq!((connection.batch.len(), connection.output.frames.len()), (1, 1));
+        assert!(!connection.session.is_newest(superseded));
+        connection.run_batch(Instant::now()).await;
+        assert_eq!(connection.output.frames.len(), 1 + 1, "one is run before it is looked whether there is room");
     }
 }

@@ -74,23 +74,36 @@ pub trait Encode: Clone + Send + Sync + 'static {
     }
 }
 
+/// Whether an event has met another of its correlation id on its connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Arrival {
+    /// It has not.
+    #[default]
+    Alone,
+    /// One had not been answered, and will not be.
+    Superseding,
+}
+
 /// Who decides about events.
 pub trait Handler: Send + Sync + 'static {
     /// What the agent tells of itself in the handshake.
     fn capabilities(&self) -> Capabilities;
 
     /// Decides about an event. What it needs of the event it takes before it returns; the future is polled on the connection's task.
-    fn handle<E: Encode>(self: &Arc<Self>, event: &Event<'_>, encode: E) -> impl Future<Output = E::Encoded> + Send + 'static;
+    fn handle<E: Encode>(
+        self: &Arc<Self>,
+        event: &Event<'_>,
+        arrival: Arrival,
+        encode: E,
+    ) -> impl Future<Output = E::Encoded> + Send + 'static;
 
     /// Answers an event for `hook` that could not be decoded: the module-error answer of its kind,
     /// never a silent allow.
     fn reject<E: Encode>(self: &Arc<Self>, hook: Hook, failure: Failure, encode: E) -> E::Encoded;
 
-    /// Applies the proxy's configuration: a JSON object. The error is the reason for which it is rejected.
+    /// Applies the proxy's configuration: a JSON object. The error is the reason for which it is rejected. It bounds its own time: the limits
+    /// for clients do not count it.
     fn configure(self: &Arc<Self>, config: serde_json::Value) -> impl Future<Output = Result<(), String>> + Send + 'static;
-
-    /// The proxy asks the agent to drain, or to end: health says so from now on. Events that still arrive are decided as ever.
-    fn drain(&self);
 
     /// The proxy wants no more answers to the events of this id on this connection.
     fn cancelled(&self, _connection: u64, _correlation_id: &str) {}

@@ -66,10 +66,27 @@ pub struct Health {
     pub waiting: u32,
     /// Events answered.
     pub answered: u64,
-    /// Events answered with a block.
-    pub blocked: u64,
+    /// Events that no module has decided about, because none had time or worked.
+    pub rejected: u64,
+    /// Calls that did not end before their deadline.
+    pub timed_out: u64,
+    /// Time from an event's arrival to its answer, lately.
+    pub latency: Latency,
     /// Connections of proxies.
     pub connections: u32,
+}
+
+/// How long calls took, in milliseconds. All zero when there were none: the published types require numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Latency {
+    /// The mean.
+    pub average: f64,
+    /// Half of the calls took no longer.
+    pub p50: f64,
+    /// 95 of 100 took no longer.
+    pub p95: f64,
+    /// 99 of 100 took no longer.
+    pub p99: f64,
 }
 
 /// What the agent has counted.
@@ -116,6 +133,7 @@ impl Reports {
     /// The health, as the socket's JSON.
     pub(crate) fn health_json(&self) -> Value {
         let health = &self.health;
+        let latency = &health.latency;
         let state = match &health.state {
             State::Healthy => json!({"status": "healthy"}),
             State::Degraded(_) => json!({"status": "degraded", "disabled_features": [], "timeout_multiplier": 1.0}),
@@ -128,8 +146,9 @@ impl Reports {
             "health_state": state,
             "message": health.state.message(),
             "load": {
-                "in_flight": health.in_flight, "queue_depth": health.waiting, "avg_latency_ms": 0.0, "p50_latency_ms": 0.0, "p95_latency_ms": 0.0,
-                "p99_latency_ms": 0.0, "requests_processed": health.answered, "requests_rejected": health.blocked, "requests_timed_out": 0,
+                "in_flight": health.in_flight, "queue_depth": health.waiting,
+                "avg_latency_ms": latency.average, "p50_latency_ms": latency.p50, "p95_latency_ms": latency.p95, "p99_latency_ms": latency.p99,
+                "requests_processed": health.answered, "requests_rejected": health.rejected, "requests_timed_out": health.timed_out,
             },
             "resources": {"connections": health.connections},
             "valid_until_ms": self.valid_until_ms(),

@@ -11,6 +11,8 @@ use futures_util::future::{AbortHandle, Abortable, Aborted};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use hashbrown::{DefaultHashBuilder, HashMap};
 
+use crate::Arrival;
+
 /// A call under way, whose outcome is an answer ready to be sent.
 pub(crate) type Call<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -19,6 +21,8 @@ pub(crate) type Call<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 pub(crate) struct Ticket {
     id: u64,
     sequence: u64,
+    /// How it met others of its id.
+    pub(crate) arrival: Arrival,
 }
 
 struct Newest {
@@ -45,8 +49,9 @@ impl<T: Send + 'static> Session<T> {
         // Two ids of one hash cost an answer, once in 2^64 pairs; the hash is keyed, so that a client cannot look for them.
         let id = self.hasher.hash_one(correlation_id);
         self.sequence += 1;
-        self.newest.insert(id, Newest { sequence: self.sequence, abort: None });
-        Ticket { id, sequence: self.sequence }
+        let superseded = self.newest.insert(id, Newest { sequence: self.sequence, abort: None });
+        let arrival = if superseded.is_some() { Arrival::Superseding } else { Arrival::Alone };
+        Ticket { id, sequence: self.sequence, arrival }
     }
 
     /// Whether an event may still be answered.
@@ -112,10 +117,12 @@ mod tests {
         let other = session.arrived("b");
         assert!(session.is_newest(first));
         let second = session.arrived("a");
+        assert_eq!([first, other, second].map(|ticket| ticket.arrival), [Arrival::Alone, Arrival::Alone, Arrival::Superseding]);
         assert!(!session.is_newest(first) && session.is_newest(second) && session.is_newest(other));
         session.answered(first);
         assert!(session.is_newest(second));
         session.answered(second);
+        assert_eq!(session.arrived("a").arrival, Arrival::Alone);
         assert!(!session.is_newest(second) && session.is_newest(other));
     }
 

@@ -16,8 +16,8 @@ use tracing::debug;
 use super::fields::{Fields, Value};
 use super::proto::proxy_control::Message;
 use super::{message, process, proto};
-use crate::Handler;
 use crate::connection::Stage;
+use crate::{Handler, log_limited};
 
 /// Messages in a row after which others on this thread get their turn.
 const MAX_MESSAGES: u64 = 32;
@@ -42,9 +42,10 @@ fn read(bytes: &Bytes) -> Option<Message> {
 pub(super) fn open<H: Handler>(
     handler: Arc<H>,
     stage: watch::Receiver<Stage>,
+    drained: Arc<watch::Sender<bool>>,
     inbound: Streaming<Bytes>,
 ) -> impl Stream<Item = Result<proto::ProxyControl, Status>> + Send + 'static {
-    stream::unfold((handler, stage, inbound), |(handler, mut stage, mut inbound)| async move {
+    stream::unfold((handler, stage, drained, inbound), |(handler, mut stage, drained, mut inbound)| async move {
         for taken in 1_u64.. {
             if taken % MAX_MESSAGES == 0 {
                 tokio::task::yield_now().await;
@@ -57,10 +58,15 @@ pub(super) fn open<H: Handler>(
             let bytes = match bytes {
                 Ok(Some(bytes)) => bytes,
                 Ok(None) => return None,
-                Err(status) => return Some((Err(status), (handler, stage, inbound))),
+                Err(status) => return Some((Err(status), (handler, stage, drained, inbound))),
             };
             match crate::aside(bytes.len(), || read(&bytes)) {
-                Some(Message::Shutdown(_) | Message::Drain(_)) => handler.drain(),
+                Some(Message::Shutdown(_) | Message::Drain(_)) => {
+                    // For this client alone: another proxy's traffic, and this one's after a restart, are not its to stop.
+                    if !drained.send_replace(true) {
+                        log_limited!(info, "a proxy has asked the agent to drain: health says so on its connection until that ends");
+                    }
+                }
                 Some(Message::Configure(configure)) => {
                     let applied = match process::config(&configure.config_json) {
                         Ok(config) => handler.configure(config).await,
@@ -73,7 +79,7 @@ pub(super) fn open<H: Handler>(
                         timestamp_ms: message::now_ms(),
                     };
                     let answer = proto::ProxyControl { message: Some(Message::ConfigResponse(response)) };
-                    return Some((Ok(answer), (handler, stage, inbound)));
+                    return Some((Ok(answer), (handler, stage, drained, inbound)));
                 }
                 _ => debug!("a message on the control stream asks for nothing"),
             }

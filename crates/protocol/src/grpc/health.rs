@@ -22,21 +22,21 @@ fn read(bytes: Bytes) -> Result<HealthCheckRequest, Status> {
 }
 
 /// The status of a service; none for one that is not served here. No name stands for the agent as a whole.
-fn status(service: &str, reports: &Reports) -> Option<ServingStatus> {
+fn status(service: &str, reports: &Reports, drained: bool) -> Option<ServingStatus> {
     if !["", SERVICE, HEALTH].contains(&service) {
         return None;
     }
-    Some(if reports.health.ready { ServingStatus::Serving } else { ServingStatus::NotServing })
+    Some(if reports.health.ready && !drained { ServingStatus::Serving } else { ServingStatus::NotServing })
 }
 
 fn response(status: ServingStatus) -> HealthCheckResponse {
     HealthCheckResponse { status: status.into() }
 }
 
-/// Tells how a service is.
-pub(super) fn check<H: Handler>(handler: &H, bytes: Bytes) -> Result<HealthCheckResponse, Status> {
+/// Tells how a service is, or that it does not serve a client that has asked for a drain.
+pub(super) fn check<H: Handler>(handler: &H, drained: bool, bytes: Bytes) -> Result<HealthCheckResponse, Status> {
     let request = read(bytes)?;
-    let status = status(&request.service, &handler.reports().borrow());
+    let status = status(&request.service, &handler.reports().borrow(), drained);
     status.map(response).ok_or_else(|| Status::not_found("there is no such service here"))
 }
 
@@ -44,22 +44,24 @@ pub(super) fn check<H: Handler>(handler: &H, bytes: Bytes) -> Result<HealthCheck
 pub(super) fn watch<H: Handler>(
     handler: &Arc<H>,
     stage: watch::Receiver<Stage>,
+    drained: watch::Receiver<bool>,
     bytes: Bytes,
 ) -> Result<impl Stream<Item = Result<HealthCheckResponse, Status>> + Send + 'static, Status> {
     let request = read(bytes)?;
-    let state = (handler.reports(), stage, request.service, None);
-    Ok(stream::unfold(state, |(mut reports, mut stage, service, mut last)| async move {
+    let state = (handler.reports(), stage, drained, request.service, None);
+    Ok(stream::unfold(state, |(mut reports, mut stage, mut drained, service, mut last)| async move {
         loop {
             let draining = *stage.borrow() > Stage::Serving;
-            let now = status(&service, &reports.borrow_and_update()).unwrap_or(ServingStatus::ServiceUnknown);
+            let now = status(&service, &reports.borrow_and_update(), *drained.borrow_and_update()).unwrap_or(ServingStatus::ServiceUnknown);
             if last.replace(now) != Some(now) {
-                return Some((Ok(response(now)), (reports, stage, service, last)));
+                return Some((Ok(response(now)), (reports, stage, drained, service, last)));
             }
             if draining {
                 return None;
             }
             tokio::select! {
                 changed = reports.changed() => changed.ok()?,
+                changed = drained.changed() => changed.ok()?,
                 changed = stage.wait_for(|stage| *stage > Stage::Serving) => {
                     changed.ok()?;
                 }

@@ -69,24 +69,29 @@ pub(super) fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
-/// How the agent is.
-pub(super) fn health(reports: &Reports) -> Message {
+/// How the agent is, or that it drains, for a client that has asked for it.
+pub(super) fn health(reports: &Reports, drained: bool) -> Message {
     let health = &reports.health;
+    let state = if drained { &State::Draining } else { &health.state };
     Message::Health(proto::HealthStatus {
         agent_id: AGENT_ID.to_owned(),
-        state: health.state.number(),
-        message: health.state.message().map(str::to_owned),
+        state: state.number(),
+        message: state.message().map(str::to_owned),
         load: Some(proto::LoadMetrics {
             in_flight: health.in_flight,
             queue_depth: health.waiting,
+            avg_latency_ms: health.latency.average as f32,
+            p50_latency_ms: health.latency.p50 as f32,
+            p95_latency_ms: health.latency.p95 as f32,
+            p99_latency_ms: health.latency.p99 as f32,
             requests_processed: health.answered,
-            requests_rejected: health.blocked,
-            ..proto::LoadMetrics::default()
+            requests_rejected: health.rejected,
+            requests_timed_out: health.timed_out,
         }),
         resources: Some(proto::ResourceMetrics { connections: Some(health.connections), ..proto::ResourceMetrics::default() }),
         valid_until_ms: Some(reports.valid_until_ms()),
         timestamp_ms: reports.timestamp_ms,
-        timeout_multiplier: if matches!(health.state, State::Degraded(_)) { 1.0 } else { 0.0 },
+        timeout_multiplier: if matches!(state, State::Degraded(_)) { 1.0 } else { 0.0 },
         ..proto::HealthStatus::default()
     })
 }

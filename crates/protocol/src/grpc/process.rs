@@ -26,11 +26,13 @@ use super::proto::proxy_to_agent::Message;
 use super::server::ConnectionError;
 use super::{borrowed, message, proto};
 use crate::answer::{Phase, Proxy};
-use crate::connection::{BATCH, HANDSHAKE_TIMEOUT, MAX_CONFIGURE, MAX_ID, MAX_UNSENT, QUIET, SLOW_BATCH, Stage, TOO_LONG_ID};
+use crate::connection::{
+    BATCH, FRAME_WORK, HANDSHAKE_TIMEOUT, MAX_CONFIGURE, MAX_ID, MAX_UNSENT, MAX_WORK, QUIET, SLOW_BATCH, Stage, TOO_LONG_ID,
+};
 use crate::decode::Config;
 use crate::handshake::{MAX_IN_FLIGHT, check_versions};
 use crate::session::{Call, Session, Ticket};
-use crate::{Handler, Reports, log_limited};
+use crate::{Arrival, Handler, Reports, log_limited};
 
 /// Longest reason in a status, in bytes: it travels in a header, and clients take few of these.
 const MAX_REASON: usize = 1024;
@@ -187,18 +189,21 @@ impl Drop for Answers {
 pub(super) fn open<H: Handler>(
     handler: Arc<H>,
     stage: watch::Receiver<Stage>,
+    drained: watch::Receiver<bool>,
     inbound: Streaming<Bytes>,
 ) -> (Answers, impl Future<Output = Result<(), ConnectionError>> + Send + 'static) {
     let shared = Shared::new();
     let driver = Driver {
         handler,
         inbound,
+        drained,
         shared: shared.clone(),
         peer: Arc::default(),
         batch: VecDeque::new(),
         applying: None,
         ending: None,
         warned: false,
+        has_worked: false,
     };
     (Answers(shared), driver.run(stage))
 }
@@ -206,6 +211,8 @@ pub(super) fn open<H: Handler>(
 struct Driver<H> {
     handler: Arc<H>,
     inbound: Streaming<Bytes>,
+    /// Whether the client has asked for a drain on this connection.
+    drained: watch::Receiver<bool>,
     shared: Shared,
     peer: Arc<Peer>,
     /// Events that have arrived and were not run yet.
@@ -215,14 +222,19 @@ struct Driver<H> {
     /// How the stream will end when all events are answered; nothing more is read.
     ending: Option<Result<(), Status>>,
     warned: bool,
+    /// So much was read at once that others are to have their turn.
+    has_worked: bool,
 }
 
 impl<H: Handler> Driver<H> {
     async fn run(mut self, stage: watch::Receiver<Stage>) -> Result<(), ConnectionError> {
-        let greeting = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.shake_hands()).await;
+        let greeting = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.read_handshake()).await;
         let refused = match greeting {
-            Ok(Ok(true)) => return self.serve(stage).await,
-            Ok(Ok(false)) => Ok(()),
+            Ok(Ok(Some(request))) => match self.answer_handshake(&request).await {
+                Ok(()) => return self.serve(stage).await,
+                Err(status) => Err(status),
+            },
+            Ok(Ok(None)) => Ok(()),
             Ok(Err(status)) => Err(status),
             Err(_) => Err(Status::deadline_exceeded(format!("no handshake came within {HANDSHAKE_TIMEOUT:?}"))),
         };
@@ -233,22 +245,29 @@ impl<H: Handler> Driver<H> {
         Ok(())
     }
 
-    /// Reads the handshake and answers it. False when the client has closed the stream without a word.
-    async fn shake_hands(&mut self) -> Result<bool, Status> {
-        let Some(bytes) = self.inbound.message().await? else { return Ok(false) };
-        let Ok(Message::Handshake(request)) = read(bytes) else {
-            return Err(Status::failed_precondition("the first message is not a handshake"));
-        };
-        let agreed = agree(&request, &self.handler).await;
+    /// Reads the handshake. None when the client has closed the stream without a word.
+    async fn read_handshake(&mut self) -> Result<Option<proto::HandshakeRequest>, Status> {
+        let Some(bytes) = self.inbound.message().await? else { return Ok(None) };
+        match read(bytes) {
+            Ok(Message::Handshake(request)) => Ok(Some(request)),
+            _ => Err(Status::failed_precondition("the first message is not a handshake")),
+        }
+    }
+
+    /// Applies what comes with the handshake, however long that takes, and answers it.
+    async fn answer_handshake(&mut self, request: &proto::HandshakeRequest) -> Result<(), Status> {
+        let agreed = agree(request, &self.handler).await;
         let mut exchange = self.shared.lock();
         exchange.say(message::handshake(self.handler.capabilities(), agreed.clone().err()));
         agreed.map_err(|reason| refusal(Code::FailedPrecondition, &reason))?;
         self.peer = Arc::new(Peer::new(Proxy::greet(&request.proxy_version)));
-        Ok(true)
+        Ok(())
     }
 
     async fn serve(mut self, mut stage: watch::Receiver<Stage>) -> Result<(), ConnectionError> {
         let mut reports = self.handler.reports();
+        let mut drained = self.drained.clone();
+        drained.mark_unchanged();
         self.report(&reports.borrow_and_update().clone());
         let timer = tokio::time::sleep(QUIET);
         tokio::pin!(timer);
@@ -292,9 +311,11 @@ impl<H: Handler> Driver<H> {
                     }
                     self.report(&reports.borrow_and_update().clone());
                 }
+                // The sender lives as long as the connection.
+                Ok(()) = drained.changed() => self.report(&reports.borrow().clone()),
                 () = &mut timer, if ends_quietly => {}
             }
-            if std::mem::take(&mut full) {
+            if std::mem::take(&mut full) || self.has_worked {
                 // The first answers are not to wait for the last event that has arrived; but what has arrived after theirs is known first,
                 // for it may have superseded them.
                 yield_now().await;
@@ -324,7 +345,9 @@ impl<H: Handler> Driver<H> {
         let shared = self.shared.clone();
         let mut exchange = shared.lock();
         exchange.driver = Some(context.waker().clone());
+        let mut work = 0;
         while reads
+            && work < MAX_WORK
             && self.ending.is_none()
             && self.applying.is_none()
             && self.batch.len() < BATCH
@@ -334,7 +357,10 @@ impl<H: Handler> Driver<H> {
         {
             ready = true;
             match arrived {
-                Some(Ok(bytes)) => crate::aside(bytes.len(), || self.take(bytes, &mut exchange)),
+                Some(Ok(bytes)) => {
+                    work += bytes.len() + FRAME_WORK;
+                    crate::aside(bytes.len(), || self.take(bytes, &mut exchange));
+                }
                 Some(Err(status)) => {
                     if status.code() != Code::Cancelled {
                         log_limited!(warn, "a stream has failed: {}", status.message());
@@ -344,6 +370,7 @@ impl<H: Handler> Driver<H> {
                 None => self.ending = Some(Ok(())),
             }
         }
+        self.has_worked = work >= MAX_WORK;
         while let Poll::Ready(ended) = exchange.session.poll_ended(context) {
             ready = true;
             if let Some((ticket, answer)) = ended {
@@ -376,7 +403,7 @@ impl<H: Handler> Driver<H> {
         }
         let ticket = exchange.session.arrived(id);
         let wire = Wire { peer: Arc::clone(&self.peer), phase: Phase::of(event), correlation_id: Arc::from(id) };
-        self.batch.push_back((ticket, Box::pin(self.handler.handle(event, wire))));
+        self.batch.push_back((ticket, Box::pin(self.handler.handle(event, ticket.arrival, wire))));
     }
 
     fn control(&mut self, message: Message, exchange: &mut Exchange) {
@@ -450,7 +477,7 @@ impl<H: Handler> Driver<H> {
         if exchange.unsent >= MAX_UNSENT {
             return;
         }
-        exchange.say(message::health(reports));
+        exchange.say(message::health(reports, *self.drained.borrow()));
         exchange.say(message::metrics(reports));
     }
 }
@@ -500,7 +527,7 @@ pub(super) async fn answer_one<H: Handler>(handler: Arc<H>, bytes: Bytes) -> Res
     };
     let call = match crate::aside(len, || event(&message)) {
         Some(Ok(event)) if event.correlation_id().len() > MAX_ID => return Err(Status::invalid_argument(TOO_LONG_ID)),
-        Some(Ok(event)) => crate::aside(len, || handler.handle(&event, wire(Phase::of(&event), event.correlation_id()))),
+        Some(Ok(event)) => crate::aside(len, || handler.handle(&event, Arrival::Alone, wire(Phase::of(&event), event.correlation_id()))),
         Some(Err(unreadable)) => return reject(unreadable),
         None => {
             let said = match message {

@@ -96,9 +96,11 @@ where
     let unwritten = Unwritten::default();
     let service = {
         let (tasks, stage, called, unwritten) = (tasks.clone(), stage.clone(), Arc::clone(&called), unwritten.clone());
+        let drained = Arc::new(watch::Sender::new(false));
         service_fn(move |request| {
             called.store(true, Relaxed);
-            let services = Services { handler: Arc::clone(&handler), stage: stage.clone(), tasks: tasks.clone() };
+            let services =
+                Services { handler: Arc::clone(&handler), stage: stage.clone(), drained: Arc::clone(&drained), tasks: tasks.clone() };
             let unwritten = unwritten.clone();
             async move { Ok::<_, std::convert::Infallible>(services.call(request).await.map(|body| Outbound::new(body, unwritten))) }
         })
@@ -173,6 +175,8 @@ fn chain(error: &dyn std::error::Error) -> String {
 struct Services<H> {
     handler: Arc<H>,
     stage: watch::Receiver<Stage>,
+    /// Whether the client has asked for a drain. Ends with the connection.
+    drained: Arc<watch::Sender<bool>>,
     tasks: Tasks,
 }
 
@@ -210,7 +214,8 @@ impl<H: Handler> StreamingService<Bytes> for ProcessStream<H> {
 
     fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
         // Nothing is read before the response has begun: the proxy's client says nothing until then.
-        let (answers, driver) = process::open(Arc::clone(&self.0.handler), self.0.stage.clone(), request.into_inner());
+        let (answers, driver) =
+            process::open(Arc::clone(&self.0.handler), self.0.stage.clone(), self.0.drained.subscribe(), request.into_inner());
         self.0.tasks.start(Box::pin(driver));
         done(Ok(answers))
     }
@@ -236,7 +241,7 @@ impl<H: Handler> StreamingService<Bytes> for ControlStream<H> {
     type Future = Outcome<Self::ResponseStream>;
 
     fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
-        let answers = control::open(Arc::clone(&self.0.handler), self.0.stage.clone(), request.into_inner());
+        let answers = control::open(Arc::clone(&self.0.handler), self.0.stage.clone(), Arc::clone(&self.0.drained), request.into_inner());
         done(Ok(answers.boxed()))
     }
 }
@@ -248,7 +253,7 @@ impl<H: Handler> UnaryService<Bytes> for HealthCheck<H> {
     type Future = Outcome<Self::Response>;
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
-        done(health::check(&*self.0.handler, request.into_inner()))
+        done(health::check(&*self.0.handler, *self.0.drained.borrow(), request.into_inner()))
     }
 }
 
@@ -260,6 +265,6 @@ impl<H: Handler> ServerStreamingService<Bytes> for HealthWatch<H> {
     type Future = Outcome<Self::ResponseStream>;
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
-        done(health::watch(&self.0.handler, self.0.stage.clone(), request.into_inner()).map(StreamExt::boxed))
+        done(health::watch(&self.0.handler, self.0.stage.clone(), self.0.drained.subscribe(), request.into_inner()).map(StreamExt::boxed))
     }
 }
