@@ -160,3 +160,131 @@ fn a_body_mutation_that_grpc_cannot_carry_is_a_500() {
     let response = stack.send(&Ask::post("/pay", b"ok").answer(BODY, &json!({"request_body_mutation": {"action": "pass_through"}})));
     assert_eq!((response.status(), response.json()["body"].as_str()), (200, Some("ok")));
 }
+
+/// `--collect-request-body`
+mod collected {
+    use super::*;
+
+    const COLLECT: &str = "--collect-request-body";
+
+    /// Card numbers, with what a policy that masks them makes of them: each ends at another byte, so that chunks of any size cut
+    /// some of them.
+    fn cards(count: usize) -> (String, String) {
+        cards_and("é", count)
+    }
+
+    fn cards_and(filler: &str, count: usize) -> (String, String) {
+        let lines = |number: &str| (0..count).map(|at| format!("{number}{}\n", filler.repeat(at % 7))).collect::<String>();
+        (lines("4111111111111111"), lines("****************"))
+    }
+
+    fn masking(args: &[&str]) -> Stack {
+        Stack::over(Transport::UnixSocket).agent_lines(STREAM).agent_args(args).start()
+    }
+
+    /// A policy that masks card numbers.
+    fn ask(body: &str) -> Ask {
+        Ask::post("/pay", body.as_bytes()).query("echo", "1").query(BODY, "!mask")
+    }
+
+    #[test]
+    #[ignore = "needs the real proxy: cargo xtask e2e"]
+    fn a_policy_that_masks_sees_what_chunks_share() {
+        // A chunk that cuts a code point is not text by itself, and its masked text has another length.
+        let (plain, _) = cards_and("-", 6000);
+        let stack = masking(&[]);
+        let response = stack.send(&ask(&plain));
+        assert_eq!(response.status(), 200);
+        assert!(response.text().contains("4111111111111111"), "chunks cut numbers, or this test shows nothing");
+
+        let (body, masked) = cards(6000);
+        let stack = masking(&[COLLECT]);
+        for ask in [ask(&body), ask(&body).chunked()] {
+            let response = stack.send(&ask);
+            assert_eq!(response.status(), 200);
+            assert!(response.complete && response.text() == masked, "{} bytes came back", response.body.len());
+        }
+    }
+
+    #[test]
+    #[ignore = "needs the real proxy: cargo xtask e2e"]
+    fn a_chunked_body_may_change_its_length_and_an_announced_one_not() {
+        let mut stack = masking(&[COLLECT]);
+        let (body, _) = cards(6000);
+        let answer = json!({"request_body_mutation": {"action": "replace", "data": "short"}});
+        let ask = Ask::post("/pay", body.as_bytes()).query("echo", "1").answer(BODY, &answer);
+        let response = stack.send(&ask.clone().chunked());
+        assert_eq!((response.status(), response.text().as_str()), (200, "short"));
+        assert_eq!(stack.send(&ask).status(), 500);
+        let announced = format!("the request announced {} bytes", body.len());
+        assert!(stack.agent().log().contains(&announced));
+    }
+
+    #[test]
+    #[ignore = "needs the real proxy: cargo xtask e2e"]
+    fn without_an_opinion_the_whole_arrives() {
+        let stack = masking(&[COLLECT]);
+        let (body, _) = cards(20_000);
+        for ask in [Ask::post("/", body.as_bytes()), Ask::post("/", body.as_bytes()).chunked()] {
+            let response = stack.send(&ask.query("echo", "1"));
+            assert!(response.status() == 200 && response.text() == body, "{}: {} bytes", response.status(), response.body.len());
+        }
+        // A small one, none at all, and bytes in one chunk.
+        assert_eq!(stack.send(&Ask::post("/", b"x")).json()["body"], "x");
+        assert_eq!(stack.send(&Ask::post("/", b"").chunked()).json()["body_bytes"], 0);
+        assert_eq!(stack.send(&Ask::post("/", b"\xff\xfe").query("echo", "1")).body, b"\xff\xfe");
+    }
+
+    #[test]
+    #[ignore = "needs the real proxy: cargo xtask e2e"]
+    fn a_refusal_of_the_whole_reaches_the_client() {
+        let stack = masking(&[COLLECT]);
+        let (body, _) = cards(6000);
+        let answer = json!({"decision": "block", "status": 422, "body": "no", "needs_more": true});
+        for ask in [Ask::post("/", body.as_bytes()), Ask::post("/", body.as_bytes()).chunked()] {
+            let response = stack.send(&ask.answer(BODY, &answer));
+            assert_eq!((response.status(), response.text().as_str()), (422, "no"));
+        }
+    }
+
+    #[test]
+    #[ignore = "needs the real proxy: cargo xtask e2e"]
+    fn bytes_in_several_chunks_are_refused() {
+        for args in [&[COLLECT][..], &[COLLECT, "--fail-open"]] {
+            let mut stack = masking(args);
+            let (text, _) = cards(6000);
+            // At the end, so that the proxy has read all of the body when it refuses it.
+            let body = [text.as_bytes(), b"\xff\xfe"].concat();
+            for ask in [Ask::post("/", &body), Ask::post("/", &body).chunked()] {
+                assert_eq!(stack.send(&ask).status(), 500);
+            }
+            assert!(stack.agent().log().contains("the body is not UTF-8"));
+        }
+    }
+
+    #[test]
+    #[ignore = "needs the real proxy: cargo xtask e2e"]
+    fn where_errors_are_allowed_the_original_arrives() {
+        let (body, _) = cards(6000);
+        let echoed = |stack: &Stack, answer: &str| {
+            for ask in [Ask::post("/", body.as_bytes()), Ask::post("/", body.as_bytes()).chunked()] {
+                let response = stack.send(&ask.query("echo", "1").query(BODY, answer));
+                assert!(response.status() == 200 && response.text() == body, "{answer}: {} {}", response.status(), response.body.len());
+            }
+        };
+        let stack = masking(&[COLLECT, "--fail-open"]);
+        echoed(&stack, "!trap");
+        echoed(&stack, "no JSON");
+        // Too large, and cut within code points.
+        echoed(&masking(&[COLLECT, "--fail-open", "--max-body-bytes", "100000"]), "!trap");
+    }
+
+    #[test]
+    #[ignore = "needs the real proxy: cargo xtask e2e"]
+    fn the_proxy_may_configure_it() {
+        let lines = format!("{STREAM}; config {{ collect-request-body #true }}");
+        let stack = Stack::over(Transport::UnixSocket).agent_lines(&lines).start();
+        let (body, masked) = cards(6000);
+        assert_eq!(stack.send(&ask(&body)).text(), masked);
+    }
+}
