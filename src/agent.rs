@@ -648,6 +648,10 @@ impl Handler for Agent {
         let hook = event.hook();
         if arrival == Arrival::Superseding {
             self.metrics.id_collisions.inc();
+            if let Some(connection) = encode.connection() {
+                // The answer that is not sent may be the one that holds a chunk.
+                self.bodies.cancelled(connection, encode.correlation_id());
+            }
         }
         let input = match event {
             Event::RequestBody(chunk) if self.collects(&generation, chunk, &encode) => {

@@ -210,14 +210,14 @@ impl Bodies {
         }
     }
 
-    /// The proxy wants no more answers for this request.
+    /// The proxy wants no more answers for this request, or did not get one.
     pub(crate) fn cancelled(&self, connection: u64, id: &str) {
         if self.is_empty() {
             return;
         }
         self.change(|inner| {
             let key = inner.key(connection, id);
-            if let Some(body) = inner.bodies.get_mut(&key) {
+            if let Some(body) = inner.bodies.get_mut(&key).filter(|body| body.is_open()) {
                 inner.bytes -= body.spoil();
             }
         });

@@ -319,6 +319,23 @@ mod collecting {
     }
 
     #[test]
+    fn a_chunk_whose_answer_was_superseded_is_not_held() {
+        let (agent, mut proxy) = start(&module::masking(), &[COLLECT]);
+        let event = |kind, event: &Value| common::frame(kind, &serde_json::to_vec(event).unwrap());
+        for (id, second) in
+            [("a", event(kind::REQUEST_HEADERS, &post("a", None))), ("b", event(kind::RESPONSE_HEADERS, &common::response("b", 200)))]
+        {
+            // Both arrive before the first is answered, so that only the second is.
+            let first = event(kind::REQUEST_BODY, &chunk(id, 0, b"one", 0, false));
+            proxy.send_raw(&[first, second].concat());
+            assert_eq!(proxy.answer().get("request_body_mutation"), None);
+            let last = proxy.ask(kind::REQUEST_BODY, &chunk(id, 1, b"two", 3, true));
+            assert_refused(&agent, &last, "WASM_BODY_NOT_COLLECTED", "the body was given up");
+        }
+        agent.end();
+    }
+
+    #[test]
     fn connections_do_not_meet() {
         let (agent, mut one) = start(&module::masking(), &[COLLECT]);
         let mut two = agent.connect();
