@@ -8,6 +8,7 @@ use rustix::time::{ClockId, clock_gettime};
 use wasmtime::{Caller, Extern, Linker, Memory, ResourceLimiter, Store, TypedFunc, UpdateDeadline, WasmBacktrace};
 use zentinel_wasm_contract::{Failure, FailureKind, Hook};
 
+use crate::assemblyscript::Timers;
 use crate::engine::MAX_TABLE_ELEMENTS;
 use crate::host::{slice, slice_mut};
 use crate::log::{GuestLog, Level, LineBuffer};
@@ -50,6 +51,8 @@ pub(crate) struct State {
     failure: Option<Failure>,
     stdout: LineBuffer,
     stderr: LineBuffer,
+    /// What AssemblyScript's `console.time` has started in this call.
+    pub(crate) timers: Timers,
 }
 
 /// How far a call has come with its CPU time, looked at by each tick.
@@ -84,6 +87,7 @@ impl State {
             failure: None,
             stdout: LineBuffer::default(),
             stderr: LineBuffer::default(),
+            timers: Timers::default(),
         }
     }
 
@@ -95,6 +99,7 @@ impl State {
         self.refused = false;
         self.failure = None;
         self.output.clear();
+        self.timers.clear();
     }
 
     /// Ends the call with a module error, when the returned error reaches wasmtime.

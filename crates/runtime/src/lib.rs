@@ -15,6 +15,7 @@
 #![deny(unsafe_code)]
 
 mod adapter;
+mod assemblyscript;
 mod cache;
 mod engine;
 mod host;

@@ -51,7 +51,8 @@ impl Level {
         }
     }
 
-    fn enabled(self) -> bool {
+    /// Whether lines of this level are logged at all.
+    pub(crate) fn enabled(self) -> bool {
         match self {
             Self::Trace => tracing::enabled!(target: "guest", tracing::Level::TRACE),
             Self::Debug => tracing::enabled!(target: "guest", tracing::Level::DEBUG),

@@ -14,7 +14,7 @@ use zentinel_wasm_contract::{Hook, Hooks, shortened};
 use crate::cache::Cache;
 use crate::instance::State;
 use crate::log::GuestLog;
-use crate::{adapter, engine, host, proposals, wasi};
+use crate::{adapter, assemblyscript, engine, host, proposals, wasi};
 
 /// Largest module file, in bytes. Real ones have up to 5 MB; compiling one much larger would take minutes.
 const MAX_FILE: u64 = 64 << 20;
@@ -137,7 +137,10 @@ impl Module {
 
         let mut linker = Linker::new(&engine);
         // The same import may be defined once only: what goes wrong here is wrong for every module.
-        host::define(&mut linker).and_then(|()| wasi::define(&mut linker)).map_err(|error| self.error(format!("{error:#}")))?;
+        host::define(&mut linker)
+            .and_then(|()| assemblyscript::define(&mut linker))
+            .and_then(|()| wasi::define(&mut linker))
+            .map_err(|error| self.error(format!("{error:#}")))?;
 
         let mut problems = Vec::new();
         let hooks = check_exports(&module, max_memory, &mut problems);
@@ -307,6 +310,7 @@ fn import_hint(from: &str, name: &str) -> &'static str {
         ("env", "memory") => " (the module must have and export its memory)",
         ("wasi_unstable", _) => " (build for WASI preview 1)",
         ("__wbindgen_placeholder__" | "./index_bg.js" | "wbg", _) => " (wasm-bindgen is for browsers: build without it)",
+        ("env", name) if name.starts_with("crypto.") => " (import `wasi_snapshot_preview1.random_get` instead)",
         ("gojs" | "go", _) => " (build with GOOS=wasip1, not js)",
         _ => "",
     }

@@ -179,12 +179,18 @@ fn read_u64(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
 
-/// Nanoseconds of the realtime (0) or monotonic (1) clock.
-fn clock_now(clock: i32) -> Option<u64> {
+/// The number of the clock that tells the time of day.
+pub(crate) const REALTIME: i32 = 0;
+
+/// The number of the clock that is never set.
+pub(crate) const MONOTONIC: i32 = 1;
+
+/// Nanoseconds of a clock, if there is one of this number.
+pub(crate) fn clock_now(clock: i32) -> Option<u64> {
     static START: OnceLock<Instant> = OnceLock::new();
     let passed = match clock {
-        0 => SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
-        1 => START.get_or_init(Instant::now).elapsed(),
+        REALTIME => SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
+        MONOTONIC => START.get_or_init(Instant::now).elapsed(),
         _ => return None,
     };
     Some(u64::try_from(passed.as_nanos()).unwrap_or(u64::MAX))

@@ -1,45 +1,56 @@
 /** The standard alphabet of RFC 4648, with padding. */
 
-const ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+const PADDING: u8 = 0x3d;
 
-export function decode(text: string): Uint8Array {
-  const bytes = new Uint8Array((text.length / 4) * 3 + 3);
-  let size = 0;
-  let bits: u32 = 0;
-  let have = 0;
-  for (let at = 0; at < text.length && text.charCodeAt(at) != 0x3d; at++) {
-    const digit = value(text.charCodeAt(at));
-    if (digit < 0) throw new Error("the body is not base64");
-    bits = (bits << 6) | digit;
-    have += 6;
-    if (have >= 8) {
-      have -= 8;
-      bytes[size++] = <u8>(bits >> have);
+/** Stands for what is no digit. */
+const NONE: u8 = 0xff;
+
+/** What each byte stands for. */
+const VALUES = values();
+
+/** The bytes that the digits from `start` to `end` stand for. */
+export function decode(start: usize, end: usize): Uint8Array {
+  for (let padding = 0; padding < 2 && end > start && load<u8>(end - 1) == PADDING; padding++) end--;
+  const bytes = new Uint8Array(<i32>(((end - start) * 3) >> 2));
+  let to = bytes.dataStart;
+  let from = start;
+  // What is no digit leaves a bit beyond the others.
+  let wrong: u32 = 0;
+  for (; from + 4 <= end; from += 4, to += 3) {
+    const a = value(from);
+    const b = value(from + 1);
+    const c = value(from + 2);
+    const d = value(from + 3);
+    wrong |= a | b | c | d;
+    store<u8>(to, (a << 2) | (b >> 4));
+    store<u8>(to, (b << 4) | (c >> 2), 1);
+    store<u8>(to, (c << 6) | d, 2);
+  }
+  const left = end - from;
+  if (left >= 2) {
+    const b = value(from + 1);
+    wrong |= value(from) | b;
+    store<u8>(to, (value(from) << 2) | (b >> 4));
+    if (left == 3) {
+      const c = value(from + 2);
+      wrong |= c;
+      store<u8>(to, (b << 4) | (c >> 2), 1);
     }
   }
-  return bytes.subarray(0, size);
+  if (wrong > 63 || left == 1) throw new Error("the body is not base64");
+  return bytes;
 }
 
-export function encode(bytes: Uint8Array): string {
-  const parts: string[] = [];
-  for (let at = 0; at < bytes.length; at += 3) {
-    const have = bytes.length - at;
-    let bits = (<u32>bytes[at]) << 16;
-    if (have > 1) bits |= (<u32>bytes[at + 1]) << 8;
-    if (have > 2) bits |= <u32>bytes[at + 2];
-    parts.push(
-      ALPHABET.charAt(bits >> 18) +
-        ALPHABET.charAt((bits >> 12) & 63) +
-        (have > 1 ? ALPHABET.charAt((bits >> 6) & 63) : "=") +
-        (have > 2 ? ALPHABET.charAt(bits & 63) : "="),
-    );
-  }
-  return parts.join("");
+// @ts-ignore: a decorator of AssemblyScript
+@inline
+function value(at: usize): u32 {
+  return load<u8>(changetype<usize>(VALUES) + load<u8>(at));
 }
 
-function value(code: i32): i32 {
-  if (code >= 0x41 && code <= 0x5a) return code - 0x41;
-  if (code >= 0x61 && code <= 0x7a) return code - 0x61 + 26;
-  if (code >= 0x30 && code <= 0x39) return code - 0x30 + 52;
-  return code == 0x2b ? 62 : code == 0x2f ? 63 : -1;
+function values(): StaticArray<u8> {
+  const values = new StaticArray<u8>(256);
+  const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  values.fill(NONE);
+  for (let at = 0; at < alphabet.length; at++) values[alphabet.charCodeAt(at)] = <u8>at;
+  return values;
 }

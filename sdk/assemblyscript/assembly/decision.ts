@@ -1,27 +1,91 @@
 /** What a hook decides. */
 
-import { encode } from "./base64";
 import { quote } from "./json";
+import { Writer } from "./writer";
+
+const COMMA: u8 = 0x2c;
+const COLON: u8 = 0x3a;
+const OPEN_ARRAY: u8 = 0x5b;
+const CLOSE_ARRAY: u8 = 0x5d;
+const OPEN_OBJECT: u8 = 0x7b;
+const CLOSE_OBJECT: u8 = 0x7d;
+
+/** What an item says something about. */
+enum Kind {
+  Field,
+  Param,
+  SetRequest,
+  AppendRequest,
+  RemoveRequest,
+  SetResponse,
+  AppendResponse,
+  RemoveResponse,
+  Tag,
+  RuleId,
+  ReasonCode,
+  Route,
+}
+
+/** One thing that a decision says. Most decisions say little, so they are kept in one list. */
+class Item {
+  next: Item | null = null;
+
+  constructor(
+    readonly kind: Kind,
+    readonly name: string,
+    readonly value: string,
+  ) {}
+
+  /** Whether it is of this kind and has this name. Headers and params have the same name whatever its case. */
+  is(kind: Kind, name: string): bool {
+    if (this.kind != kind || this.name.length != name.length) return false;
+    const ignoringCase = kind != Kind.Field && kind != Kind.Route;
+    for (let at = 0; at < name.length; at++) {
+      const one = this.name.charCodeAt(at);
+      const other = name.charCodeAt(at);
+      if (one != other && !(ignoringCase && lower(one) == lower(other))) return false;
+    }
+    return true;
+  }
+}
+
+/** What becomes of a chunk of a body: text or bytes take its place, or nothing does. It is written when all is. */
+class BodyChange {
+  constructor(
+    private readonly text: string | null,
+    private readonly bytes: Uint8Array | null,
+  ) {}
+
+  write(out: Writer): void {
+    const text = this.text;
+    const bytes = this.bytes;
+    if (text != null) {
+      out.raw('{"action":"replace","data":');
+      out.quoted(text);
+      out.raw("}");
+    } else if (bytes != null) {
+      out.raw('{"action":"replace","data_base64":"');
+      out.base64(bytes);
+      out.raw('"}');
+    } else {
+      out.raw('{"action":"drop"}');
+    }
+  }
+}
 
 /** What becomes of a request or response, and what is said about it. Each method returns the decision it was called on. */
 export class Decision {
-  private fields: string[] = [];
-  private params: string[] = [];
-  private setRequest: string[] = [];
-  private removeRequest: string[] = [];
-  private setResponse: string[] = [];
-  private removeResponse: string[] = [];
-  private tags: string[] = [];
-  private ruleIds: string[] = [];
-  private reasonCodes: string[] = [];
-  private routes: string[] = [];
+  private first: Item | null = null;
+  private last: Item | null = null;
+  private requestBody: BodyChange | null = null;
+  private responseBody: BodyChange | null = null;
 
   /** Lets it go on. */
   static allow(): Decision {
     return new Decision();
   }
 
-  /** Refuses it with an HTTP status, 100 to 599, and a body. */
+  /** Refuses it with an HTTP status, 200 to 599, and a body. */
   static block(status: i32, body: string = ""): Decision {
     const decision = new Decision().field("decision", '"block"').field("status", status.toString());
     return body.length > 0 ? decision.field("body", quote(body)) : decision;
@@ -39,58 +103,59 @@ export class Decision {
 
   /** Adds a parameter to a challenge. */
   param(name: string, value: string): this {
-    this.params.push(member(name, quote(value)));
-    return this;
+    return this.remove(Kind.Param, name).add(Kind.Param, name, value);
   }
 
   /** Sets a header of the request that the upstream sees. */
   setRequestHeader(name: string, value: string): this {
-    this.setRequest.push(member(name, quote(value)));
-    return this;
+    return this.remove(Kind.SetRequest, name).add(Kind.SetRequest, name, value);
+  }
+
+  /** Adds a value to a header of the request that the upstream sees, beside those that it has. */
+  appendRequestHeader(name: string, value: string): this {
+    return this.add(Kind.AppendRequest, name, value);
   }
 
   /** Removes a header from the request that the upstream sees. */
   removeRequestHeader(name: string): this {
-    this.removeRequest.push(quote(name));
-    return this;
+    return this.add(Kind.RemoveRequest, "", name);
   }
 
   /** Sets a header of the response that the client sees. */
   setResponseHeader(name: string, value: string): this {
-    this.setResponse.push(member(name, quote(value)));
-    return this;
+    return this.remove(Kind.SetResponse, name).add(Kind.SetResponse, name, value);
   }
 
   /** Sets a header of the response to several values, such as Set-Cookie. */
   setResponseHeaderValues(name: string, values: string[]): this {
-    const quoted: string[] = [];
-    for (let at = 0; at < values.length; at++) quoted.push(quote(values[at]));
-    this.setResponse.push(member(name, "[" + quoted.join(",") + "]"));
+    this.remove(Kind.SetResponse, name);
+    for (let at = 0; at < values.length; at++) this.add(Kind.SetResponse, name, values[at]);
     return this;
+  }
+
+  /** Adds a value to a header of the response that the client sees, such as a cookie beside those of the upstream. */
+  appendResponseHeader(name: string, value: string): this {
+    return this.add(Kind.AppendResponse, name, value);
   }
 
   /** Removes a header from the response that the client sees. */
   removeResponseHeader(name: string): this {
-    this.removeResponse.push(quote(name));
-    return this;
+    return this.add(Kind.RemoveResponse, "", name);
   }
 
   /** Adds a freeform tag to the audit log. */
   tag(tag: string): this {
-    this.tags.push(quote(tag));
-    return this;
+    return this.add(Kind.Tag, "", tag);
   }
 
   /** Names a rule that matched in the audit log. */
   ruleId(ruleId: string): this {
-    this.ruleIds.push(quote(ruleId));
-    return this;
+    return this.add(Kind.RuleId, "", ruleId);
   }
 
   /** Adds a structured reason to the audit log. */
   reasonCode(reasonCode: string): this {
-    this.reasonCodes.push(quote(reasonCode));
-    return this;
+    return this.add(Kind.ReasonCode, "", reasonCode);
   }
 
   /** Says how sure the decision is, from 0 to 1. A score beyond counts as the nearer of the two, NaN as 0. */
@@ -101,8 +166,7 @@ export class Decision {
 
   /** Adds a hint for the choice of an upstream. */
   routing(name: string, value: string): this {
-    this.routes.push(member(name, quote(value)));
-    return this;
+    return this.remove(Kind.Route, name).add(Kind.Route, name, value);
   }
 
   /** Says that the decision is not final: the hook for the body decides. */
@@ -112,32 +176,38 @@ export class Decision {
 
   /** Replaces this chunk of the request body. */
   replaceRequestBody(text: string): this {
-    return this.field("request_body_mutation", replaceText(text));
+    this.requestBody = new BodyChange(text, null);
+    return this;
   }
 
   /** Replaces this chunk of the request body by bytes that need not be text. */
   replaceRequestBodyBytes(bytes: Uint8Array): this {
-    return this.field("request_body_mutation", replaceBytes(bytes));
+    this.requestBody = new BodyChange(null, bytes);
+    return this;
   }
 
   /** Leaves this chunk of the request body out. */
   dropRequestBody(): this {
-    return this.field("request_body_mutation", '{"action":"drop"}');
+    this.requestBody = new BodyChange(null, null);
+    return this;
   }
 
   /** Replaces this chunk of the response body. */
   replaceResponseBody(text: string): this {
-    return this.field("response_body_mutation", replaceText(text));
+    this.responseBody = new BodyChange(text, null);
+    return this;
   }
 
   /** Replaces this chunk of the response body by bytes that need not be text. */
   replaceResponseBodyBytes(bytes: Uint8Array): this {
-    return this.field("response_body_mutation", replaceBytes(bytes));
+    this.responseBody = new BodyChange(null, bytes);
+    return this;
   }
 
   /** Leaves this chunk of the response body out. */
   dropResponseBody(): this {
-    return this.field("response_body_mutation", '{"action":"drop"}');
+    this.responseBody = new BodyChange(null, null);
+    return this;
   }
 
   /** Leaves this WebSocket frame out. */
@@ -155,42 +225,126 @@ export class Decision {
 
   /** Sets any other field, such as `guardrail_response`, as JSON. */
   field(name: string, json: string): this {
-    this.fields.push(member(name, json));
-    return this;
+    return this.remove(Kind.Field, name).add(Kind.Field, name, json);
   }
 
   /** The JSON that the agent is answered; empty when there is nothing to say. */
   toJson(): string {
-    const fields = this.fields.slice();
-    pushObject(fields, "challenge_params", this.params);
-    pushObject(fields, "add_request_headers", this.setRequest);
-    pushArray(fields, "remove_request_headers", this.removeRequest);
-    pushObject(fields, "add_response_headers", this.setResponse);
-    pushArray(fields, "remove_response_headers", this.removeResponse);
-    pushArray(fields, "tags", this.tags);
-    pushArray(fields, "rule_ids", this.ruleIds);
-    pushArray(fields, "reason_codes", this.reasonCodes);
-    pushObject(fields, "routing_metadata", this.routes);
-    return fields.length == 0 ? "" : "{" + fields.join(",") + "}";
+    const out = new Writer();
+    this.write(out);
+    return out.takeString();
+  }
+
+  /** Writes the same. */
+  write(out: Writer): void {
+    for (let item = this.first; item != null; item = item!.next) {
+      if (item.kind != Kind.Field) continue;
+      writeName(out, item.name);
+      out.raw(item.value);
+    }
+    this.writePairs(out, Kind.Param, "challenge_params");
+    this.writePairs(out, Kind.SetRequest, "add_request_headers");
+    this.writePairs(out, Kind.AppendRequest, "append_request_headers");
+    this.writeTexts(out, Kind.RemoveRequest, "remove_request_headers");
+    this.writePairs(out, Kind.SetResponse, "add_response_headers");
+    this.writePairs(out, Kind.AppendResponse, "append_response_headers");
+    this.writeTexts(out, Kind.RemoveResponse, "remove_response_headers");
+    this.writeTexts(out, Kind.Tag, "tags");
+    this.writeTexts(out, Kind.RuleId, "rule_ids");
+    this.writeTexts(out, Kind.ReasonCode, "reason_codes");
+    this.writePairs(out, Kind.Route, "routing_metadata");
+    writeChange(out, "request_body_mutation", this.requestBody);
+    writeChange(out, "response_body_mutation", this.responseBody);
+    if (out.size > 0) out.byte(CLOSE_OBJECT);
+  }
+
+  private add(kind: Kind, name: string, value: string): this {
+    const item = new Item(kind, name, value);
+    const last = this.last;
+    if (last == null) this.first = item;
+    else last.next = item;
+    this.last = item;
+    return this;
+  }
+
+  /** Removes what was said of this name before, so that the object in the answer holds it once. */
+  private remove(kind: Kind, name: string): this {
+    let before: Item | null = null;
+    for (let item = this.first; item != null; item = item!.next) {
+      if (!item.is(kind, name)) {
+        before = item;
+        continue;
+      }
+      if (before == null) this.first = item.next;
+      else before.next = item.next;
+      if (item.next == null) this.last = before;
+    }
+    return this;
+  }
+
+  /** Writes an object. Several values of a name are a list. */
+  private writePairs(out: Writer, kind: Kind, field: string): void {
+    let any = false;
+    for (let item = this.first; item != null; item = item!.next) {
+      if (item.kind != kind || find(this.first, kind, item.name) != item) continue;
+      if (any) {
+        out.byte(COMMA);
+      } else {
+        writeName(out, field);
+        out.byte(OPEN_OBJECT);
+        any = true;
+      }
+      out.quoted(item.name);
+      out.byte(COLON);
+      if (find(item.next, kind, item.name) == null) {
+        out.quoted(item.value);
+        continue;
+      }
+      let separator = OPEN_ARRAY;
+      for (let other: Item | null = item; other != null; other = find(other.next, kind, item.name)) {
+        out.byte(separator);
+        out.quoted(other.value);
+        separator = COMMA;
+      }
+      out.byte(CLOSE_ARRAY);
+    }
+    if (any) out.byte(CLOSE_OBJECT);
+  }
+
+  private writeTexts(out: Writer, kind: Kind, field: string): void {
+    let separator = OPEN_ARRAY;
+    for (let item = this.first; item != null; item = item!.next) {
+      if (item.kind != kind) continue;
+      if (separator == OPEN_ARRAY) writeName(out, field);
+      out.byte(separator);
+      out.quoted(item.value);
+      separator = COMMA;
+    }
+    if (separator != OPEN_ARRAY) out.byte(CLOSE_ARRAY);
   }
 }
 
-function member(name: string, json: string): string {
-  return quote(name) + ":" + json;
+/** The first from `item` on that is of this kind and has this name. */
+function find(item: Item | null, kind: Kind, name: string): Item | null {
+  for (; item != null; item = item!.next) {
+    if (item.is(kind, name)) return item;
+  }
+  return null;
 }
 
-function pushObject(fields: string[], name: string, members: string[]): void {
-  if (members.length > 0) fields.push(member(name, "{" + members.join(",") + "}"));
+/** Begins the next field of the answer. */
+function writeName(out: Writer, name: string): void {
+  out.byte(out.size > 0 ? COMMA : OPEN_OBJECT);
+  out.quoted(name);
+  out.byte(COLON);
 }
 
-function pushArray(fields: string[], name: string, elements: string[]): void {
-  if (elements.length > 0) fields.push(member(name, "[" + elements.join(",") + "]"));
+function writeChange(out: Writer, name: string, change: BodyChange | null): void {
+  if (change == null) return;
+  writeName(out, name);
+  change.write(out);
 }
 
-function replaceText(text: string): string {
-  return '{"action":"replace","data":' + quote(text) + "}";
-}
-
-function replaceBytes(bytes: Uint8Array): string {
-  return '{"action":"replace","data_base64":"' + encode(bytes) + '"}';
+function lower(code: i32): i32 {
+  return code >= 0x41 && code <= 0x5a ? code | 0x20 : code;
 }

@@ -1,6 +1,5 @@
 /** What the hooks are given. An event may be used only until its hook returns. */
 
-import { decode } from "./base64";
 import { Members, Value } from "./json";
 
 /** A header's name and value. */
@@ -85,14 +84,14 @@ export class Message extends Event {
 
   /** The text of this chunk of the body. Bytes that are not UTF-8 are replaced by U+FFFD. */
   protected chunkText(): string {
+    if (this.text("body_encoding") != "base64") return this.text("body");
     const bytes = this.chunkBytes();
     return String.UTF8.decodeUnsafe(bytes.dataStart, bytes.length);
   }
 
   protected chunkBytes(): Uint8Array {
-    const body = this.text("body");
-    if (this.text("body_encoding") == "base64") return decode(body);
-    return Uint8Array.wrap(String.UTF8.encode(body, false, String.UTF8.ErrorMode.REPLACE));
+    const body = this.json.get("body");
+    return this.text("body_encoding") == "base64" ? body.base64 : body.utf8;
   }
 }
 
@@ -163,8 +162,7 @@ export class WebsocketFrame extends Event {
   }
 
   get bytes(): Uint8Array {
-    const data = this.text("data");
-    if (this.text("data_encoding") == "base64") return decode(data);
-    return Uint8Array.wrap(String.UTF8.encode(data, false, String.UTF8.ErrorMode.REPLACE));
+    const data = this.json.get("data");
+    return this.text("data_encoding") == "base64" ? data.base64 : data.utf8;
   }
 }

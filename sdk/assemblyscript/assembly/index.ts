@@ -18,6 +18,7 @@
 import { Decision } from "./decision";
 import { Event, Request, RequestBody, Response, ResponseBody, WebsocketFrame } from "./event";
 import { quote, Value } from "./json";
+import { Writer } from "./writer";
 
 export { Level, log } from "./agent";
 export { Decision } from "./decision";
@@ -36,45 +37,48 @@ export function dealloc(ptr: usize, size: usize): void {
 
 /** The body of `on_request_headers`. */
 export function onRequest(ptr: usize, len: usize, decide: (request: Request) => Decision): u64 {
-  return answer(decide(new Request(Value.parse(ptr, len))).toJson());
+  return answer(decide(new Request(Value.parse(ptr, len))));
 }
 
 /** The body of `on_request_body`. */
 export function onRequestBody(ptr: usize, len: usize, decide: (body: RequestBody) => Decision): u64 {
-  return answer(decide(new RequestBody(Value.parse(ptr, len))).toJson());
+  return answer(decide(new RequestBody(Value.parse(ptr, len))));
 }
 
 /** The body of `on_response_headers`. */
 export function onResponse(ptr: usize, len: usize, decide: (response: Response) => Decision): u64 {
-  return answer(decide(new Response(Value.parse(ptr, len))).toJson());
+  return answer(decide(new Response(Value.parse(ptr, len))));
 }
 
 /** The body of `on_response_body`. */
 export function onResponseBody(ptr: usize, len: usize, decide: (body: ResponseBody) => Decision): u64 {
-  return answer(decide(new ResponseBody(Value.parse(ptr, len))).toJson());
+  return answer(decide(new ResponseBody(Value.parse(ptr, len))));
 }
 
 /** The body of `on_websocket_frame`. */
 export function onWebsocketFrame(ptr: usize, len: usize, decide: (frame: WebsocketFrame) => Decision): u64 {
-  return answer(decide(new WebsocketFrame(Value.parse(ptr, len))).toJson());
+  return answer(decide(new WebsocketFrame(Value.parse(ptr, len))));
 }
 
 /** The body of `on_guardrail_inspect` and `on_request_complete`, whose events are read by the names of their fields. */
 export function onEvent(ptr: usize, len: usize, decide: (event: Event) => Decision): u64 {
-  return answer(decide(new Event(Value.parse(ptr, len))).toJson());
+  return answer(decide(new Event(Value.parse(ptr, len))));
 }
 
 /** The body of `on_configure`. The function returns what is wrong with the configuration, or an empty string. */
 export function onConfigure(ptr: usize, len: usize, accept: (config: Value) => string): u64 {
   const problem = accept(Value.parse(ptr, len));
-  return answer(problem.length == 0 ? "" : '{"error":' + quote(problem) + "}");
+  return answer(problem.length == 0 ? Decision.allow() : Decision.allow().field("error", quote(problem)));
 }
 
 /** Puts an answer where the agent reads it: a pointer in the upper half, a length in the lower. */
-function answer(json: string): u64 {
-  if (json.length == 0) return 0;
-  const utf8 = String.UTF8.encode(json, false, String.UTF8.ErrorMode.REPLACE);
-  const ptr = alloc(utf8.byteLength);
-  memory.copy(ptr, changetype<usize>(utf8), utf8.byteLength);
-  return ((<u64>ptr) << 32) | (<u64>utf8.byteLength);
+function answer(decision: Decision): u64 {
+  const out = new Writer();
+  decision.write(out);
+  const size = out.size;
+  const ptr = out.take();
+  if (size > 0) return ((<u64>ptr) << 32) | (<u64>size);
+  // What has no length is not given back by the agent.
+  heap.free(ptr);
+  return 0;
 }

@@ -3,6 +3,9 @@
  * becomes a string only when it is asked for.
  */
 
+import { decode } from "./base64";
+import { Writer, isHigh, isLow, putPair, putThree } from "./writer";
+
 const QUOTE: u8 = 0x22;
 const BACKSLASH: u8 = 0x5c;
 const COMMA: u8 = 0x2c;
@@ -54,6 +57,21 @@ export class Value {
   /** The text; empty when the value is no text. */
   get text(): string {
     return this.isText ? unescape(this.start + 1, this.end - 1) : "";
+  }
+
+  /** The text as UTF-8; empty when the value is no text. */
+  get utf8(): Uint8Array {
+    return this.isText ? unescapeBytes(this.start + 1, this.end - 1) : new Uint8Array(0);
+  }
+
+  /** The bytes that the text is the base64 of; ends the call when it is something else. */
+  get base64(): Uint8Array {
+    if (!this.isText) return new Uint8Array(0);
+    const start = this.start + 1;
+    const end = this.end - 1;
+    if (find(BACKSLASH, start, end) == end) return decode(start, end);
+    const digits = unescapeBytes(start, end);
+    return decode(digits.dataStart, digits.dataStart + digits.length);
   }
 
   /** Whether the value is true. */
@@ -226,12 +244,37 @@ class Scanner {
   string(): void {
     if (!this.take(QUOTE)) invalid();
     while (this.at < this.end) {
+      this.skipPlain();
       const byte = load<u8>(this.at++);
       if (byte == QUOTE) return;
       if (byte < 0x20) invalid();
       if (byte == BACKSLASH) this.escape();
     }
     invalid();
+  }
+
+  /** Steps over plain text eight bytes at a time: what is left of it is for the caller, be it plain or not. */
+  private skipPlain(): void {
+    let at = this.at;
+    // Of each byte, the highest bit of these is set when it is a control character, a quote or a backslash. Bytes above
+    // the first such byte may be wrong, and are not looked at.
+    while (at + 8 < this.end) {
+      const bytes = load<u64>(at);
+      const quotes = bytes ^ 0x2222222222222222;
+      const backslashes = bytes ^ 0x5c5c5c5c5c5c5c5c;
+      const controls = (bytes - 0x2020202020202020) & ~bytes;
+      const found =
+        controls |
+        ((quotes - 0x0101010101010101) & ~quotes) |
+        ((backslashes - 0x0101010101010101) & ~backslashes);
+      const mask = found & 0x8080808080808080;
+      if (mask) {
+        at += <usize>(ctz(mask) >> 3);
+        break;
+      }
+      at += 8;
+    }
+    this.at = at;
   }
 
   private escape(): void {
@@ -314,60 +357,89 @@ function hex(code: u32): i32 {
   return code >= 0x61 && code <= 0x66 ? code - 0x61 + 10 : -1;
 }
 
+/** Where the byte is that is looked for; `end` when it is not there. */
+function find(byte: u8, start: usize, end: usize): usize {
+  while (start < end && load<u8>(start) != byte) start++;
+  return start;
+}
+
 function unescape(start: usize, end: usize): string {
-  const raw = String.UTF8.decodeUnsafe(start, end - start);
-  const first = raw.indexOf("\\");
-  if (first < 0) return raw;
-  const units: i32[] = [];
-  let at = first;
-  while (at < raw.length) {
-    const code = raw.charCodeAt(at++);
-    if (code != BACKSLASH) {
-      units.push(code);
+  if (find(BACKSLASH, start, end) == end) return String.UTF8.decodeUnsafe(start, end - start);
+  const bytes = unescapeBytes(start, end);
+  return String.UTF8.decodeUnsafe(bytes.dataStart, bytes.length);
+}
+
+/** The UTF-8 of a string's inside. Half a pair of surrogates becomes U+FFFD. */
+function unescapeBytes(start: usize, end: usize): Uint8Array {
+  // An escape is longer than what it stands for.
+  const bytes = new Uint8Array(<i32>(end - start));
+  const plain = find(BACKSLASH, start, end) - start;
+  memory.copy(bytes.dataStart, start, plain);
+  let from = start + plain;
+  if (from == end) return bytes;
+  let to = bytes.dataStart + plain;
+  while (from < end) {
+    const byte = load<u8>(from++);
+    if (byte != BACKSLASH) {
+      store<u8>(to++, byte);
       continue;
     }
-    const kind = raw.charCodeAt(at++);
-    switch (kind) {
-      case 0x62:
-        units.push(0x08);
-        break;
-      case 0x66:
-        units.push(0x0c);
-        break;
-      case 0x6e:
-        units.push(0x0a);
-        break;
-      case 0x72:
-        units.push(0x0d);
-        break;
-      case 0x74:
-        units.push(0x09);
-        break;
-      case 0x75: {
-        let unit = 0;
-        for (let digit = 0; digit < 4; digit++) unit = (unit << 4) | hex(raw.charCodeAt(at++));
-        units.push(unit);
-        break;
-      }
-      default:
-        units.push(kind);
+    const kind = load<u8>(from++);
+    if (kind != 0x75) {
+      store<u8>(to++, control(kind));
+      continue;
+    }
+    const unit = unitAt(from);
+    from += 4;
+    if (unit < 0x80) {
+      store<u8>(to++, unit);
+    } else if (unit < 0x800) {
+      store<u8>(to, 0xc0 | (unit >> 6));
+      store<u8>(to, 0x80 | (unit & 0x3f), 1);
+      to += 2;
+    } else if (isHigh(unit) && isEscapedUnit(from, end) && isLow(unitAt(from + 2))) {
+      to = putPair(to, unit, unitAt(from + 2));
+      from += 6;
+    } else {
+      to = putThree(to, isHigh(unit) || isLow(unit) ? 0xfffd : unit);
     }
   }
-  return raw.substring(0, first) + String.fromCharCodes(units);
+  return bytes.subarray(0, <i32>(to - bytes.dataStart));
+}
+
+/** What the letter of an escape stands for. */
+function control(kind: u8): u8 {
+  switch (kind) {
+    case 0x62:
+      return 0x08;
+    case 0x66:
+      return 0x0c;
+    case 0x6e:
+      return 0x0a;
+    case 0x72:
+      return 0x0d;
+    case 0x74:
+      return 0x09;
+    default:
+      return kind;
+  }
+}
+
+/** Whether what follows is an escape of the form `\u0000`; those in a document that was checked are complete. */
+function isEscapedUnit(at: usize, end: usize): bool {
+  return at + 6 <= end && load<u8>(at) == BACKSLASH && load<u8>(at, 1) == 0x75;
+}
+
+/** The unit that four hexadecimal digits stand for. */
+function unitAt(at: usize): u32 {
+  let unit: u32 = 0;
+  for (let digit: usize = 0; digit < 4; digit++) unit = (unit << 4) | hex(load<u8>(at + digit));
+  return unit;
 }
 
 /** `text` as a JSON string. */
 export function quote(text: string): string {
-  let out = '"';
-  let start = 0;
-  for (let at = 0; at < text.length; at++) {
-    const code = text.charCodeAt(at);
-    if (code >= 0x20 && code != QUOTE && code != BACKSLASH) continue;
-    out += text.substring(start, at);
-    start = at + 1;
-    if (code == QUOTE) out += '\\"';
-    else if (code == BACKSLASH) out += "\\\\";
-    else out += "\\u00" + (code < 0x10 ? "0" : "") + code.toString(16);
-  }
-  return out + text.substring(start) + '"';
+  const out = new Writer();
+  out.quoted(text);
+  return out.takeString();
 }

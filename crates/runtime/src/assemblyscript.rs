@@ -1,0 +1,259 @@
+//! What AssemblyScript's standard library imports: `abort`, `Math.random`, `Date.now`,
+//! `console.log` and its siblings, `trace`, `performance.now` and `process.exit`, under the names
+//! and types that `asc` 0.28 compiles them to.
+//!
+//! Strings are UTF-16 with their length in bytes in the four bytes before them. Both are the
+//! guest's word, so each string is checked against memory as a whole before a part of it is read.
+
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use wasmtime::{Caller, Linker, Result};
+use zentinel_wasm_contract::FailureKind;
+
+use crate::host::slice;
+use crate::instance::State;
+use crate::log::{Level, MAX_LINE};
+use crate::wasi;
+
+const MODULE: &str = "env";
+
+/// UTF-16 units that are read of a string for the log: at least as many as fit into a line.
+const MAX_UNITS: usize = MAX_LINE;
+
+/// The same of the message of an abort and of its file: enough to find the place.
+const MAX_ABORT_UNITS: usize = 512;
+
+/// The same of the label of a timer. Labels with the same beginning share a timer.
+const MAX_LABEL_UNITS: usize = 64;
+
+/// Most timers that run at once in a call. A label is kept for each.
+const MAX_TIMERS: usize = 16;
+
+/// CPU time that it takes to make text of a unit, roughly.
+const UNIT_COST: Duration = Duration::from_nanos(4);
+
+/// CPU time of a look at a clock or at a timer, roughly.
+const CLOCK_COST: Duration = Duration::from_nanos(100);
+
+/// CPU time of a seed, which the kernel makes, roughly.
+const SEED_COST: Duration = Duration::from_micros(1);
+
+/// Defines the functions that `asc` imports.
+pub(crate) fn define(linker: &mut Linker<State>) -> Result<()> {
+    linker.func_wrap(MODULE, "abort", |mut caller: Caller<'_, State>, message: i32, file: i32, line: i32, column: i32| -> Result<()> {
+        let (memory, state) = State::memory(&mut caller)?;
+        let shown = |ptr| string(memory, ptr, MAX_ABORT_UNITS).filter(|_| ptr != 0).unwrap_or_else(|| "?".into());
+        let (message, file) = (shown(message), shown(file));
+        let detail = format!("it aborted: {message} at {file}:{line}:{column}").replace(char::is_control, " ");
+        state.log(Level::Error, detail.as_bytes());
+        Err(state.fail(FailureKind::Trap, detail))
+    })?;
+    linker.func_wrap(MODULE, "process.exit", |mut caller: Caller<'_, State>, code: i32| -> Result<()> {
+        Err(caller.data_mut().fail(FailureKind::Trap, format!("it called `process.exit({code})`")))
+    })?;
+    define_console(linker)?;
+    linker.func_wrap_async(
+        MODULE,
+        "trace",
+        |caller, (message, count, a, b, c, d, e): (i32, i32, f64, f64, f64, f64, f64)| {
+            Box::new(trace(caller, message, count, [a, b, c, d, e]))
+        },
+    )?;
+    linker.func_wrap_async(MODULE, "seed", |caller, (): ()| Box::new(seed(caller)))?;
+    linker.func_wrap_async(MODULE, "Date.now", |caller, (): ()| {
+        Box::new(async move { Ok(clock(caller, wasi::REALTIME, "Date.now").await?.floor()) })
+    })?;
+    linker.func_wrap_async(MODULE, "performance.now", |caller, (): ()| Box::new(clock(caller, wasi::MONOTONIC, "performance.now")))?;
+    Ok(())
+}
+
+fn define_console(linker: &mut Linker<State>) -> Result<()> {
+    for (name, level) in [
+        ("console.log", Level::Info),
+        ("console.debug", Level::Debug),
+        ("console.info", Level::Info),
+        ("console.warn", Level::Warn),
+        ("console.error", Level::Error),
+    ] {
+        linker.func_wrap_async(MODULE, name, move |caller, (text,): (i32,)| Box::new(write(caller, name, level, text, "")))?;
+    }
+    linker.func_wrap_async(MODULE, "console.assert", |caller, (condition, text): (i32, i32)| {
+        Box::new(async move {
+            if condition != 0 {
+                return Ok(());
+            }
+            write(caller, "console.assert", Level::Error, text, "assertion failed: ").await
+        })
+    })?;
+    for (name, action) in [("console.time", Action::Start), ("console.timeLog", Action::Show), ("console.timeEnd", Action::End)] {
+        linker.func_wrap_async(MODULE, name, move |caller, (label,): (i32,)| Box::new(time(caller, name, action, label)))?;
+    }
+    Ok(())
+}
+
+/// Logs `prefix` and the guest's `text`.
+async fn write(mut caller: Caller<'_, State>, name: &str, level: Level, text: i32, prefix: &str) -> Result<()> {
+    let text = argument(&mut caller, name, level, text)?;
+    let cost = caller.data().log(level, format!("{prefix}{text}").as_bytes()) + UNIT_COST * text.len() as u32;
+    State::spend(&mut caller, cost).await
+}
+
+/// The message with the first `count` of the numbers.
+async fn trace(mut caller: Caller<'_, State>, message: i32, count: i32, numbers: [f64; 5]) -> Result<()> {
+    let mut line = argument(&mut caller, "trace", Level::Debug, message)?;
+    for number in numbers.iter().take(usize::try_from(count).unwrap_or(0)) {
+        // Writing to a string does not fail.
+        let _ = write!(line, " {number}");
+    }
+    let cost = caller.data().log(Level::Debug, line.as_bytes()) + UNIT_COST * line.len() as u32;
+    State::spend(&mut caller, cost).await
+}
+
+/// What a function of the log was given as text: empty when nobody reads that level, an error when
+/// it does not lie in memory.
+fn argument(caller: &mut Caller<'_, State>, name: &str, level: Level, ptr: i32) -> Result<String> {
+    let (memory, state) = State::memory(caller)?;
+    let most = if level.enabled() { MAX_UNITS } else { 0 };
+    string(memory, ptr, most).ok_or_else(|| outside(state, name))
+}
+
+fn outside(state: &mut State, name: &str) -> wasmtime::Error {
+    state.fail(FailureKind::Trap, format!("it called `{MODULE}.{name}` with text outside its memory"))
+}
+
+/// A string of the guest, of which the first `most` units are taken. `None` when any of it lies
+/// outside its memory.
+fn string(memory: &[u8], ptr: i32, most: usize) -> Option<String> {
+    if ptr == 0 {
+        return Some("null".into());
+    }
+    let len = u32::from_le_bytes(slice(memory, ptr.wrapping_sub(4), 4)?.try_into().ok()?);
+    let (units, _half) = slice(memory, ptr, len)?.as_chunks::<2>();
+    let units = units[..units.len().min(most)].iter().map(|unit| u16::from_le_bytes(*unit));
+    Some(char::decode_utf16(units).map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)).collect())
+}
+
+/// A number from which `Math.random` makes all that follow in this instance.
+async fn seed(mut caller: Caller<'_, State>) -> Result<f64> {
+    /// Without this bit of the exponent a number is finite: of a NaN, a processor may change bits.
+    const LARGE: u64 = 1 << 62;
+    State::spend(&mut caller, SEED_COST).await?;
+    let mut bytes = [0; 8];
+    if getrandom::fill(&mut bytes).is_err() {
+        return Err(caller.data_mut().fail(FailureKind::Trap, "it called `Math.random`, and the system has no random numbers"));
+    }
+    Ok(f64::from_bits(u64::from_le_bytes(bytes) & !LARGE))
+}
+
+/// Milliseconds of a clock.
+async fn clock(mut caller: Caller<'_, State>, clock: i32, name: &str) -> Result<f64> {
+    State::spend(&mut caller, CLOCK_COST).await?;
+    match wasi::clock_now(clock) {
+        Some(now) => Ok(now as f64 / 1e6),
+        None => Err(caller.data_mut().fail(FailureKind::Trap, format!("it called `{name}`, and the system has no such clock"))),
+    }
+}
+
+/// What is done with a timer.
+#[derive(Clone, Copy)]
+enum Action {
+    Start,
+    Show,
+    End,
+}
+
+async fn time(mut caller: Caller<'_, State>, name: &str, action: Action, label: i32) -> Result<()> {
+    let (memory, state) = State::memory(&mut caller)?;
+    let Some(label) = string(memory, label, MAX_LABEL_UNITS) else { return Err(outside(state, name)) };
+    let mut cost = CLOCK_COST + UNIT_COST * label.len() as u32;
+    let (level, line) = match state.timers.act(action, &label) {
+        Ok(None) => return State::spend(&mut caller, cost).await,
+        Ok(Some(passed)) => (Level::Info, format!("{label}: {:.3} ms", passed.as_secs_f64() * 1e3)),
+        Err(problem) => (Level::Warn, format!("{name}: {problem}: {label}")),
+    };
+    cost += state.log(level, line.as_bytes());
+    State::spend(&mut caller, cost).await
+}
+
+/// The timers of `console.time`, which do not outlive the call.
+#[derive(Default)]
+pub(crate) struct Timers(Vec<(String, Instant)>);
+
+impl Timers {
+    /// Forgets the timers of the call before.
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// The time that is to be logged, if any.
+    fn act(&mut self, action: Action, label: &str) -> Result<Option<Duration>, &'static str> {
+        let at = self.0.iter().position(|(known, _)| known == label);
+        match (action, at) {
+            (Action::Start, Some(_)) => Err("this timer is running already"),
+            (Action::Start, None) if self.0.len() == MAX_TIMERS => Err("too many timers are running, this one is ignored"),
+            (Action::Start, None) => {
+                self.0.push((label.into(), Instant::now()));
+                Ok(None)
+            }
+            (Action::Show | Action::End, None) => Err("no such timer is running"),
+            (Action::Show, Some(at)) => Ok(Some(self.0[at].1.elapsed())),
+            (Action::End, Some(at)) => Ok(Some(self.0.swap_remove(at).1.elapsed())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 64 bytes with a string of these bytes at 8.
+    fn memory(len: u32, text: &[u8]) -> Vec<u8> {
+        let mut memory = vec![0; 64];
+        memory[4..8].copy_from_slice(&len.to_le_bytes());
+        memory[8..8 + text.len()].copy_from_slice(text);
+        memory
+    }
+
+    #[test]
+    fn strings_are_read() {
+        assert_eq!(string(&memory(4, b"h\0i\0"), 8, 10).unwrap(), "hi");
+        assert_eq!(string(&memory(4, b"h\0i\0"), 8, 1).unwrap(), "h");
+        assert_eq!(string(&memory(0, b""), 8, 10).unwrap(), "");
+        assert_eq!(string(&memory(4, b"\x3d\xd8\x00\xde"), 8, 10).unwrap(), "😀");
+        // Half a pair, and half a unit.
+        assert_eq!(string(&memory(3, b"\x3d\xd8x"), 8, 10).unwrap(), "\u{fffd}");
+        assert_eq!(string(&[], 0, 10).unwrap(), "null");
+    }
+
+    #[test]
+    fn strings_never_leave_the_memory() {
+        for ptr in [1, 2, 3, 65, 68, i32::MAX, i32::MIN, -1, -4, -8] {
+            assert!(string(&memory(4, b""), ptr, 10).is_none(), "{ptr}");
+        }
+        // To the last byte and no further, although the beginning alone is read.
+        assert!(string(&memory(56, b""), 8, 1).is_some());
+        for len in [57, 58, u32::MAX - 8, u32::MAX] {
+            assert!(string(&memory(len, b""), 8, 1).is_none(), "{len}");
+        }
+        // A length that stands at the very end, and one that would stand half beyond it.
+        assert_eq!(string(&memory(0, b""), 64, 10).unwrap(), "");
+        assert!(string(&memory(0, b""), 66, 10).is_none());
+    }
+
+    #[test]
+    fn timers_are_few() {
+        let mut timers = Timers::default();
+        for n in 0..10_000 {
+            assert_eq!(timers.act(Action::Start, &n.to_string()).is_ok(), n < MAX_TIMERS);
+        }
+        assert_eq!(timers.0.len(), MAX_TIMERS);
+        assert!(timers.act(Action::Start, "0").is_err());
+        assert!(timers.act(Action::Show, "0").unwrap().is_some());
+        assert!(timers.act(Action::End, "0").unwrap().is_some());
+        assert!(timers.act(Action::End, "0").is_err());
+        assert!(timers.act(Action::Start, "0").unwrap().is_none());
+        timers.clear();
+        assert!(timers.act(Action::Show, "1").is_err());
+    }
+}
