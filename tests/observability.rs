@@ -411,6 +411,38 @@ fn lines_of_the_module_are_marked_and_carry_the_correlation_id() {
 }
 
 #[test]
+fn assemblyscript_modules_have_what_their_standard_library_imports() {
+    let modules = tempfile::tempdir().unwrap();
+    let file = module::write(modules.path(), "m.wasm", &module::assemblyscript());
+    let agent = Agent::launch(&file, |command| {
+        command.env("RUST_LOG", "info,guest=debug");
+    });
+    wait_for("the socket", || UnixStream::connect(&agent.socket).ok());
+    let mut proxy = agent.connect();
+    assert_eq!(decision(&proxy.get("id-5", "/")), "allow");
+    agent.log.wait_for_entry("the last line", |entry| entry["message"] == "console.timeEnd: no such timer is running: hi ü😀");
+    let entries = agent.log.entries();
+    let lines: Vec<_> = entries.iter().filter(|entry| entry["target"] == "guest").collect();
+    let said: Vec<_> = lines.iter().map(|entry| (entry["level"].as_str().unwrap(), entry["message"].as_str().unwrap())).collect();
+    let hi = "hi ü😀";
+    let levels = ["INFO", "DEBUG", "INFO", "WARN", "ERROR"];
+    assert_eq!(said[..5], levels.map(|level| (level, hi)));
+    assert_eq!(said[5..7], [("ERROR", "assertion failed: hi ü😀"), ("DEBUG", "hi ü😀 1.5 2")]);
+    for (level, timer) in &said[7..9] {
+        assert!(*level == "INFO" && timer.starts_with("hi ü😀: ") && timer.ends_with(" ms"), "{timer}");
+    }
+    assert_eq!(said.len(), 10);
+    assert!(lines.iter().all(|entry| entry["correlation_id"] == "id-5"), "{lines:?}");
+
+    let mut exit = request("id-6", "/");
+    exit["method"] = json!("EXIT");
+    assert_eq!(module_error(&proxy.ask(kind::REQUEST_HEADERS, &exit)), Some("WASM_TRAP"));
+    agent.log.wait_for_entry("why it ended", |entry| {
+        entry["correlation_id"] == "id-6" && entry["message"].as_str().is_some_and(|text| text.contains("`process.exit(3)`"))
+    });
+}
+
+#[test]
 fn what_a_module_logs_cannot_be_taken_for_an_entry_of_the_agent() {
     let forged = "x\n{\"level\":\"ERROR\",\"message\":\"forged\"}";
     let agent = start(&module::logging(forged), &[]);

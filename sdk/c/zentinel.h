@@ -110,11 +110,17 @@ void zn_challenge_param_str(zn_answer *answer, const char *name, zn_str value);
 
 void zn_set_request_header(zn_answer *answer, const char *name, const char *value);
 void zn_set_request_header_str(zn_answer *answer, const char *name, zn_str value);
+// Adds a value to a header, beside those that it has.
+void zn_append_request_header(zn_answer *answer, const char *name, const char *value);
+void zn_append_request_header_str(zn_answer *answer, const char *name, zn_str value);
 void zn_remove_request_header(zn_answer *answer, const char *name);
 void zn_set_response_header(zn_answer *answer, const char *name, const char *value);
 void zn_set_response_header_str(zn_answer *answer, const char *name, zn_str value);
 // Sets a header to several values, such as Set-Cookie.
 void zn_set_response_header_list(zn_answer *answer, const char *name, const zn_str *values, size_t count);
+// Adds a value to a header, such as a cookie beside those of the upstream.
+void zn_append_response_header(zn_answer *answer, const char *name, const char *value);
+void zn_append_response_header_str(zn_answer *answer, const char *name, zn_str value);
 void zn_remove_response_header(zn_answer *answer, const char *name);
 
 // For the audit log.
@@ -778,13 +784,23 @@ typedef struct {
   size_t room;
 } zn_buffer;
 
-// The objects and lists of an answer, each of which grows on its own until all are joined.
+// A name and a value of one of the answer's objects.
+typedef struct zn_pair {
+  struct zn_pair *next;
+  int part;
+  zn_str name;
+  zn_str value;
+} zn_pair;
+
+// The objects and lists of an answer. Lists grow each on its own until all are joined.
 enum {
   ZN_FIELDS,
   ZN_PARAMS,
   ZN_SET_REQUEST,
+  ZN_APPEND_REQUEST,
   ZN_REMOVE_REQUEST,
   ZN_SET_RESPONSE,
+  ZN_APPEND_RESPONSE,
   ZN_REMOVE_RESPONSE,
   ZN_TAGS,
   ZN_RULES,
@@ -799,6 +815,8 @@ struct zn_answer {
   zn_str body;
   zn_str challenge;
   zn_buffer parts[ZN_PARTS];
+  zn_pair *first;
+  zn_pair *last;
 };
 
 static void zn_put(zn_buffer *buffer, const char *data, size_t size) {
@@ -873,6 +891,75 @@ static zn_str zn_keep(zn_str text) {
   return kept;
 }
 
+// Headers and params have the same name whatever its case.
+static zn_pair *zn_find_pair(zn_pair *pair, int part, zn_str name) {
+  while (pair && (pair->part != part || !zn_matches(pair->name, name, part != ZN_ROUTING))) {
+    pair = pair->next;
+  }
+  return pair;
+}
+
+static void zn_append_pair(zn_answer *answer, int part, const char *name, zn_str value) {
+  size_t size = zn_size(name);
+  zn_pair *pair = (zn_pair *)zn_scratch(sizeof(zn_pair) + size + value.size);
+  char *copy = (char *)(pair + 1);
+  zn_copy(copy, name, size);
+  zn_copy(copy + size, value.data, value.size);
+  pair->next = NULL;
+  pair->part = part;
+  pair->name.data = copy;
+  pair->name.size = size;
+  pair->value.data = copy + size;
+  pair->value.size = value.size;
+  *(answer->last ? &answer->last->next : &answer->first) = pair;
+  answer->last = pair;
+}
+
+// Removes what was set before under the name, so that the object in the answer holds it once.
+static void zn_remove_pairs(zn_answer *answer, int part, const char *name) {
+  zn_pair *before = NULL;
+  for (zn_pair *pair = answer->first; pair; pair = pair->next) {
+    if (zn_find_pair(pair, part, zn_from(name)) != pair) {
+      before = pair;
+      continue;
+    }
+    *(before ? &before->next : &answer->first) = pair->next;
+    if (!pair->next) {
+      answer->last = before;
+    }
+  }
+}
+
+static void zn_set_pair(zn_answer *answer, int part, const char *name, zn_str value) {
+  zn_remove_pairs(answer, part, name);
+  zn_append_pair(answer, part, name, value);
+}
+
+// Writes the members of an object. Several values of a name are a list.
+static void zn_put_pairs(zn_answer *answer, int part) {
+  zn_buffer *buffer = &answer->parts[part];
+  for (zn_pair *pair = answer->first; pair; pair = pair->next) {
+    if (pair->part != part || zn_find_pair(answer->first, part, pair->name) != pair) {
+      continue;
+    }
+    zn_put_comma(buffer);
+    zn_put_string(buffer, pair->name);
+    zn_put(buffer, ":", 1);
+    zn_pair *other = zn_find_pair(pair->next, part, pair->name);
+    if (!other) {
+      zn_put_string(buffer, pair->value);
+      continue;
+    }
+    zn_put(buffer, "[", 1);
+    zn_put_string(buffer, pair->value);
+    for (; other; other = zn_find_pair(other->next, part, pair->name)) {
+      zn_put(buffer, ",", 1);
+      zn_put_string(buffer, other->value);
+    }
+    zn_put(buffer, "]", 1);
+  }
+}
+
 void zn_allow(zn_answer *answer) { answer->decision = "allow"; }
 
 void zn_block_str(zn_answer *answer, unsigned status, zn_str body) {
@@ -897,7 +984,7 @@ void zn_challenge(zn_answer *answer, const char *type) {
 }
 
 void zn_challenge_param_str(zn_answer *answer, const char *name, zn_str value) {
-  zn_put_string(zn_put_name(answer, ZN_PARAMS, name), value);
+  zn_set_pair(answer, ZN_PARAMS, name, value);
 }
 
 void zn_challenge_param(zn_answer *answer, const char *name, const char *value) {
@@ -905,17 +992,25 @@ void zn_challenge_param(zn_answer *answer, const char *name, const char *value) 
 }
 
 void zn_set_request_header_str(zn_answer *answer, const char *name, zn_str value) {
-  zn_put_string(zn_put_name(answer, ZN_SET_REQUEST, name), value);
+  zn_set_pair(answer, ZN_SET_REQUEST, name, value);
 }
 
 void zn_set_request_header(zn_answer *answer, const char *name, const char *value) {
   zn_set_request_header_str(answer, name, zn_from(value));
 }
 
+void zn_append_request_header_str(zn_answer *answer, const char *name, zn_str value) {
+  zn_append_pair(answer, ZN_APPEND_REQUEST, name, value);
+}
+
+void zn_append_request_header(zn_answer *answer, const char *name, const char *value) {
+  zn_append_request_header_str(answer, name, zn_from(value));
+}
+
 void zn_remove_request_header(zn_answer *answer, const char *name) { zn_put_item(answer, ZN_REMOVE_REQUEST, name); }
 
 void zn_set_response_header_str(zn_answer *answer, const char *name, zn_str value) {
-  zn_put_string(zn_put_name(answer, ZN_SET_RESPONSE, name), value);
+  zn_set_pair(answer, ZN_SET_RESPONSE, name, value);
 }
 
 void zn_set_response_header(zn_answer *answer, const char *name, const char *value) {
@@ -923,15 +1018,18 @@ void zn_set_response_header(zn_answer *answer, const char *name, const char *val
 }
 
 void zn_set_response_header_list(zn_answer *answer, const char *name, const zn_str *values, size_t count) {
-  zn_buffer *buffer = zn_put_name(answer, ZN_SET_RESPONSE, name);
-  zn_put(buffer, "[", 1);
+  zn_remove_pairs(answer, ZN_SET_RESPONSE, name);
   for (size_t at = 0; at < count; at++) {
-    if (at) {
-      zn_put(buffer, ",", 1);
-    }
-    zn_put_string(buffer, values[at]);
+    zn_append_pair(answer, ZN_SET_RESPONSE, name, values[at]);
   }
-  zn_put(buffer, "]", 1);
+}
+
+void zn_append_response_header_str(zn_answer *answer, const char *name, zn_str value) {
+  zn_append_pair(answer, ZN_APPEND_RESPONSE, name, value);
+}
+
+void zn_append_response_header(zn_answer *answer, const char *name, const char *value) {
+  zn_append_response_header_str(answer, name, zn_from(value));
 }
 
 void zn_remove_response_header(zn_answer *answer, const char *name) { zn_put_item(answer, ZN_REMOVE_RESPONSE, name); }
@@ -962,7 +1060,7 @@ void zn_confidence(zn_answer *answer, double from_0_to_1) {
 }
 
 void zn_routing(zn_answer *answer, const char *name, const char *value) {
-  zn_put_string(zn_put_name(answer, ZN_ROUTING, name), zn_from(value));
+  zn_set_pair(answer, ZN_ROUTING, name, zn_from(value));
 }
 
 void zn_json_field(zn_answer *answer, const char *name, const char *json) {
@@ -1026,8 +1124,10 @@ static uint64_t zn_finish(zn_answer *answer) {
       {NULL, false},
       {"challenge_params", true},
       {"add_request_headers", true},
+      {"append_request_headers", true},
       {"remove_request_headers", false},
       {"add_response_headers", true},
+      {"append_response_headers", true},
       {"remove_response_headers", false},
       {"tags", false},
       {"rule_ids", false},
@@ -1047,6 +1147,9 @@ static uint64_t zn_finish(zn_answer *answer) {
     zn_put_string(zn_put_name(answer, ZN_FIELDS, "challenge_type"), answer->challenge);
   }
   for (int part = ZN_PARAMS; part < ZN_PARTS; part++) {
+    if (names[part].object) {
+      zn_put_pairs(answer, part);
+    }
     if (answer->parts[part].size) {
       zn_buffer *buffer = zn_put_name(answer, ZN_FIELDS, names[part].name);
       zn_put(buffer, names[part].object ? "{" : "[", 1);

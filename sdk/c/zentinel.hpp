@@ -139,7 +139,7 @@ class Decision {
 public:
   // Lets it go on.
   static Decision allow() { return Decision(Action::allow); }
-  // Refuses it with an HTTP status, 100 to 599.
+  // Refuses it with an HTTP status, 200 to 599.
   static Decision block(unsigned status, std::string body = {}) {
     return Decision(Action::block, status, std::move(body));
   }
@@ -152,13 +152,21 @@ public:
 
   Decision &param(std::string name, std::string value) { return add(params_, name, value); }
   Decision &set_request_header(std::string name, std::string value) { return add(set_request_, name, value); }
+  // Adds a value to a header, beside those that it has.
+  Decision &append_request_header(std::string name, std::string value) { return add(append_request_, name, value); }
   Decision &remove_request_header(std::string name) { return add(remove_request_, name); }
-  Decision &set_response_header(std::string name, std::string value) { return add(set_response_, name, value); }
+  Decision &set_response_header(std::string name, std::string value) {
+    std::vector<std::string> values;
+    values.push_back(std::move(value));
+    return set_response_header(std::move(name), std::move(values));
+  }
   // Sets a header to several values, such as Set-Cookie.
   Decision &set_response_header(std::string name, std::vector<std::string> values) {
-    set_response_lists_.emplace_back(std::move(name), std::move(values));
+    set_response_.emplace_back(std::move(name), std::move(values));
     return *this;
   }
+  // Adds a value to a header, such as a cookie beside those of the upstream.
+  Decision &append_response_header(std::string name, std::string value) { return add(append_response_, name, value); }
   Decision &remove_response_header(std::string name) { return add(remove_response_, name); }
 
   // For the audit log.
@@ -217,15 +225,16 @@ public:
     }
     write_pairs(answer, params_, zn_challenge_param_str);
     write_pairs(answer, set_request_, zn_set_request_header_str);
+    write_pairs(answer, append_request_, zn_append_request_header_str);
     write_items(answer, remove_request_, zn_remove_request_header);
-    write_pairs(answer, set_response_, zn_set_response_header_str);
-    for (const auto &[name, values] : set_response_lists_) {
+    for (const auto &[name, values] : set_response_) {
       std::vector<zn_str> list;
       for (const std::string &value : values) {
         list.push_back(str(value));
       }
       zn_set_response_header_list(answer, name.c_str(), list.data(), list.size());
     }
+    write_pairs(answer, append_response_, zn_append_response_header_str);
     write_items(answer, remove_response_, zn_remove_response_header);
     write_items(answer, tags_, zn_tag);
     write_items(answer, rule_ids_, zn_rule_id);
@@ -290,8 +299,8 @@ private:
   Action action_;
   unsigned status_;
   std::string text_; // the body, URL or challenge's type
-  Pairs params_, set_request_, set_response_, routing_;
-  std::vector<std::pair<std::string, std::vector<std::string>>> set_response_lists_;
+  Pairs params_, set_request_, append_request_, append_response_, routing_;
+  std::vector<std::pair<std::string, std::vector<std::string>>> set_response_;
   Items remove_request_, remove_response_, tags_, rule_ids_, reason_codes_;
   std::optional<double> confidence_;
   bool needs_more_ = false;

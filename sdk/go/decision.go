@@ -3,6 +3,7 @@ package zentinel
 import (
 	"encoding/base64"
 	"strconv"
+	"strings"
 )
 
 // Action is what becomes of a request or response.
@@ -19,14 +20,14 @@ const (
 // Pair is a name and a value.
 type Pair struct {
 	Name, Value string
-	// More holds further values of a header that is set, such as Set-Cookie.
+	// More holds further values of a header that is set or appended, such as Set-Cookie.
 	More []string
 }
 
 // Decision is what a hook decides. The zero value lets the event go on unchanged.
 type Decision struct {
 	Action Action
-	// Status is that of a block, 100 to 599, or of a redirect: 301, 302, 303, 307 or 308.
+	// Status is that of a block, 200 to 599, or of a redirect: 301, 302, 303, 307 or 308.
 	Status int
 	// Body is the body of a block, or the URL of a redirect.
 	Body string
@@ -34,9 +35,14 @@ type Decision struct {
 	ChallengeType   string
 	ChallengeParams []Pair
 
+	// Headers are removed first, then set, then appended: added beside what is there already, such as
+	// a cookie beside those of the upstream.
+
 	SetRequestHeaders     []Pair
+	AppendRequestHeaders  []Pair
 	RemoveRequestHeaders  []string
 	SetResponseHeaders    []Pair
+	AppendResponseHeaders []Pair
 	RemoveResponseHeaders []string
 
 	// For the audit log. Confidence is from 0 to 1, and 0 is not sent.
@@ -108,10 +114,12 @@ func (d *Decision) json() []byte {
 	if d.ChallengeType != "" {
 		o.text("challenge_type", d.ChallengeType)
 	}
-	o.pairs("challenge_params", d.ChallengeParams)
-	o.pairs("add_request_headers", d.SetRequestHeaders)
+	o.pairs("challenge_params", last(d.ChallengeParams, strings.EqualFold))
+	o.pairs("add_request_headers", last(d.SetRequestHeaders, strings.EqualFold))
+	o.pairs("append_request_headers", together(d.AppendRequestHeaders))
 	o.texts("remove_request_headers", d.RemoveRequestHeaders)
-	o.pairs("add_response_headers", d.SetResponseHeaders)
+	o.pairs("add_response_headers", last(d.SetResponseHeaders, strings.EqualFold))
+	o.pairs("append_response_headers", together(d.AppendResponseHeaders))
 	o.texts("remove_response_headers", d.RemoveResponseHeaders)
 	o.texts("tags", d.Tags)
 	o.texts("rule_ids", d.RuleIDs)
@@ -119,7 +127,7 @@ func (d *Decision) json() []byte {
 	if d.Confidence > 0 {
 		o.raw("confidence", strconv.FormatFloat(min(d.Confidence, 1), 'f', 6, 64))
 	}
-	o.pairs("routing_metadata", d.RoutingMetadata)
+	o.pairs("routing_metadata", last(d.RoutingMetadata, func(a, b string) bool { return a == b }))
 	if d.NeedsMore {
 		o.raw("needs_more", "true")
 	}
@@ -138,6 +146,44 @@ func (d *Decision) json() []byte {
 		o.raw("guardrail_response", d.GuardrailResponse)
 	}
 	return o.end()
+}
+
+// An object of JSON holds a name once.
+
+// last returns the pairs without those whose name is set again later.
+func last(pairs []Pair, same func(a, b string) bool) []Pair {
+	var kept []Pair
+	for i, pair := range pairs {
+		if indexOf(pairs[i+1:], pair.Name, same) < 0 {
+			kept = append(kept, pair)
+		}
+	}
+	return kept
+}
+
+// together returns one pair for each header, with the values of all that have its name.
+func together(pairs []Pair) []Pair {
+	var kept []Pair
+	for _, pair := range pairs {
+		at := indexOf(kept, pair.Name, strings.EqualFold)
+		if at < 0 {
+			kept = append(kept, pair)
+			continue
+		}
+		// What More holds belongs to the caller.
+		more := append([]string(nil), kept[at].More...)
+		kept[at].More = append(append(more, pair.Value), pair.More...)
+	}
+	return kept
+}
+
+func indexOf(pairs []Pair, name string, same func(a, b string) bool) int {
+	for i, pair := range pairs {
+		if same(pair.Name, name) {
+			return i
+		}
+	}
+	return -1
 }
 
 // write sends the data as base64, since a body need not be text.

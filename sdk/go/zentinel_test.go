@@ -101,6 +101,16 @@ func TestDecisionsAreWritten(t *testing.T) {
 		`{"decision":"redirect","status":302,"body":"/login"}`:                                                                              Redirect("/login"),
 		`{"decision":"challenge","challenge_type":"captcha","challenge_params":{"site_key":"k"}}`:                                           Challenge("captcha", Pair{Name: "site_key", Value: "k"}),
 		`{"add_response_headers":{"Set-Cookie":["a=1","b=2"]},"remove_response_headers":["Server"],"tags":["a","b"],"confidence":0.950000}`: {SetResponseHeaders: []Pair{{Name: "Set-Cookie", Value: "a=1", More: []string{"b=2"}}}, RemoveResponseHeaders: []string{"Server"}, Tags: []string{"a", "b"}, Confidence: 0.95},
+		`{"append_request_headers":{"Cookie":["a=1","b=2","c=3"],"X-A":"1"},"append_response_headers":{"Set-Cookie":"a=1"}}`: {
+			AppendRequestHeaders:  []Pair{{Name: "Cookie", Value: "a=1"}, {Name: "X-A", Value: "1"}, {Name: "cookie", Value: "b=2", More: []string{"c=3"}}},
+			AppendResponseHeaders: []Pair{{Name: "Set-Cookie", Value: "a=1"}},
+		},
+		`{"decision":"challenge","challenge_type":"x","challenge_params":{"A":"2"},"add_request_headers":{"X-A":"2"},"routing_metadata":{"a":"1","A":"2"}}`: {
+			Action: ActionChallenge, ChallengeType: "x",
+			ChallengeParams:   []Pair{{Name: "a", Value: "1"}, {Name: "A", Value: "2"}},
+			SetRequestHeaders: []Pair{{Name: "x-a", Value: "1"}, {Name: "X-A", Value: "2"}},
+			RoutingMetadata:   []Pair{{Name: "a", Value: "0"}, {Name: "a", Value: "1"}, {Name: "A", Value: "2"}},
+		},
 		`{"needs_more":true,"request_body_mutation":{"action":"replace","data_base64":"/wA="}}`:                                             {NeedsMore: true, RequestBody: &BodyMutation{Data: []byte{0xff, 0}}},
 		`{"response_body_mutation":{"action":"drop"},"websocket_decision":"drop"}`:                                                          {ResponseBody: &BodyMutation{Drop: true}, DropFrame: true},
 		`{"websocket_decision":{"close":{"code":1008,"reason":"no"}}}`:                                                                      {CloseWebsocket: &WebsocketClose{Code: 1008, Reason: "no"}},

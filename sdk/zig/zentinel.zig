@@ -224,15 +224,19 @@ pub const WebsocketDecision = union(enum) {
 /// What a hook answers. The default is to let the event go on unchanged.
 pub const Decision = struct {
     decision: enum { allow, block, redirect, challenge } = .allow,
-    /// Of a block, 100 to 599; of a redirect 301, 302, 303, 307 or 308.
+    /// Of a block, 200 to 599; of a redirect 301, 302, 303, 307 or 308.
     status: ?u16 = null,
     /// The body of a block, the URL of a redirect.
     body: ?[]const u8 = null,
     challenge_type: ?[]const u8 = null,
     challenge_params: []const Header = &.{},
     add_request_headers: []const Header = &.{},
+    /// Added beside what is there already.
+    append_request_headers: []const Header = &.{},
     remove_request_headers: []const []const u8 = &.{},
     add_response_headers: []const Header = &.{},
+    /// Added beside what is there already, such as a cookie beside those of the upstream.
+    append_response_headers: []const Header = &.{},
     remove_response_headers: []const []const u8 = &.{},
     tags: []const []const u8 = &.{},
     rule_ids: []const []const u8 = &.{},
@@ -256,7 +260,7 @@ pub const Decision = struct {
             switch (@TypeOf(value)) {
                 []const Header => if (value.len > 0) {
                     try out.objectField(name);
-                    try writePairs(value, out);
+                    try writePairs(value, comptime namesOf(name), out);
                 },
                 []const []const u8 => if (value.len > 0) {
                     try out.objectField(name);
@@ -275,20 +279,54 @@ pub const Decision = struct {
         try out.endObject();
     }
 
-    fn writePairs(pairs: []const Header, out: anytype) !void {
-        try out.beginObject();
+    /// What becomes of a name that an object would hold twice.
+    const Names = struct { ignoring_case: bool, appending: bool };
+
+    fn namesOf(comptime field: []const u8) Names {
+        return .{
+            .ignoring_case = !std.mem.eql(u8, field, "routing_metadata"),
+            .appending = std.mem.startsWith(u8, field, "append_"),
+        };
+    }
+
+    fn contains(pairs: []const Header, name: []const u8, ignoring_case: bool) bool {
         for (pairs) |pair| {
+            if (sameName(pair.name, name, ignoring_case)) return true;
+        }
+        return false;
+    }
+
+    fn sameName(a: []const u8, b: []const u8, ignoring_case: bool) bool {
+        return if (ignoring_case) std.ascii.eqlIgnoreCase(a, b) else std.mem.eql(u8, a, b);
+    }
+
+    /// Of what is set, the last pair of a name counts; of what is appended, all do.
+    fn writePairs(pairs: []const Header, names: Names, out: anytype) !void {
+        try out.beginObject();
+        for (pairs, 0..) |pair, at| {
+            const others = if (names.appending) pairs[0..at] else pairs[at + 1 ..];
+            if (contains(others, pair.name, names.ignoring_case)) continue;
             try out.objectField(pair.name);
-            if (pair.more.len == 0) {
+            const rest = pairs[at + 1 ..];
+            if (pair.more.len == 0 and !(names.appending and contains(rest, pair.name, names.ignoring_case))) {
                 try out.write(pair.value);
                 continue;
             }
             try out.beginArray();
-            try out.write(pair.value);
-            for (pair.more) |value| try out.write(value);
+            try writeValues(pair, out);
+            if (names.appending) {
+                for (rest) |other| {
+                    if (sameName(other.name, pair.name, names.ignoring_case)) try writeValues(other, out);
+                }
+            }
             try out.endArray();
         }
         try out.endObject();
+    }
+
+    fn writeValues(pair: Header, out: anytype) !void {
+        try out.write(pair.value);
+        for (pair.more) |value| try out.write(value);
     }
 };
 

@@ -203,6 +203,36 @@ pub fn logging(line: &str) -> String {
     with_hooks(&["on_request_headers"], |_| code.clone(), &more)
 }
 
+/// A module that says what it has to say as AssemblyScript's `console`, `trace` and clocks do, and traps
+/// when what the agent tells it makes no sense.
+pub fn assemblyscript() -> String {
+    let mut more = String::new();
+    for name in ["log", "debug", "info", "warn", "error", "time", "timeLog", "timeEnd"] {
+        let _ = write!(more, r#"(import "env" "console.{name}" (func ${name} (param i32)))"#);
+    }
+    more += r#"(import "env" "console.assert" (func $assert (param i32 i32)))
+        (import "env" "trace" (func $trace (param i32 i32 f64 f64 f64 f64 f64)))
+        (import "env" "seed" (func $seed (result f64)))
+        (import "env" "Date.now" (func $date (result f64)))
+        (import "env" "performance.now" (func $now (result f64)))
+        (import "env" "process.exit" (func $exit (param i32)))
+        (func $check (param i32) (if (i32.eqz (local.get 0)) (then (unreachable))))"#;
+    // "hi ü😀", with its length before it.
+    more += r#"(data (i32.const 1024) "\0c\00\00\00h\00i\00 \00\fc\00\3d\d8\00\de")"#;
+    let code = "
+        (call $log (i32.const 1028)) (call $debug (i32.const 1028)) (call $info (i32.const 1028))
+        (call $warn (i32.const 1028)) (call $error (i32.const 1028))
+        (call $assert (i32.const 1) (i32.const 1028)) (call $assert (i32.const 0) (i32.const 1028))
+        (call $trace (i32.const 1028) (i32.const 2) (f64.const 1.5) (f64.const 2) (f64.const 3) (f64.const 3) (f64.const 3))
+        (call $time (i32.const 1028)) (call $timeLog (i32.const 1028)) (call $timeEnd (i32.const 1028)) (call $timeEnd (i32.const 1028))
+        (call $check (f64.ne (call $seed) (call $seed)))
+        (call $check (f64.gt (call $date) (f64.const 1.6e12)))
+        (call $check (f64.le (call $now) (call $now)))
+        (if (i32.eq (i32.load8_u offset=11 (local.get $ptr)) (i32.const 0x45)) (then (call $exit (i32.const 3))))
+        (i64.const 0)";
+    with_hooks(&["on_request_headers"], |_| code.into(), &more)
+}
+
 /// A module that shows, as `routing_metadata.event`, the configuration that its instance was given, and rejects one that holds a `!`.
 pub fn configurable() -> String {
     let (error, refusal) = text(3072, r#"{"error":"no exclamation marks"}"#);

@@ -1,5 +1,6 @@
 //! `cargo xtask guests`: the example policies in every language, built, asked, and measured through the real agent.
 
+mod bodies;
 mod build;
 mod load;
 mod serving;
@@ -25,6 +26,9 @@ pub(crate) struct Args {
     /// Isolation during the load
     #[arg(long, value_enum, default_value = "pooled")]
     isolation: Isolation,
+    /// Measure what large bodies cost in every SDK, and nothing else
+    #[arg(long, conflicts_with_all = ["calls", "isolation"])]
+    bodies: bool,
     /// Use this agent instead of building one
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
@@ -56,6 +60,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             cargo::agent(true)?
         }
     };
+    if args.bodies {
+        return bodies::run(&agent, &languages);
+    }
     let policies = Policy::all()?;
     let mut total = Tally::default();
     let mut rows = Vec::new();

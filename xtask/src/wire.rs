@@ -14,6 +14,7 @@ pub(crate) mod kind {
     pub(crate) const HANDSHAKE_RESPONSE: u8 = 0x02;
     pub(crate) const REQUEST_HEADERS: u8 = 0x10;
     pub(crate) const REQUEST_BODY: u8 = 0x11;
+    pub(crate) const RESPONSE_BODY_CHUNK: u8 = 0x13;
     pub(crate) const AGENT_RESPONSE: u8 = 0x20;
 }
 

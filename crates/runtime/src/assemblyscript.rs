@@ -53,13 +53,9 @@ pub(crate) fn define(linker: &mut Linker<State>) -> Result<()> {
         Err(caller.data_mut().fail(FailureKind::Trap, format!("it called `process.exit({code})`")))
     })?;
     define_console(linker)?;
-    linker.func_wrap_async(
-        MODULE,
-        "trace",
-        |caller, (message, count, a, b, c, d, e): (i32, i32, f64, f64, f64, f64, f64)| {
-            Box::new(trace(caller, message, count, [a, b, c, d, e]))
-        },
-    )?;
+    linker.func_wrap_async(MODULE, "trace", |caller, (message, count, a, b, c, d, e): (i32, i32, f64, f64, f64, f64, f64)| {
+        Box::new(trace(caller, message, count, [a, b, c, d, e]))
+    })?;
     linker.func_wrap_async(MODULE, "seed", |caller, (): ()| Box::new(seed(caller)))?;
     linker.func_wrap_async(MODULE, "Date.now", |caller, (): ()| {
         Box::new(async move { Ok(clock(caller, wasi::REALTIME, "Date.now").await?.floor()) })

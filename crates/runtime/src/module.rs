@@ -371,6 +371,16 @@ mod tests {
     }
 
     #[test]
+    fn an_import_that_the_agent_has_otherwise_is_refused_with_a_hint() {
+        let message =
+            problem(&GOOD.replace("(module ", r#"(module (import "env" "crypto.getRandomValuesN" (func (param i32) (result i32)))"#));
+        assert!(
+            message.contains("`env.crypto.getRandomValuesN` is not known (import `wasi_snapshot_preview1.random_get` instead)"),
+            "{message}"
+        );
+    }
+
+    #[test]
     fn a_command_is_refused_with_a_hint() {
         assert!(problem(r#"(module (memory (export "memory") 1) (func (export "_start")))"#).contains("build a reactor"));
     }

@@ -26,8 +26,10 @@ export function on_configure(ptr: usize, len: usize): u64 {
 export function on_request_headers(ptr: usize, len: usize): u64 {
   return onRequest(ptr, len, (request: Request) => {
     log(Level.Info, "a request");
+    console.debug("at " + Date.now().toString() + ", and by chance " + Math.random().toString());
     return Decision.allow()
       .setRequestHeader("X-Seen", request.method + " " + request.uri)
+      .appendRequestHeader("Cookie", "tour=1")
       .removeRequestHeader("X-Debug")
       .setResponseHeader("X-Frame-Options", "DENY")
       .removeResponseHeader("Server")
@@ -55,14 +57,23 @@ export function on_response_headers(ptr: usize, len: usize): u64 {
     if (response.status >= 500) return Decision.redirect("/sorry", 303);
     const cookies = response.headerValues("set-cookie");
     cookies.push("tour=1");
-    return Decision.allow().setResponseHeaderValues("Set-Cookie", cookies);
+    return Decision.allow()
+      .setResponseHeaderValues("Set-Cookie", cookies)
+      .appendResponseHeader("Vary", "Cookie")
+      .appendResponseHeader("Vary", "Accept");
   });
 }
 
 export function on_response_body(ptr: usize, len: usize): u64 {
-  return onResponseBody(ptr, len, (body: ResponseBody) =>
-    body.isLast ? Decision.allow().dropResponseBody() : Decision.allow(),
-  );
+  return onResponseBody(ptr, len, (body: ResponseBody) => {
+    if (body.isLast) return Decision.allow().dropResponseBody();
+    if (body.isText) return Decision.allow().replaceResponseBody(body.body + "!");
+    const bytes = body.bytes;
+    const longer = new Uint8Array(bytes.length + 1);
+    longer.set(bytes);
+    longer[bytes.length] = 0x21;
+    return Decision.allow().replaceResponseBodyBytes(longer);
+  });
 }
 
 export function on_websocket_frame(ptr: usize, len: usize): u64 {

@@ -17,6 +17,7 @@ ZN_HOOK(on_request_headers, request, answer) {
   seen[method.size] = ' ';
   __builtin_memcpy(seen + method.size + 1, uri.data, uri.size);
   zn_set_request_header_str(answer, "X-Seen", (zn_str){seen, method.size + 1 + uri.size});
+  zn_append_request_header(answer, "Cookie", "tour=1");
   zn_remove_request_header(answer, "X-Debug");
   zn_set_response_header(answer, "X-Frame-Options", "DENY");
   zn_remove_response_header(answer, "Server");
@@ -29,12 +30,15 @@ ZN_HOOK(on_request_headers, request, answer) {
   zn_log(ZN_INFO, "a request");
 }
 
-ZN_HOOK(on_request_body, request, answer) {
-  zn_str body = zn_body(request);
+static zn_str and_a_byte(zn_str body, char byte) {
   char *longer = (char *)zn_scratch(body.size + 1);
   __builtin_memcpy(longer, body.data, body.size);
-  longer[body.size] = (char)0xff;
-  zn_replace_request_body(answer, (zn_str){longer, body.size + 1});
+  longer[body.size] = byte;
+  return (zn_str){longer, body.size + 1};
+}
+
+ZN_HOOK(on_request_body, request, answer) {
+  zn_replace_request_body(answer, and_a_byte(zn_body(request), (char)0xff));
 }
 
 ZN_HOOK(on_response_headers, response, answer) {
@@ -49,11 +53,15 @@ ZN_HOOK(on_response_headers, response, answer) {
   }
   cookies[count++] = (zn_str){"tour=1", 6};
   zn_set_response_header_list(answer, "Set-Cookie", cookies, count);
+  zn_append_response_header(answer, "Vary", "Cookie");
+  zn_append_response_header(answer, "Vary", "Accept");
 }
 
 ZN_HOOK(on_response_body, response, answer) {
   if (zn_flag(response, "is_last")) {
     zn_drop_response_body(answer);
+  } else {
+    zn_replace_response_body(answer, and_a_byte(zn_body(response), '!'));
   }
 }
 

@@ -17,6 +17,7 @@ static Decision on_request(const zentinel::Request &request) {
   seen.append(" ").append(request.uri());
   return Decision::allow()
       .set_request_header("X-Seen", seen)
+      .append_request_header("Cookie", "tour=1")
       .remove_request_header("X-Debug")
       .set_response_header("X-Frame-Options", "DENY")
       .remove_response_header("Server")
@@ -43,12 +44,18 @@ static Decision on_response(const zentinel::Response &response) {
     cookies.emplace_back(cookie);
   }
   cookies.emplace_back("tour=1");
-  return Decision::allow().set_response_header("Set-Cookie", cookies);
+  return Decision::allow()
+      .set_response_header("Set-Cookie", cookies)
+      .append_response_header("Vary", "Cookie")
+      .append_response_header("Vary", "Accept");
 }
 ZENTINEL_EXPORT(on_response_headers, zentinel::Response, on_response)
 
 static Decision on_response_chunk(const zentinel::ResponseBody &body) {
-  return body.is_last() ? Decision::allow().drop_response_body() : Decision::allow();
+  if (body.is_last()) {
+    return Decision::allow().drop_response_body();
+  }
+  return Decision::allow().replace_response_body(std::string(body.bytes()) + '!');
 }
 ZENTINEL_EXPORT(on_response_body, zentinel::ResponseBody, on_response_chunk)
 

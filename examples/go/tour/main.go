@@ -26,6 +26,7 @@ func onRequestHeaders(ptr, size uint32) uint64 {
 		zentinel.Log(zentinel.LevelInfo, "a request")
 		return zentinel.Decision{
 			SetRequestHeaders:     []zentinel.Pair{{Name: "X-Seen", Value: request.Method + " " + request.URI}},
+			AppendRequestHeaders:  []zentinel.Pair{{Name: "Cookie", Value: "tour=1"}},
 			RemoveRequestHeaders:  []string{"X-Debug"},
 			SetResponseHeaders:    []zentinel.Pair{{Name: "X-Frame-Options", Value: "DENY"}},
 			RemoveResponseHeaders: []string{"Server"},
@@ -61,7 +62,10 @@ func onResponseHeaders(ptr, size uint32) uint64 {
 			}
 		}
 		cookies = append(cookies, "tour=1")
-		return zentinel.Decision{SetResponseHeaders: []zentinel.Pair{{Name: "Set-Cookie", Value: cookies[0], More: cookies[1:]}}}
+		return zentinel.Decision{
+			SetResponseHeaders:    []zentinel.Pair{{Name: "Set-Cookie", Value: cookies[0], More: cookies[1:]}},
+			AppendResponseHeaders: []zentinel.Pair{{Name: "Vary", Value: "Cookie"}, {Name: "Vary", Value: "Accept"}},
+		}
 	})
 }
 
@@ -71,7 +75,7 @@ func onResponseBody(ptr, size uint32) uint64 {
 		if body.IsLast {
 			return zentinel.Decision{ResponseBody: &zentinel.BodyMutation{Drop: true}}
 		}
-		return zentinel.Allow()
+		return zentinel.Decision{ResponseBody: &zentinel.BodyMutation{Data: append(body.Data, '!')}}
 	})
 }
 

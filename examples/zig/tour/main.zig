@@ -30,6 +30,7 @@ fn onRequest(arena: Allocator, request: zentinel.Request) !zentinel.Decision {
     const set = try arena.dupe(zentinel.Header, &.{.{ .name = "X-Seen", .value = seen }});
     return .{
         .add_request_headers = set,
+        .append_request_headers = &.{.{ .name = "Cookie", .value = "tour=1" }},
         .remove_request_headers = &.{"X-Debug"},
         .add_response_headers = &.{.{ .name = "X-Frame-Options", .value = "DENY" }},
         .remove_response_headers = &.{"Server"},
@@ -53,12 +54,17 @@ fn onResponse(arena: Allocator, response: zentinel.Response) !zentinel.Decision 
     const cookies = response.header_values.map.get("Set-Cookie") orelse none;
     const more = try std.mem.concat(arena, []const u8, &.{ cookies[1..], &.{"tour=1"} });
     const set = try arena.dupe(zentinel.Header, &.{.{ .name = "Set-Cookie", .value = cookies[0], .more = more }});
-    return .{ .add_response_headers = set };
+    return .{
+        .add_response_headers = set,
+        .append_response_headers = &.{ .{ .name = "Vary", .value = "Cookie" }, .{ .name = "Vary", .value = "Accept" } },
+    };
 }
 
 fn onResponseBody(arena: Allocator, response: zentinel.Response) !zentinel.Decision {
-    _ = arena;
-    return .{ .response_body_mutation = if (response.is_last) .drop else null };
+    if (response.is_last) return .{ .response_body_mutation = .drop };
+    const longer = try std.mem.concat(arena, u8, &.{ try response.bytes(arena), "!" });
+    if (response.body_encoding == .base64) return .{ .response_body_mutation = .{ .replace_bytes = longer } };
+    return .{ .response_body_mutation = .{ .replace = longer } };
 }
 
 fn onFrame(arena: Allocator, frame: zentinel.WebsocketFrame) !zentinel.Decision {

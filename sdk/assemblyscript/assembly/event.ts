@@ -111,6 +111,11 @@ export class RequestBody extends Request {
     return this.chunkText();
   }
 
+  /** Whether this chunk is text, and no bytes that are not UTF-8. */
+  get isText(): bool {
+    return this.text("body_encoding") != "base64";
+  }
+
   get bytes(): Uint8Array {
     return this.chunkBytes();
   }
@@ -135,6 +140,11 @@ export class Response extends Message {
 export class ResponseBody extends Response {
   get body(): string {
     return this.chunkText();
+  }
+
+  /** Whether this chunk is text, and no bytes that are not UTF-8. */
+  get isText(): bool {
+    return this.text("body_encoding") != "base64";
   }
 
   get bytes(): Uint8Array {

@@ -41,6 +41,7 @@ enum Action {
 #[derive(Clone, Debug, Default, PartialEq)]
 struct HeaderChanges {
     set: Vec<(Text, Vec<Text>)>,
+    append: Vec<(Text, Vec<Text>)>,
     remove: Vec<Text>,
 }
 
@@ -64,7 +65,7 @@ impl Decision {
         Self::default()
     }
 
-    /// Refuses it with an HTTP status, 100 to 599.
+    /// Refuses it with an HTTP status, 200 to 599.
     pub fn block(status: u16) -> Self {
         Self { action: Action::Block, status: Some(status), ..Self::default() }
     }
@@ -94,7 +95,10 @@ impl Decision {
     /// Adds a parameter to a challenge; to other decisions it adds nothing.
     pub fn param(mut self, name: impl Into<Text>, value: impl Into<Text>) -> Self {
         if let Action::Challenge { params, .. } = &mut self.action {
-            set(params, name.into(), value.into());
+            // The agent takes `Body` for `body`.
+            let (name, value) = (name.into(), value.into());
+            params.retain(|(known, _): &(Text, Text)| !known.eq_ignore_ascii_case(&name));
+            params.push((name, value));
         }
         self
     }
@@ -107,6 +111,12 @@ impl Decision {
     /// Sets a header of the request that the upstream sees, to several values.
     pub fn set_request_header_values<V: Into<Text>>(mut self, name: impl Into<Text>, values: impl IntoIterator<Item = V>) -> Self {
         self.request_headers.set(name.into(), values.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Adds a value to a header of the request that the upstream sees, beside those that it has.
+    pub fn append_request_header(mut self, name: impl Into<Text>, value: impl Into<Text>) -> Self {
+        self.request_headers.append(name.into(), value.into());
         self
     }
 
@@ -124,6 +134,13 @@ impl Decision {
     /// Sets a header of the response that the client sees, to several values.
     pub fn set_response_header_values<V: Into<Text>>(mut self, name: impl Into<Text>, values: impl IntoIterator<Item = V>) -> Self {
         self.response_headers.set(name.into(), values.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Adds a value to a header of the response that the client sees, such as a cookie beside those
+    /// of the upstream.
+    pub fn append_response_header(mut self, name: impl Into<Text>, value: impl Into<Text>) -> Self {
+        self.response_headers.append(name.into(), value.into());
         self
     }
 
@@ -275,8 +292,8 @@ impl Decision {
             write_string(out, kind);
             write_map(out, "challenge_params", params);
         }
-        self.request_headers.write(out, "add_request_headers", "remove_request_headers");
-        self.response_headers.write(out, "add_response_headers", "remove_response_headers");
+        self.request_headers.write(out, "add_request_headers", "append_request_headers", "remove_request_headers");
+        self.response_headers.write(out, "add_response_headers", "append_response_headers", "remove_response_headers");
         write_list(out, "tags", &self.tags);
         write_list(out, "rule_ids", &self.rule_ids);
         write_list(out, "reason_codes", &self.reason_codes);
@@ -319,27 +336,40 @@ impl HeaderChanges {
         }
     }
 
-    fn is_empty(&self) -> bool {
-        self.set.is_empty() && self.remove.is_empty()
+    fn append(&mut self, name: Text, value: Text) {
+        match self.append.iter_mut().find(|(known, _)| known.eq_ignore_ascii_case(&name)) {
+            Some((_, values)) => values.push(value),
+            None => self.append.push((name, vec![value])),
+        }
     }
 
-    fn write(&self, out: &mut Vec<u8>, set: &str, remove: &str) {
-        if !self.set.is_empty() {
-            write_key(out, set);
-            out.push(b'{');
-            for (name, values) in &self.set {
-                write_separator(out);
-                write_string(out, name);
-                out.push(b':');
-                match values.as_slice() {
-                    [value] => write_string(out, value),
-                    values => write_strings(out, values),
-                }
-            }
-            out.push(b'}');
-        }
+    fn is_empty(&self) -> bool {
+        self.set.is_empty() && self.append.is_empty() && self.remove.is_empty()
+    }
+
+    fn write(&self, out: &mut Vec<u8>, set: &str, append: &str, remove: &str) {
+        write_headers(out, set, &self.set);
+        write_headers(out, append, &self.append);
         write_list(out, remove, &self.remove);
     }
+}
+
+fn write_headers(out: &mut Vec<u8>, field: &str, headers: &[(Text, Vec<Text>)]) {
+    if headers.is_empty() {
+        return;
+    }
+    write_key(out, field);
+    out.push(b'{');
+    for (name, values) in headers {
+        write_separator(out);
+        write_string(out, name);
+        out.push(b':');
+        match values.as_slice() {
+            [value] => write_string(out, value),
+            values => write_strings(out, values),
+        }
+    }
+    out.push(b'}');
 }
 
 fn set(entries: &mut Vec<(Text, Text)>, name: Text, value: Text) {

@@ -90,6 +90,26 @@ fn headers_that_are_set_twice_are_sent_once() {
 }
 
 #[test]
+fn headers_that_are_appended_stand_beside_the_others() {
+    let json = Decision::allow()
+        .append_request_header("Cookie", "a=1")
+        .append_response_header("Set-Cookie", "a=1")
+        .append_response_header("X-A", "1")
+        .append_response_header("set-cookie", "b=2")
+        .to_json();
+    let answer = Answer::parse(json.as_bytes()).unwrap();
+    assert_eq!(answer.request_headers, [HeaderOp::Add("Cookie".into(), "a=1".into())]);
+    assert_eq!(
+        answer.response_headers,
+        [
+            HeaderOp::Add("Set-Cookie".into(), "a=1".into()),
+            HeaderOp::Add("Set-Cookie".into(), "b=2".into()),
+            HeaderOp::Add("X-A".into(), "1".into()),
+        ]
+    );
+}
+
+#[test]
 fn blocks_and_redirects_are_read_as_they_were_meant() {
     let json = Decision::block(451).body("né\u{0}").set_response_header("Retry-After", "5").to_json();
     let headers = vec![pair("Retry-After", "5")];

@@ -28,7 +28,7 @@ impl Language {
 
     /// Whether it has this policy. The product page says nothing of a tour.
     pub(super) fn has(self, policy: &str) -> bool {
-        self != Self::Rust || policy != "tour"
+        self != Self::Rust || policy != Policy::TOUR
     }
 
     /// The folder in `examples/`.
@@ -74,10 +74,14 @@ impl Guest {
     pub(super) fn security(&self) -> PathBuf {
         self.folder.join("security.wasm")
     }
+
+    pub(super) fn tour(&self) -> PathBuf {
+        self.folder.join(Policy::TOUR).with_extension("wasm")
+    }
 }
 
 /// Policies by the names of their folders. Files and crates have underscores.
-const POLICIES: [&str; 3] = ["security", "bot-protection", "tour"];
+const POLICIES: [&str; 3] = ["security", "bot-protection", Policy::TOUR];
 
 fn underscored(policy: &str) -> String {
     policy.replace('-', "_")

@@ -76,9 +76,9 @@ fn run(agent: &Path, module: &Path, calls: u32, isolation: Isolation) -> Result<
     };
     let warm_up = WARM_UP.min(calls / 2);
     ask(&mut serving, warm_up)?;
-    let (before, memory_before) = (Durations::read(&serving)?, serving.memory()?);
+    let (before, memory_before) = (Durations::read(&serving, "on_request_headers")?, serving.memory()?);
     ask(&mut serving, calls - warm_up)?;
-    let (after, memory_after) = (Durations::read(&serving)?, serving.memory()?);
+    let (after, memory_after) = (Durations::read(&serving, "on_request_headers")?, serving.memory()?);
     serving.stop();
     let mean = (after.sum - before.sum) / (after.count - before.count);
     Ok(Run { mean_us: mean * 1e6, memory_before, memory_after })
@@ -101,16 +101,16 @@ fn request() -> Value {
 }
 
 /// How long the agent says that its calls took.
-struct Durations {
-    sum: f64,
+pub(super) struct Durations {
+    pub(super) sum: f64,
     count: f64,
 }
 
 impl Durations {
-    fn read(serving: &Serving) -> Result<Self> {
+    pub(super) fn read(serving: &Serving, hook: &str) -> Result<Self> {
         let metrics = serving.metrics()?;
         let value = |name: &str| -> Result<f64> {
-            let prefix = format!("wasm_agent_call_duration_seconds_{name}{{hook=\"on_request_headers\"}} ");
+            let prefix = format!("wasm_agent_call_duration_seconds_{name}{{hook=\"{hook}\"}} ");
             let line = metrics.lines().find_map(|line| line.strip_prefix(prefix.as_str()));
             line.with_context(|| format!("the agent's metrics have no `{prefix}`"))?.parse().context("reading the agent's metrics")
         };

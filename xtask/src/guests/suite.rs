@@ -18,9 +18,12 @@ pub(super) struct Policy {
 }
 
 impl Policy {
+    /// The policy that touches most of an SDK.
+    pub(super) const TOUR: &str = "tour";
+
     /// The policies; security first.
     pub(super) fn all() -> Result<Vec<Self>> {
-        ["security", "bot-protection", "tour"].into_iter().map(Self::read).collect()
+        ["security", "bot-protection", Self::TOUR].into_iter().map(Self::read).collect()
     }
 
     fn read(name: &str) -> Result<Self> {

@@ -6,8 +6,9 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What Debian calls the C and C++ compilers for Wasm, their libraries and the linker.
-const DEBIAN: [&str; 6] = ["clang", "lld", "wasi-libc", "libclang-rt-dev-wasm32", "libc++-dev-wasm32", "libc++abi-dev-wasm32"];
+/// What Debian calls the C and C++ compilers for Wasm, their libraries and the linker. `libc++abi` comes with `libc++`: of its own, it has a name
+/// with a version only.
+const DEBIAN: [&str; 5] = ["clang", "lld", "wasi-libc", "libclang-rt-dev-wasm32", "libc++-dev-wasm32"];
 
 /// A package of PyPI that brings a compiler.
 pub(super) enum FromPypi {

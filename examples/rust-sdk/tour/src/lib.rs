@@ -20,6 +20,7 @@ fn on_request(request: &Request<'_>, config: &Config) -> Decision {
     log::info!("a request, and the greeting is {}", config.greeting);
     Decision::allow()
         .set_request_header("X-Seen", format!("{} {}", request.method(), request.uri()))
+        .append_request_header("Cookie", "tour=1")
         .remove_request_header("X-Debug")
         .set_response_header("X-Frame-Options", "DENY")
         .remove_response_header("Server")
@@ -42,11 +43,22 @@ fn on_response(response: &Response<'_>, _: &Config) -> Decision {
         return Decision::redirect("/sorry").status(303);
     }
     let cookies = response.headers().values("set-cookie").map(|cookie| cookie.into_owned());
-    Decision::allow().set_response_header_values("Set-Cookie", cookies.chain(["tour=1".to_owned()]))
+    Decision::allow()
+        .set_response_header_values("Set-Cookie", cookies.chain(["tour=1".to_owned()]))
+        .append_response_header("Vary", "Cookie")
+        .append_response_header("Vary", "Accept")
 }
 
-fn on_response_body(body: &ResponseBody<'_>, _: &Config) -> Option<Decision> {
-    body.is_last().then(|| Decision::allow().drop_response_body())
+fn on_response_body(body: &ResponseBody<'_>, _: &Config) -> Result<Decision, &'static str> {
+    if body.is_last() {
+        return Ok(Decision::allow().drop_response_body());
+    }
+    if let Some(text) = body.text() {
+        return Ok(Decision::allow().replace_response_body(format!("{text}!")));
+    }
+    let mut bytes = body.bytes().ok_or("the body is not base64")?.into_owned();
+    bytes.push(b'!');
+    Ok(Decision::allow().replace_response_body_bytes(bytes))
 }
 
 fn on_frame(frame: &WebsocketFrame<'_>, _: &Config) -> Decision {
