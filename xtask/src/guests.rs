@@ -75,6 +75,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             total += suite::ask_directly(policy, &module, language)?;
             total += suite::ask_through_agent(&agent, policy, &module)?;
         }
+        if language.has(Policy::TOUR) {
+            total += bodies::ask(&agent, &guest.tour())?;
+        }
         tools::say(&format!("{language}: measuring"));
         let load = load::measure(&agent, &guest.module(&policies[0]), args.calls, args.isolation)?;
         total += Tally::of(load.is_level());

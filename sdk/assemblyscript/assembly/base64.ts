@@ -41,8 +41,6 @@ export function decode(start: usize, end: usize): Uint8Array {
   return bytes;
 }
 
-// @ts-ignore: a decorator of AssemblyScript
-@inline
 function value(at: usize): u32 {
   return load<u8>(changetype<usize>(VALUES) + load<u8>(at));
 }

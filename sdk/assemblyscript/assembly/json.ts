@@ -264,9 +264,7 @@ class Scanner {
       const backslashes = bytes ^ 0x5c5c5c5c5c5c5c5c;
       const controls = (bytes - 0x2020202020202020) & ~bytes;
       const found =
-        controls |
-        ((quotes - 0x0101010101010101) & ~quotes) |
-        ((backslashes - 0x0101010101010101) & ~backslashes);
+        controls | ((quotes - 0x0101010101010101) & ~quotes) | ((backslashes - 0x0101010101010101) & ~backslashes);
       const mask = found & 0x8080808080808080;
       if (mask) {
         at += <usize>(ctz(mask) >> 3);

@@ -3,7 +3,7 @@
 use super::build::{self, Language};
 use super::load::Durations;
 use super::serving::Serving;
-use super::suite::Policy;
+use super::suite::{Policy, Tally};
 use crate::demo::base64;
 use crate::table::render;
 use crate::tools;
@@ -46,6 +46,24 @@ pub(super) fn run(agent: &Path, languages: &[Language]) -> Result<()> {
          event's arrival to its answer: the median of {CALLS}, with one instance and no other load. Per KiB: of the larger."
     );
     Ok(())
+}
+
+/// Asks the tour for bodies of the largest size, with the long deadline of [`Serving`]: a module whose
+/// time grows with the size keeps it on the busiest machine, and one whose time grows with the square
+/// of the size cannot.
+pub(super) fn ask(agent: &Path, tour: &Path) -> Result<Tally> {
+    let mut serving = Serving::start(agent, tour, &["--pool-size", "1"])?;
+    let mut tally = Tally::default();
+    for bytes in [false, true] {
+        let answer = serving.connection.ask(kind::RESPONSE_BODY_CHUNK, &event(SIZES[1], bytes))?;
+        let replaced = answer["response_body_mutation"].is_object();
+        if !replaced {
+            println!("tour: a body of {} bytes: the agent answered {}", SIZES[1], answer["audit"]);
+        }
+        tally += Tally::of(replaced);
+    }
+    serving.stop();
+    Ok(tally)
 }
 
 /// Seconds of a call.
