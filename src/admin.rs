@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -21,6 +21,7 @@ use zentinel_wasm_protocol::log_limited;
 use zentinel_wasm_protocol::report::State;
 
 use crate::agent::Agent;
+use crate::metrics::Metrics;
 
 /// Connections at once: a scraper or two, and a person.
 const MAX_CONNECTIONS: usize = 32;
@@ -31,6 +32,9 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after the system has refused a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// What is said until there is an agent.
+const STARTING: &str = "starting\n";
+
 /// Binds the address.
 ///
 /// # Errors
@@ -40,8 +44,8 @@ pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("cannot serve `--admin-address {address}`"))
 }
 
-/// Serves the address for ever.
-pub async fn serve(listener: TcpListener, agent: Arc<Agent>) {
+/// Serves the address for ever, also before there is an agent: until then it is starting, which may take as long as its module is compiled.
+pub async fn serve(listener: TcpListener, agent: Arc<OnceLock<Arc<Agent>>>) {
     if let Ok(address) = listener.local_addr() {
         info!("serving /metrics, /healthz and /readyz on http://{address}");
     }
@@ -60,7 +64,7 @@ pub async fn serve(listener: TcpListener, agent: Arc<Agent>) {
         let agent = Arc::clone(&agent);
         tokio::spawn(async move {
             let _slot = slot;
-            serve_one(stream, TIMEOUT, |request| respond(request, &agent)).await;
+            serve_one(stream, TIMEOUT, |request| respond(request, agent.get().map(|agent| &**agent))).await;
         });
     }
 }
@@ -84,23 +88,29 @@ where
     }
 }
 
-fn respond(request: &Request<Incoming>, agent: &Agent) -> Response<Full<Bytes>> {
+fn respond(request: &Request<Incoming>, agent: Option<&Agent>) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
     }
     match request.uri().path() {
         "/metrics" => {
-            let mut response = Response::new(Full::from(agent.metrics().text()));
+            // All names are there from the start, and nothing has been counted yet.
+            let metrics = agent.map_or_else(|| Metrics::new().text(), |agent| agent.metrics().text());
+            let mut response = Response::new(Full::from(metrics));
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4"));
             response
         }
-        "/healthz" => match agent.health() {
-            State::Healthy => text(StatusCode::OK, "healthy\n"),
-            State::Degraded(reason) => text(StatusCode::OK, format!("degraded: {reason}\n")),
-            State::Draining => text(StatusCode::OK, "draining\n"),
+        "/healthz" => match agent.map(Agent::health) {
+            None => text(StatusCode::OK, STARTING),
+            Some(State::Healthy) => text(StatusCode::OK, "healthy\n"),
+            Some(State::Degraded(reason)) => text(StatusCode::OK, format!("degraded: {reason}\n")),
+            Some(State::Draining) => text(StatusCode::OK, "draining\n"),
         },
-        "/readyz" if agent.is_ready() => text(StatusCode::OK, "ready\n"),
-        "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+        "/readyz" => match agent.map(Agent::is_ready) {
+            None => text(StatusCode::SERVICE_UNAVAILABLE, STARTING),
+            Some(true) => text(StatusCode::OK, "ready\n"),
+            Some(false) => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+        },
         _ => text(StatusCode::NOT_FOUND, "try /metrics, /healthz or /readyz\n"),
     }
 }

@@ -1,13 +1,15 @@
 //! The command line. A flag beats its environment variable, which beats the default.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::builder::{BoolishValueParser, TypedValueParser};
+use clap::builder::{BoolishValueParser, Resettable, TypedValueParser};
 use clap::error::ErrorKind;
+use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use zentinel_wasm_contract::HeaderCase;
 use zentinel_wasm_protocol::frame::MAX_FRAME;
@@ -18,6 +20,9 @@ use crate::source::Source;
 
 /// Second name of the variable of `--grpc-address`.
 const GRPC_ADDRESS_ALIAS: &str = "WASM_GRPC_ADDRESS";
+
+/// Options whose variable may not be empty. For others that means unset; of these it would widen who may connect, what may be run, or what is allowed.
+const NEVER_EMPTY: [&str; 3] = ["grpc_client_ca", "module_sha256", "fail_open"];
 
 /// Runs WebAssembly modules as a policy agent of the Zentinel reverse proxy.
 #[derive(Clone, Debug, Parser)]
@@ -179,16 +184,13 @@ pub enum LogFormat {
 }
 
 impl Cli {
-    /// Reads the command line and the environment. Help and version go to standard output and end the process with 0; anything wrong is one line on
-    /// standard error and ends it with 2.
-    pub fn parse_or_exit() -> Self {
-        Self::read(std::env::args_os(), std::env::var_os(GRPC_ADDRESS_ALIAS)).unwrap_or_else(|error| {
-            if error.use_stderr() {
-                eprintln!("{}", one_line(&error.to_string()));
-                std::process::exit(2);
-            }
-            error.exit()
-        })
+    /// Reads the command line and the environment.
+    ///
+    /// # Errors
+    ///
+    /// Something is wrong with them, or they ask for help or the version.
+    pub fn parse() -> Result<Self, Refusal> {
+        Self::read(std::env::args_os(), std::env::var_os(GRPC_ADDRESS_ALIAS)).map_err(Refusal)
     }
 
     /// Reads `args`; `grpc_address` is what the second name of its variable holds.
@@ -202,7 +204,24 @@ impl Cli {
         if let Some(address) = grpc_address.filter(|address| !address.is_empty()) {
             command = command.mut_arg("grpc_address", |arg| arg.default_value(clap::builder::OsStr::from(address)));
         }
-        let cli = Self::from_arg_matches(&command.try_get_matches_from(args)?)?;
+        let mut refused = Vec::new();
+        // Templates of service files leave variables empty that are not wanted.
+        command = command.mut_args(|arg| {
+            let is_empty = |variable: &&OsStr| std::env::var_os(variable).is_some_and(|value| value.is_empty());
+            let Some(variable) = arg.get_env().filter(is_empty) else { return arg };
+            if NEVER_EMPTY.contains(&arg.get_id().as_str()) {
+                refused.push((arg.get_id().clone(), variable.to_string_lossy().into_owned()));
+            }
+            arg.env(Resettable::Reset)
+        });
+        let matches = command.try_get_matches_from(args)?;
+        for (id, variable) in refused {
+            if matches.value_source(id.as_str()) != Some(ValueSource::CommandLine) {
+                let problem = format!("the variable `{variable}` is empty: give it a value, or unset it");
+                return Err(Self::command().error(ErrorKind::InvalidValue, problem));
+            }
+        }
+        let cli = Self::from_arg_matches(&matches)?;
         cli.check_tls().map_err(|problem| Self::command().error(ErrorKind::MissingRequiredArgument, problem))?;
         Ok(cli)
     }
@@ -255,6 +274,24 @@ impl Cli {
     /// Time to finish what is in flight when ending.
     pub fn grace(&self) -> Duration {
         Duration::from_millis(self.shutdown_grace_ms)
+    }
+}
+
+/// Why the agent does not start with this command line.
+#[derive(Debug)]
+pub struct Refusal(clap::Error);
+
+impl Refusal {
+    /// Says it and gives the exit status: help and version go to standard output with 0, anything wrong is one line for `say` with 2.
+    pub fn tell(&self, say: impl FnOnce(&str)) -> ExitCode {
+        if self.0.use_stderr() {
+            say(&one_line(&self.0.to_string()));
+            return ExitCode::from(2);
+        }
+        match self.0.print() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        }
     }
 }
 

@@ -23,6 +23,7 @@ use zentinel_wasm_protocol::{grpc, log_limited};
 use crate::agent::Agent;
 use crate::listener::drains;
 use crate::source;
+use crate::tasks::note_end;
 
 /// Connections at once. A proxy opens four per agent; what is more is turned away. Each may hold a few messages of the largest size.
 const MAX_CONNECTIONS: usize = 256;
@@ -128,7 +129,10 @@ impl Listener {
                         continue;
                     }
                 },
-                Some(_) = connections.join_next() => continue,
+                Some(ended) = connections.join_next() => {
+                    note_end("a gRPC connection", ended);
+                    continue;
+                }
                 () = drains(&mut stage) => break,
             };
             let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
@@ -147,7 +151,9 @@ impl Listener {
         }
         // Nobody comes any more; those who are here may finish.
         drop(listener);
-        while connections.join_next().await.is_some() {}
+        while let Some(ended) = connections.join_next().await {
+            note_end("a gRPC connection", ended);
+        }
     }
 }
 

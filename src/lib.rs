@@ -8,6 +8,8 @@
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
+// They panic when standard error or output cannot be written.
+#![deny(clippy::print_stderr, clippy::print_stdout)]
 
 pub mod admin;
 pub mod agent;
@@ -24,4 +26,5 @@ pub mod logging;
 pub mod metrics;
 pub mod settings;
 pub mod source;
+mod tasks;
 mod watch;

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use sd_notify::NotifyState;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -16,10 +15,10 @@ use zentinel_wasm_protocol::REPORT_INTERVAL;
 use zentinel_wasm_protocol::connection::Stage;
 use zentinel_wasm_runtime::Cache;
 
-use crate::admin;
 use crate::agent::Agent;
 use crate::grpc;
 use crate::listener::Listener;
+use crate::tasks::note_end;
 use crate::watch::Cause;
 pub use crate::watch::Watched;
 
@@ -98,11 +97,6 @@ impl Lifecycle {
         self.servers.spawn(listener.serve(Arc::clone(&self.agent), self.stage.subscribe()));
     }
 
-    /// Serves the admin address.
-    pub fn serve_admin(&mut self, listener: TcpListener) {
-        self.helpers.spawn(admin::serve(listener, Arc::clone(&self.agent)));
-    }
-
     /// Serves until SIGTERM or SIGINT, and ends in order.
     pub async fn run(mut self) {
         notify(&[NotifyState::Ready]);
@@ -119,7 +113,7 @@ impl Lifecycle {
                 _ = self.interrupt.recv() => break,
                 _ = report.tick() => self.agent.publish(),
                 _ = watchdog.tick() => notify(&[NotifyState::Watchdog]),
-                Some(_) = self.helpers.join_next() => {}
+                Some(ended) = self.helpers.join_next() => note_end("a helper", ended),
             }
         }
         notify(&[NotifyState::Stopping]);
@@ -145,7 +139,9 @@ impl Lifecycle {
 }
 
 async fn join_all(tasks: &mut JoinSet<()>) {
-    while tasks.join_next().await.is_some() {}
+    while let Some(ended) = tasks.join_next().await {
+        note_end("a server", ended);
+    }
 }
 
 /// Reloads one at a time, so that signals that arrive during a reload become one more.

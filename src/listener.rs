@@ -22,6 +22,7 @@ use zentinel_wasm_protocol::connection::{self, ConnectionError, Stage};
 use zentinel_wasm_protocol::log_limited;
 
 use crate::agent::Agent;
+use crate::tasks::note_end;
 
 /// Connections at once. A proxy opens four per agent; what is more is turned away.
 const MAX_CONNECTIONS: usize = 1024;
@@ -131,7 +132,10 @@ async fn serve(mut listener: UnixListener, mut keeper: KeeperHandle, agent: Arc<
                 listener = bound;
                 continue;
             }
-            Some(_) = connections.join_next() => continue,
+            Some(ended) = connections.join_next() => {
+                note_end("a connection", ended);
+                continue;
+            }
             () = drains(&mut stage) => break,
         };
         let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
@@ -155,7 +159,9 @@ async fn serve(mut listener: UnixListener, mut keeper: KeeperHandle, agent: Arc<
     // Nobody comes any more; those who are here may finish.
     keeper.end().await;
     drop(listener);
-    while connections.join_next().await.is_some() {}
+    while let Some(ended) = connections.join_next().await {
+        note_end("a connection", ended);
+    }
 }
 
 /// The socket's file, in the hands of a thread that keeps it in its place.

@@ -93,6 +93,45 @@ fn a_bad_variable_is_refused_like_a_bad_option() {
 }
 
 #[test]
+fn an_empty_variable_is_an_unset_one_unless_that_would_widen_a_right() {
+    const REFUSED: [&str; 3] = ["WASM_GRPC_CLIENT_CA", "WASM_MODULE_SHA256", "FAIL_OPEN"];
+    let home = tempfile::tempdir().unwrap();
+    let missing = home.path().join("m.wasm");
+    let [socket, missing] = [home.path().join("s"), missing].map(|path| path.to_str().unwrap().to_owned());
+    let command = zentinel_agent_wasm::cli::command();
+    let variables = command.get_arguments().filter_map(|argument| argument.get_env()).map(|variable| variable.to_str().unwrap());
+    let (mut refused, mut unset) = (0, 0);
+    for variable in variables.chain(["WASM_GRPC_ADDRESS"]) {
+        let given = ["--socket", &socket, "--module", &missing];
+        // What is on the command line would hide its variable.
+        let given = match variable {
+            "AGENT_SOCKET" => &given[2..],
+            "WASM_MODULE" => &given[..2],
+            _ => &given,
+        };
+        let output = run(given, &[(variable, "")]);
+        let told = String::from_utf8(output.stderr).unwrap();
+        if REFUSED.contains(&variable) {
+            assert_eq!(told, format!("error: the variable `{variable}` is empty: give it a value, or unset it\n"));
+            assert_eq!(output.status.code(), Some(2));
+            refused += 1;
+        } else if variable == "WASM_MODULE" {
+            assert_eq!(told, "error: the following required arguments were not provided: --module <FILE>\n");
+        } else {
+            // The options are accepted: it is the module that is missing.
+            assert_eq!(output.status.code(), Some(1), "{variable}: {told}");
+            // Of the default socket nobody knows who else serves it.
+            assert!(told.contains("cannot serve the"), "{variable}: {told}");
+            unset += 1;
+        }
+    }
+    assert!(refused == REFUSED.len() && unset > 15, "{refused} {unset}");
+    // A flag beats its variable.
+    let told = run(&["--socket", &socket, "--module", &missing, "--fail-open=false"], &[("FAIL_OPEN", "")]).stderr;
+    assert!(String::from_utf8(told).unwrap().contains("cannot serve the module"));
+}
+
+#[test]
 fn a_module_that_cannot_be_served_is_refused_with_every_problem() {
     let modules = tempfile::tempdir().unwrap();
     let bad = module::write(

@@ -171,6 +171,38 @@ fn the_health_report_tells_how_long_calls_take() {
 }
 
 #[test]
+fn an_agent_that_compiles_its_module_says_that_it_is_starting_and_can_be_ended() {
+    let modules = tempfile::tempdir().unwrap();
+    // Long enough that it is still being compiled when the answers are here.
+    let function = "(func (param i32) (result i32) (i32.add (local.get 0) (i32.const 1)))";
+    let large = module::tagging("x").trim_end().strip_suffix(')').unwrap().to_owned() + &function.repeat(60_000) + ")";
+    let file = module::write(modules.path(), "m.wasm", &large);
+    let mut agent = Agent::launch(&file, |command| {
+        command.args(ADMIN);
+    });
+    let admin = agent.admin();
+    assert_eq!(admin.get("/healthz"), (200, "starting\n".to_owned()));
+    assert_eq!(admin.get("/readyz"), (503, "starting\n".to_owned()));
+    let (status, metrics) = admin.get("/metrics");
+    assert_eq!(status, 200);
+    assert!(metrics.lines().any(|line| line == "wasm_agent_requests_total 0"), "{metrics}");
+    agent.signal(Signal::TERM);
+    assert_eq!(agent.wait().code(), Some(0), "{}", agent.log.whole());
+    assert!(!agent.log.whole().contains("serving the socket"));
+}
+
+#[test]
+fn a_started_agent_is_healthy_and_ready() {
+    let modules = tempfile::tempdir().unwrap();
+    let agent = Agent::launch(&module::write(modules.path(), "m.wasm", &module::choosing()), |command| {
+        command.args(ADMIN);
+    });
+    let admin = agent.admin();
+    wait_for("readiness", || (admin.get("/readyz").0 == 200).then_some(()));
+    assert_eq!(admin.get("/healthz"), (200, "healthy\n".to_owned()));
+}
+
+#[test]
 fn the_names_of_the_metrics_stay_as_they_are() {
     let (_agent, admin) = well_used();
     let expected = [
@@ -184,7 +216,9 @@ fn the_names_of_the_metrics_stay_as_they_are() {
         "wasm_agent_in_flight",
         "wasm_agent_instance_start_failures_total",
         "wasm_agent_instances_discarded_total",
+        "wasm_agent_log_lines_lost_total",
         "wasm_agent_module_info",
+        "wasm_agent_panics_total",
         "wasm_agent_pool_available",
         "wasm_agent_pool_waiting",
         "wasm_agent_reloads_total",

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
+#![deny(clippy::print_stderr, clippy::print_stdout)]
 
 pub mod answer;
 pub mod connection;

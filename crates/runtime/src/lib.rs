@@ -12,6 +12,7 @@
 //! priority, so that a module that loops delays nobody else.
 
 #![deny(missing_docs)]
+#![deny(clippy::print_stderr, clippy::print_stdout)]
 #![deny(unsafe_code)]
 
 mod adapter;
@@ -24,6 +25,7 @@ mod log;
 mod module;
 mod pool;
 mod proposals;
+pub mod threads;
 mod ticker;
 mod wasi;
 
@@ -31,11 +33,11 @@ pub use cache::Cache;
 pub use module::{LoadError, Module};
 pub use pool::{Isolation, Lease, Pool, PoolStats, Request, Settings, StartError};
 
-use std::num::NonZero;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use threads::{Loaders, Panicked};
 use ticker::Ticker;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -60,6 +62,7 @@ struct Shared {
     compiling: Arc<Semaphore>,
     failed_starts: AtomicU64,
     slow_threads: usize,
+    loaders: Loaders,
     slow: Option<tokio::runtime::Runtime>,
 }
 
@@ -76,7 +79,10 @@ impl Runtime {
     ///
     /// The system gives no threads.
     pub fn start() -> std::io::Result<Self> {
-        let slow_threads = slow_threads(std::thread::available_parallelism().map_or(1, NonZero::get));
+        let slow_threads = slow_threads(threads::parallelism());
+        let (ticker, loaders) = (Ticker::start()?, Loaders::start()?);
+        // Last, because a tokio runtime must not be dropped here, within another.
+        threads::check(slow_threads)?;
         let slow = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(slow_threads)
             .thread_name("wasm-slow")
@@ -86,13 +92,23 @@ impl Runtime {
                 let _ = rustix::process::nice(SLOW_NICENESS);
             })
             .build()?;
-        let (ticker, compiling) = (Ticker::start()?, Arc::new(Semaphore::new(1)));
-        Ok(Self(Arc::new(Shared { ticker, compiling, failed_starts: AtomicU64::new(0), slow_threads, slow: Some(slow) })))
+        let compiling = Arc::new(Semaphore::new(1));
+        Ok(Self(Arc::new(Shared { ticker, compiling, loaders, failed_starts: AtomicU64::new(0), slow_threads, slow: Some(slow) })))
     }
 
     /// Instances that could not be made although their module serves, over all pools.
     pub fn failed_starts(&self) -> u64 {
         self.0.failed_starts.load(Relaxed)
+    }
+
+    /// Runs `work`, which blocks on files or computes for long, on threads that were started with the runtime. It runs to its end even when nobody
+    /// waits for it any more. No new thread is needed, which the system may refuse.
+    ///
+    /// # Errors
+    ///
+    /// The work has panicked.
+    async fn run_blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Panicked> {
+        self.0.loaders.run(work).await
     }
 
     fn ticker(&self) -> &Ticker {

@@ -109,7 +109,7 @@ impl Module {
         unsafe { wasmtime::Module::deserialize(engine, code) }.ok()
     }
 
-    fn error(&self, problem: impl Into<String>) -> LoadError {
+    pub(crate) fn error(&self, problem: impl Into<String>) -> LoadError {
         LoadError { path: self.path.clone(), problem: shortened(&problem.into(), MAX_PROBLEM) }
     }
 

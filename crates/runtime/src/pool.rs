@@ -156,12 +156,13 @@ impl Pool {
         let (module, cache, slots, max_memory) = (Arc::clone(module), cache.cloned(), settings.size + SPARE_SLOTS, settings.max_memory);
         let log = Arc::clone(&module.log);
         let turn = runtime.compiling().await;
-        let compiling = tokio::task::spawn_blocking(move || {
+        let failed = Arc::clone(&module);
+        let compiling = runtime.run_blocking(move || {
             // Whoever asked for it may have gone, and asked again.
             let _turn = turn;
             module.compile(slots, max_memory, cache.as_ref())
         });
-        let compiled = compiling.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        let compiled = compiling.await.map_err(|panicked| failed.error(format!("compiling it failed: {panicked}: please report it")))??;
         runtime.ticker().watch(&compiled.engine);
         if settings.config.is_some() && !compiled.hooks.contains(Hook::Configure) {
             log.unconfigurable.call_once(|| warn!("the module has a configuration but does not export `{}`", Hook::Configure));

@@ -1,0 +1,381 @@
+//! From those who log to standard error, by a thread of its own: whoever reads there may stall or be gone, and the disk behind it may be full.
+
+use std::cell::Cell;
+use std::io::{self, ErrorKind, Write};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use prometheus::IntCounter;
+
+/// Most bytes of lines that wait to be written: the burst of a module, 500 lines of 8 KiB. As many may be in the hands of the writer.
+const MAX_QUEUED: usize = 4 << 20;
+
+/// Largest buffer that is kept when it is empty, in bytes: a burst must not hold its memory for ever.
+const MAX_KEPT: usize = 64 << 10;
+
+/// Bytes of lines that are written at once. A pipe takes so many whole (`PIPE_BUF` of Linux), whoever else writes to it.
+const MAX_BATCH: usize = 4096;
+
+/// Pause when standard error takes nothing and does not wait either, because another process has made it non-blocking.
+const RETRY_PAUSE: Duration = Duration::from_millis(10);
+
+/// Where lines wait for the thread that writes them. Clones are the same queue.
+#[derive(Clone)]
+pub(super) struct Queue(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    /// There is something to write.
+    filled: Condvar,
+    /// Everything is written.
+    emptied: Condvar,
+    lost: IntCounter,
+}
+
+#[derive(Default)]
+struct State {
+    /// Whole lines, oldest first.
+    lines: Vec<u8>,
+    /// Lines lost after those in `lines`. While there are any, no line is taken, so that the gap is at one place.
+    lost: u64,
+    /// The writer was woken and is not waiting again yet.
+    is_busy: bool,
+}
+
+impl Queue {
+    /// An empty queue that counts in `lost` what it loses.
+    pub(super) fn new(lost: IntCounter) -> Self {
+        Self(Arc::new(Shared { state: Mutex::default(), filled: Condvar::new(), emptied: Condvar::new(), lost }))
+    }
+
+    /// Starts the thread that writes to `out`. `notice` gives the line that says how many were lost.
+    ///
+    /// # Errors
+    ///
+    /// The system gives no thread.
+    pub(super) fn start(&self, out: impl Write + Send + 'static, notice: impl Fn(u64) -> Vec<u8> + Send + 'static) -> io::Result<()> {
+        let shared = Arc::clone(&self.0);
+        let writer = Writer { out, notice, unreported: 0, is_torn: false, lost: shared.lost.clone() };
+        thread::Builder::new().name("log".into()).spawn(move || shared.write(writer))?;
+        Ok(())
+    }
+
+    /// Puts a whole line into the queue, or loses and counts it when there is no room. Never waits for a reader.
+    fn push(&self, line: &[u8]) {
+        let mut state = self.0.state();
+        if state.lost > 0 || state.lines.len() + line.len() > MAX_QUEUED {
+            state.lost += 1;
+            self.0.lost.inc();
+        } else {
+            state.lines.extend_from_slice(line);
+        }
+        if !state.is_busy {
+            state.is_busy = true;
+            self.0.filled.notify_one();
+        }
+    }
+
+    /// Waits until everything is written or lost, at most for `timeout`.
+    pub(super) fn flush(&self, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        let mut state = self.0.state();
+        while state.is_busy {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            state = self.0.emptied.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, mut writer: Writer<impl Write, impl Fn(u64) -> Vec<u8>>) {
+        let mut lines = Vec::new();
+        let mut state = self.state();
+        loop {
+            while state.lines.is_empty() && state.lost == 0 {
+                state.is_busy = false;
+                self.emptied.notify_all();
+                state = self.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            std::mem::swap(&mut lines, &mut state.lines);
+            let lost = std::mem::take(&mut state.lost);
+            drop(state);
+            writer.write(&lines);
+            writer.unreported += lost;
+            lines.clear();
+            lines.shrink_to(MAX_KEPT);
+            if lost > 0 {
+                writer.report();
+            }
+            state = self.state();
+        }
+    }
+}
+
+struct Writer<W, N> {
+    out: W,
+    notice: N,
+    /// Lines lost since the last notice.
+    unreported: u64,
+    /// The last line was written in part.
+    is_torn: bool,
+    lost: IntCounter,
+}
+
+impl<W: Write, N: Fn(u64) -> Vec<u8>> Writer<W, N> {
+    /// Writes lines, as many at once as a pipe takes whole.
+    fn write(&mut self, mut lines: &[u8]) {
+        while !lines.is_empty() {
+            let (batch, rest) = lines.split_at(batch_len(lines));
+            lines = rest;
+            self.report();
+            // Where the notice cannot be written, neither can what follows.
+            if self.unreported > 0 || self.write_all(batch).is_err() {
+                let lost = batch.iter().filter(|byte| **byte == b'\n').count() as u64;
+                self.unreported += lost;
+                self.lost.inc_by(lost);
+            }
+        }
+    }
+
+    /// Says how many lines were lost, if any were and it can be said.
+    fn report(&mut self) {
+        if self.unreported > 0 && self.write_all(&(self.notice)(self.unreported)).is_ok() {
+            self.unreported = 0;
+        }
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.is_torn {
+            self.write_bytes(b"\n")?;
+            self.is_torn = false;
+        }
+        self.write_bytes(bytes)
+    }
+
+    fn write_bytes(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.out.write(bytes) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    bytes = &bytes[written..];
+                    self.is_torn = !bytes.is_empty();
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(RETRY_PAUSE),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The length of the first lines that fit into a batch, or of the first line.
+fn batch_len(lines: &[u8]) -> usize {
+    if lines.len() <= MAX_BATCH {
+        return lines.len();
+    }
+    let end = |byte: &u8| *byte == b'\n';
+    match lines[..MAX_BATCH].iter().rposition(end) {
+        Some(last) => last + 1,
+        None => lines.iter().position(end).map_or(lines.len(), |first| first + 1),
+    }
+}
+
+thread_local! {
+    /// Where the lines of this thread go instead of the queue.
+    static CAPTURED: Cell<Option<Vec<u8>>> = const { Cell::new(None) };
+}
+
+/// What `log` logs, as lines.
+pub(super) fn captured(log: impl FnOnce()) -> Vec<u8> {
+    CAPTURED.set(Some(Vec::new()));
+    log();
+    CAPTURED.take().unwrap_or_default()
+}
+
+/// Keeps the line for [`captured`], if that is under way on this thread.
+fn capture(line: &[u8]) -> bool {
+    match CAPTURED.take() {
+        None => false,
+        Some(mut lines) => {
+            lines.extend_from_slice(line);
+            CAPTURED.set(Some(lines));
+            true
+        }
+    }
+}
+
+impl Write for Queue {
+    /// Takes whole lines.
+    fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
+        if !capture(lines) {
+            self.push(lines);
+        }
+        Ok(lines.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// What becomes of one write: so many bytes of it are taken, or an error.
+    type Outcome = Result<usize, ErrorKind>;
+
+    /// Takes what the test lets it take, and tells the test.
+    struct Pipe {
+        outcomes: mpsc::Receiver<Outcome>,
+        written: mpsc::Sender<Vec<u8>>,
+    }
+
+    impl Write for Pipe {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            // Without an outcome nobody reads: it blocks.
+            let taken = self.outcomes.recv().map_or(Err(ErrorKind::BrokenPipe), |outcome| outcome)?.min(bytes.len());
+            self.written.send(bytes[..taken].to_vec()).map_err(|_| ErrorKind::BrokenPipe)?;
+            Ok(taken)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    struct Reader {
+        outcomes: mpsc::Sender<Outcome>,
+        written: mpsc::Receiver<Vec<u8>>,
+    }
+
+    impl Reader {
+        fn read(&self, outcome: Outcome) -> String {
+            self.outcomes.send(outcome).unwrap();
+            String::from_utf8(self.written.recv_timeout(PATIENCE).unwrap()).unwrap()
+        }
+
+        fn fail(&self, error: ErrorKind) {
+            self.outcomes.send(Err(error)).unwrap();
+        }
+    }
+
+    fn start() -> (Queue, Reader) {
+        let queue = Queue::new(IntCounter::new("lost", "lost").unwrap());
+        let ((outcomes, taken), (written, read)) = (mpsc::channel(), mpsc::channel());
+        queue.start(Pipe { outcomes: taken, written }, |lost| format!("{lost} lost\n").into_bytes()).unwrap();
+        (queue, Reader { outcomes, written: read })
+    }
+
+    /// Waits until the writer has taken all lines and is about to write them.
+    fn wait_until_taken(queue: &Queue) {
+        let started = Instant::now();
+        while !queue.0.state().lines.is_empty() {
+            assert!(started.elapsed() < PATIENCE);
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn lines_are_written_whole_and_in_order() {
+        let (queue, reader) = start();
+        queue.push(b"one\n");
+        wait_until_taken(&queue);
+        let line = |number: usize| format!("{number:0999}\n");
+        (0..9).for_each(|number| queue.push(line(number).as_bytes()));
+        queue.push(format!("{}\n", "x".repeat(10_000)).as_bytes());
+        queue.push(b"last\n");
+        assert_eq!(reader.read(Ok(usize::MAX)), "one\n");
+        for batch in [0..4, 4..8, 8..9] {
+            assert_eq!(reader.read(Ok(usize::MAX)), batch.map(line).collect::<String>());
+        }
+        assert_eq!(reader.read(Ok(6000)).len(), 6000);
+        assert_eq!(reader.read(Ok(usize::MAX)).len(), 4001);
+        assert_eq!(reader.read(Ok(usize::MAX)), "last\n");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_lost_counted_and_told_where_it_is_missing() {
+        let (queue, reader) = start();
+        queue.push(b"first\n");
+        wait_until_taken(&queue);
+        let line = [&[b'x'; (64 << 10) - 1][..], b"\n"].concat();
+        for _ in 0..MAX_QUEUED / line.len() + 9 {
+            queue.push(&line);
+        }
+        // It would fit but for the gap.
+        queue.push(b"also lost\n");
+        assert_eq!(queue.0.lost.get(), 10);
+        assert!(queue.0.state().lines.len() <= MAX_QUEUED);
+        queue.flush(Duration::from_millis(1));
+        assert_eq!(reader.read(Ok(usize::MAX)), "first\n");
+        for _ in 0..MAX_QUEUED / line.len() {
+            wait_until_taken(&queue);
+            assert_eq!(reader.read(Ok(usize::MAX)).len(), line.len());
+        }
+        queue.push(b"after\n");
+        assert_eq!(reader.read(Ok(usize::MAX)), "10 lost\n");
+        assert_eq!(reader.read(Ok(usize::MAX)), "after\n");
+        queue.flush(PATIENCE);
+        let state = queue.0.state();
+        assert!(!state.is_busy && state.lines.capacity() <= MAX_KEPT);
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_lost_and_the_writer_goes_on() {
+        let (queue, reader) = start();
+        for error in [ErrorKind::BrokenPipe, ErrorKind::StorageFull] {
+            reader.fail(error);
+            queue.push(b"nobody\n");
+            queue.flush(PATIENCE);
+        }
+        assert_eq!(queue.0.lost.get(), 2);
+        // The notice comes first, is written in part, and the disk is full again.
+        reader.outcomes.send(Ok(3)).unwrap();
+        reader.fail(ErrorKind::StorageFull);
+        queue.push(b"nor this\n");
+        assert_eq!(reader.written.recv_timeout(PATIENCE).unwrap(), b"2 l");
+        queue.flush(PATIENCE);
+        assert_eq!(queue.0.lost.get(), 3);
+        // What was torn is ended first.
+        queue.push(b"again\n");
+        assert_eq!(reader.read(Ok(usize::MAX)), "\n");
+        reader.fail(ErrorKind::Interrupted);
+        reader.fail(ErrorKind::WouldBlock);
+        assert_eq!(reader.read(Ok(usize::MAX)), "3 lost\n");
+        assert_eq!(reader.read(Ok(usize::MAX)), "again\n");
+        queue.flush(PATIENCE);
+    }
+
+    #[test]
+    fn flushing_ends_when_nobody_reads() {
+        let (queue, _reader) = start();
+        queue.push(b"line\n");
+        queue.flush(Duration::from_millis(1));
+        assert!(queue.0.state().is_busy);
+    }
+
+    #[test]
+    fn lines_are_captured_on_one_thread() {
+        assert!(!capture(b"not me\n"));
+        let lines = captured(|| {
+            assert!(capture(b"me\n"));
+            thread::scope(|scope| scope.spawn(|| assert!(!capture(b"nor me\n"))).join().unwrap());
+        });
+        assert_eq!(lines, b"me\n");
+        assert!(!capture(b"any more\n"));
+    }
+}

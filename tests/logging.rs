@@ -1,0 +1,211 @@
+//! A log that cannot be written holds up nothing and fails nothing.
+
+mod common;
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use common::{Admin, Connection, command, decision, module, module_error, wait_for};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const LOST: &str = "wasm_agent_log_lines_lost_total";
+const RELOADED: &str = r#"wasm_agent_reloads_total{result="success"}"#;
+
+/// Events of a load: each logs a line of 8 KiB, of which a pipe takes a few and the queue some hundred.
+const EVENTS: usize = 700;
+
+/// An agent whose standard error is given. Dropping it kills it.
+struct Deaf {
+    home: TempDir,
+    admin: Admin,
+    child: Child,
+}
+
+impl Drop for Deaf {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Deaf {
+    fn start(stderr: impl Into<Stdio>, wat: &str) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let module = module::write(home.path(), "m.wasm", wat);
+        // Where the agent would say which port it got.
+        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let mut command = command(home.path());
+        command.arg("--socket").arg(home.path().join("wasm.sock")).arg("--module").arg(&module);
+        command.args(["--timeout-ms", "20000", "--admin-address", &address.to_string()]).env("RUST_LOG", "info,=nonsense=");
+        let child = command.stderr(stderr).spawn().unwrap();
+        let deaf = Self { home, admin: Admin(address), child };
+        wait_for("the admin address", || std::net::TcpStream::connect(address).ok());
+        wait_for("the start", || (deaf.admin.get("/readyz").0 == 200).then_some(()));
+        deaf
+    }
+
+    fn connect(&self) -> Connection {
+        Connection::open(&self.home.path().join("wasm.sock"))
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Every event logs and is answered; so do others that come meanwhile, a reload, and what is asked by HTTP.
+    fn load(&self) {
+        let mut connection = self.connect();
+        for at in 0..EVENTS {
+            assert_eq!(decision(&connection.get(&at.to_string(), "/")), "allow");
+        }
+        assert_eq!(decision(&self.connect().get("another", "/")), "allow");
+        assert_eq!(self.admin.get("/healthz"), (200, "healthy\n".to_owned()));
+        module::write(self.home.path(), "m.wasm", &module::choosing());
+        self.signal(Signal::HUP);
+        self.admin.wait_for_metric(RELOADED, 1.0);
+        for at in 0..30 {
+            assert_eq!(module_error(&connection.get(&at.to_string(), "/t")), Some("WASM_TRAP"));
+        }
+    }
+
+    fn end(&mut self) {
+        self.signal(Signal::TERM);
+        assert_eq!(wait_for("the end", || self.child.try_wait().unwrap()).code(), Some(0));
+    }
+}
+
+/// Logs 8 KiB on every request.
+fn talking() -> String {
+    module::logging(&"x".repeat(8 << 10))
+}
+
+#[test]
+fn a_log_that_nobody_takes_costs_only_its_lines() {
+    let (reader, gone) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut agent = Deaf::start(gone, &talking());
+    agent.load();
+    assert!(agent.admin.metric(LOST) > 500.0, "{}", agent.admin.metric(LOST));
+    agent.end();
+}
+
+#[test]
+fn a_full_disk_costs_only_the_lines() {
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let mut agent = Deaf::start(full, &talking());
+    agent.load();
+    assert!(agent.admin.metric(LOST) > 500.0, "{}", agent.admin.metric(LOST));
+    agent.end();
+}
+
+#[test]
+fn a_reader_that_stalls_holds_up_nothing_and_is_told_what_it_missed() {
+    let (reader, stalled) = std::io::pipe().unwrap();
+    let mut agent = Deaf::start(stalled, &talking());
+    agent.load();
+    // What is left of the first 500 lines, which the module may log at once, fits nowhere.
+    let lost = agent.admin.metric(LOST);
+    assert!(lost > 0.0);
+    let mut lines =
+        BufReader::new(reader).lines().map_while(Result::ok).map(|line| serde_json::from_str::<Value>(&line).expect("a whole line"));
+    let told: f64 = lines.by_ref().find_map(|entry| entry["lost"].as_f64()).expect("how many were lost");
+    assert_eq!(told, lost);
+    // And it goes on.
+    agent.signal(Signal::HUP);
+    lines.by_ref().find(|entry| entry["message"].as_str().is_some_and(|message| message.contains("serves"))).expect("further lines");
+    assert_eq!(agent.admin.metric(LOST), lost);
+    agent.end();
+    assert_eq!(lines.last().expect("a last line")["message"], "ended");
+}
+
+#[test]
+fn ending_does_not_wait_for_a_reader_that_stalls() {
+    let (_reader, stalled) = std::io::pipe().unwrap();
+    let mut agent = Deaf::start(stalled, &talking());
+    agent.load();
+    agent.end();
+}
+
+#[test]
+fn a_reader_that_comes_back_gets_the_lines_from_then_on() {
+    let home = tempfile::tempdir().unwrap();
+    let fifo = home.path().join("log");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    // Not blocking, so that opening it does not wait for a writer.
+    let reader = || File::options().read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32).open(&fifo).unwrap();
+    let first = reader();
+    let writer: OwnedFd = File::options().write(true).open(&fifo).unwrap().into();
+    let mut agent = Deaf::start(writer, &module::choosing());
+    drop(first);
+    let mut connection = agent.connect();
+    for at in 0..30 {
+        connection.get(&at.to_string(), "/t");
+    }
+    wait_for("lost lines", || (agent.admin.metric(LOST) > 0.0).then_some(()));
+    let lost = agent.admin.metric(LOST);
+    let mut second = reader();
+    let mut read = String::new();
+    wait_for("a line that says it", || {
+        agent.signal(Signal::HUP);
+        let _ = second.read_to_string(&mut read);
+        read.lines().any(|line| serde_json::from_str::<Value>(line).is_ok_and(|entry| entry["lost"].as_f64() >= Some(lost))).then_some(())
+    });
+    agent.end();
+}
+
+/// Ends by itself with a status, whatever its standard error is.
+fn status(stderr: impl Into<Stdio>, arguments: &[&str]) -> Option<i32> {
+    let home = tempfile::tempdir().unwrap();
+    let mut child = command(home.path()).args(arguments).stderr(stderr).spawn().unwrap();
+    wait_for("the end", || child.try_wait().unwrap()).code()
+}
+
+#[test]
+fn errors_that_nobody_takes_end_with_the_same_status() {
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    let closed = || std::io::pipe().unwrap().1;
+    for (arguments, expected) in [
+        (&["--nonsense"][..], 2),
+        (&["--module", "m", "--pool-size", "0"], 2),
+        (&["--module", "/nowhere/m.wasm", "--socket", "/nowhere/s"], 1),
+        (&["--help"], 0),
+    ] {
+        assert_eq!(status(full(), arguments), Some(expected), "{arguments:?}");
+        assert_eq!(status(closed(), arguments), Some(expected), "{arguments:?}");
+        let (_reader, stalled) = std::io::pipe().unwrap();
+        fill(&stalled);
+        assert_eq!(status(stalled, arguments), Some(expected), "{arguments:?}");
+    }
+}
+
+/// Fills a pipe until it takes no more.
+fn fill(pipe: &std::io::PipeWriter) {
+    use std::io::Write as _;
+    let mut filler = File::options().write(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32).open(own(pipe)).unwrap();
+    while filler.write(&[b'\n'; 4096]).is_ok() {}
+}
+
+/// The path by which this process can open a pipe anew, with flags of its own.
+fn own(pipe: &std::io::PipeWriter) -> impl AsRef<Path> + use<> {
+    use std::os::fd::AsRawFd as _;
+    format!("/proc/self/fd/{}", pipe.as_raw_fd())
+}
+
+#[test]
+fn a_filter_that_is_not_one_is_named_in_the_log() {
+    let home = tempfile::tempdir().unwrap();
+    let file = module::write(home.path(), "m.wasm", &module::choosing());
+    let agent = common::Agent::start_with(&file, |command| {
+        command.env("RUST_LOG", "info,=nonsense=");
+    });
+    agent.log.wait_for_entry("what is ignored", |entry| {
+        entry["level"] == "WARN" && entry["message"].as_str().is_some_and(|message| message.contains("`RUST_LOG`: =nonsense="))
+    });
+    assert!(agent.log.lines().iter().all(|line| serde_json::from_str::<Value>(line).is_ok()), "{:?}", agent.log.lines());
+}

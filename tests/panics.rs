@@ -1,0 +1,103 @@
+//! A panic is a line in the log and takes nothing with it but its connection.
+
+mod common;
+
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use common::{Connection, id_of};
+use serde_json::Value;
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+use zentinel_agent_wasm::cli::LogFormat;
+use zentinel_agent_wasm::logging::Log;
+use zentinel_agent_wasm::metrics::Metrics;
+use zentinel_wasm_contract::{Answer, Event, Failure, Hook};
+use zentinel_wasm_protocol::connection::{self, Stage};
+use zentinel_wasm_protocol::{Capabilities, Encode, Handler, Reports};
+
+/// Set for the process whose standard error is looked at.
+const CHILD: &str = "PANICS_TEST_CHILD";
+
+/// Panics on events of a GET of `/panic`, and allows all others.
+struct Fragile(watch::Sender<Arc<Reports>>);
+
+impl Handler for Fragile {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { hooks: [Hook::RequestHeaders].into_iter().collect(), max_body: 0 }
+    }
+
+    fn handle<E: Encode>(self: &Arc<Self>, event: &Event<'_>, encode: E) -> impl Future<Output = E::Encoded> + Send + 'static {
+        let panics = matches!(event, Event::RequestHeaders(event) if &*event.uri == "/panic");
+        async move {
+            assert!(!panics, "a bug\nover two lines {}", "x".repeat(100_000));
+            encode.encode(&Answer::default()).unwrap()
+        }
+    }
+
+    fn reject<E: Encode>(self: &Arc<Self>, _hook: Hook, failure: Failure, _encode: E) -> E::Encoded {
+        unreachable!("{failure}")
+    }
+
+    fn configure(self: &Arc<Self>, _config: Value) -> impl Future<Output = Result<(), String>> + Send + 'static {
+        std::future::ready(Ok(()))
+    }
+
+    fn drain(&self) {}
+
+    fn reports(&self) -> watch::Receiver<Arc<Reports>> {
+        self.0.subscribe()
+    }
+}
+
+/// Two connections, on one of which the code for an event panics.
+fn child() {
+    let log = Log::start().unwrap();
+    log.init(LogFormat::Json, false);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("agent").build().unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let socket = home.path().join("s");
+    let listener = runtime.block_on(async { UnixListener::bind(&socket).unwrap() });
+    let stage = watch::Sender::new(Stage::Serving);
+    let serving = stage.subscribe();
+    runtime.spawn(async move {
+        let handler = Arc::new(Fragile(watch::Sender::default()));
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(connection::serve(stream, Arc::clone(&handler), serving.clone()));
+        }
+    });
+    let [mut bad, mut good] = [(); 2].map(|()| Connection::open(&socket));
+    assert_eq!(id_of(&good.get("1", "/")), "1");
+    bad.send(common::kind::REQUEST_HEADERS, &common::request("2", "/panic"));
+    assert!(bad.answer_or_end().is_none());
+    assert_eq!(id_of(&good.get("3", "/")), "3");
+    let metrics = String::from_utf8(Metrics::new().text()).unwrap();
+    assert!(metrics.lines().any(|line| line == "wasm_agent_panics_total 1"), "{metrics}");
+    runtime.shutdown_background();
+}
+
+#[test]
+fn a_panic_is_one_line_in_the_log_and_ends_one_connection() {
+    if std::env::var_os(CHILD).is_some() {
+        child();
+        return;
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_panic_is_one_line_in_the_log_and_ends_one_connection", "--nocapture"])
+        .env(CHILD, "1")
+        .env_remove("RUST_LOG")
+        .env_remove("RUST_BACKTRACE")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{told}");
+    let lines: Vec<_> = told.lines().collect();
+    assert_eq!(lines.len(), 1, "{told}");
+    assert!(lines[0].len() < 2000, "{}", lines[0].len());
+    let entry: Value = serde_json::from_str(lines[0]).unwrap();
+    assert_eq!((&entry["level"], &entry["thread"]), (&"ERROR".into(), &"agent".into()));
+    assert!(entry["message"].as_str().unwrap().starts_with("panicked: a bug over two lines xxx"), "{entry}");
+    assert!(entry["location"].as_str().unwrap().contains("tests/panics.rs:"), "{entry}");
+}
