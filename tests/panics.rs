@@ -14,7 +14,7 @@ use zentinel_agent_wasm::logging::Log;
 use zentinel_agent_wasm::metrics::Metrics;
 use zentinel_wasm_contract::{Answer, Event, Failure, Hook};
 use zentinel_wasm_protocol::connection::{self, Stage};
-use zentinel_wasm_protocol::{Capabilities, Encode, Handler, Reports};
+use zentinel_wasm_protocol::{Arrival, Capabilities, Encode, Handler, Reports};
 
 /// Set for the process whose standard error is looked at.
 const CHILD: &str = "PANICS_TEST_CHILD";
@@ -27,7 +27,12 @@ impl Handler for Fragile {
         Capabilities { hooks: [Hook::RequestHeaders].into_iter().collect(), max_body: 0 }
     }
 
-    fn handle<E: Encode>(self: &Arc<Self>, event: &Event<'_>, encode: E) -> impl Future<Output = E::Encoded> + Send + 'static {
+    fn handle<E: Encode>(
+        self: &Arc<Self>,
+        event: &Event<'_>,
+        _arrival: Arrival,
+        encode: E,
+    ) -> impl Future<Output = E::Encoded> + Send + 'static {
         let panics = matches!(event, Event::RequestHeaders(event) if &*event.uri == "/panic");
         async move {
             assert!(!panics, "a bug\nover two lines {}", "x".repeat(100_000));
@@ -42,8 +47,6 @@ impl Handler for Fragile {
     fn configure(self: &Arc<Self>, _config: Value) -> impl Future<Output = Result<(), String>> + Send + 'static {
         std::future::ready(Ok(()))
     }
-
-    fn drain(&self) {}
 
     fn reports(&self) -> watch::Receiver<Arc<Reports>> {
         self.0.subscribe()
