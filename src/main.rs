@@ -120,12 +120,13 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
         () = signals.end() => return Ok(()),
     };
 
-    let mut lifecycle = Lifecycle::new(Arc::clone(&agent), cli.grace(), signals, watched);
+    // Before its log says that it serves.
+    let _ = started.set(Arc::clone(&agent));
+    let mut lifecycle = Lifecycle::new(agent, cli.grace(), signals, watched);
     lifecycle.serve_socket(listener).context(NO_THREADS)?;
     if let Some(grpc) = grpc {
         lifecycle.serve_grpc(grpc);
     }
-    let _ = started.set(agent);
     lifecycle.run().await;
     Ok(())
 }
