@@ -1,8 +1,9 @@
 //! `cargo xtask demo`: a module deciding on sample requests, from a fresh clone.
 
 use crate::table::{render, shorten};
+use crate::target::Target;
 use crate::wire::{Connection, kind};
-use crate::{cargo, proxy, tools};
+use crate::{cargo, dist, proxy, tools};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -36,6 +37,9 @@ pub(crate) struct Args {
     /// Build the agent with optimisation, for times that mean something
     #[arg(long)]
     release: bool,
+    /// Build the agent as for a release of this target, and run it in an emulator where it is not this machine's
+    #[arg(long, value_enum, value_name = "TARGET", conflicts_with = "release")]
+    target: Option<Target>,
 }
 
 /// A request that the demonstration sends.
@@ -79,8 +83,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         _ => None,
     };
     tools::say("building the agent (minutes the first time)");
-    let binary = cargo::agent(args.release)?;
     let dir = tempfile::tempdir()?;
+    let binary = match args.target {
+        None => cargo::agent(args.release)?,
+        Some(target) => target.runner(&dist::build(target)?, dir.path())?.with_context(|| target.cannot_run())?,
+    };
     let mut agent = Agent::start(&binary, &module, dir.path(), None, &[])?;
 
     println!("module  {}", module.display());
@@ -88,7 +95,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut connection = Connection::open(agent.socket())?;
     println!("agent   {}\n", describe(&connection.capabilities));
     println!("{}", decisions(&mut connection)?);
-    if !args.release {
+    if !args.release && args.target.is_none() {
         println!("Times are of a build without optimisation; `--release` shows better ones.\n");
     }
 

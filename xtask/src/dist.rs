@@ -1,7 +1,8 @@
 //! `cargo xtask dist`: the release archive, as `zentinel bundle install wasm` looks for it.
 
 use crate::cargo;
-use crate::tools::{output, root, run, say};
+use crate::target::Target;
+use crate::tools::{self, output, root, say};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,22 +17,38 @@ const FILES: [&str; 3] = ["LICENSE", "README.md", "CHANGELOG.md"];
 /// Folders of samples that go into the archive.
 const SAMPLES: [&str; 4] = ["deploy/grafana", "deploy/kdl", "deploy/prometheus", "deploy/systemd"];
 
-pub(crate) fn run_dist() -> Result<()> {
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Build for this target; may be given several times [default: the one of this machine]
+    #[arg(long = "target", value_enum, value_name = "TARGET")]
+    targets: Vec<Target>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let host = [Target::host()?];
+    let targets = if args.targets.is_empty() { &host[..] } else { &args.targets };
+    for target in targets {
+        archive(*target)?;
+    }
+    Ok(())
+}
+
+/// Builds the archive of one target.
+fn archive(target: Target) -> Result<()> {
     let version = env!("CARGO_PKG_VERSION");
-    let name = archive_name(version, std::env::consts::OS, std::env::consts::ARCH);
     let dist = root().join("target/dist");
-    let stage = dist.join(&name);
+    let stage = dist.join(archive_name(version, target.platform()));
     if stage.exists() {
         fs::remove_dir_all(&stage)?;
     }
     fs::create_dir_all(&stage)?;
 
-    say("building the agent for release");
-    let binary = binary()?;
+    say(&format!("building the agent for {}", target.triple()));
+    let binary = build(target)?;
     fs::copy(&binary, stage.join(BINARY)).with_context(|| format!("copying {}", binary.display()))?;
     say("writing the man page and the completions");
     let mut manual = cargo::command();
-    run(manual.args(["run", "--locked", "--quiet", "--example", "manual", "--"]).arg(&stage))?;
+    tools::run(manual.args(["run", "--locked", "--quiet", "--example", "manual", "--"]).arg(&stage))?;
     for file in FILES {
         fs::copy(root().join(file), stage.join(file)).with_context(|| format!("copying {file}"))?;
     }
@@ -39,7 +56,11 @@ pub(crate) fn run_dist() -> Result<()> {
         copy_folder(&root().join(folder), &stage.join(folder))?;
     }
 
-    check_version(&stage.join(BINARY), version)?;
+    let scratch = tempfile::tempdir()?;
+    match target.runner(&stage.join(BINARY), scratch.path())? {
+        Some(program) => check_version(&program, version)?,
+        None => say(&target.cannot_run()),
+    }
     let archive = pack(&stage, &dist)?;
     let sum = checksum(&archive)?;
     println!("{}", archive.display());
@@ -47,31 +68,21 @@ pub(crate) fn run_dist() -> Result<()> {
     Ok(())
 }
 
-/// The name that the proxy's installer asks for, without its ending. It names processors as Rust does.
-fn archive_name(version: &str, os: &str, arch: &str) -> String {
-    format!("{BINARY}-{version}-{os}-{arch}")
+/// The name that the proxy's installer asks for, without its ending.
+fn archive_name(version: &str, platform: &str) -> String {
+    format!("{BINARY}-{version}-{platform}")
 }
 
 /// Builds the agent for release. With glibc it is linked statically, so that it runs on every distribution and in an empty container.
-fn binary() -> Result<PathBuf> {
-    let host = host()?;
-    let mut build = cargo::command();
-    build.args(["build", "--locked", "--release", "--bin", BINARY, "--target", &host]);
-    if host.ends_with("-linux-gnu") {
+pub(crate) fn build(target: Target) -> Result<PathBuf> {
+    let mut build = target.cargo("build")?;
+    build.args(["--locked", "--release", "--bin", BINARY]);
+    if target.triple().ends_with("-linux-gnu") {
         build.env("RUSTFLAGS", "-C target-feature=+crt-static");
     }
-    run(&mut build)?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    Ok(target.join(host).join("release").join(BINARY))
-}
-
-/// The target that rustc compiles for when nobody tells it.
-fn host() -> Result<String> {
-    let told = output(Command::new("rustc").arg("-vV"))?;
-    match told.lines().find_map(|line| line.strip_prefix("host: ")) {
-        Some(host) => Ok(host.to_owned()),
-        None => bail!("rustc does not say what it compiles for"),
-    }
+    tools::run(&mut build)?;
+    let folder = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    Ok(folder.join(target.triple()).join("release").join(BINARY))
 }
 
 /// Asks the binary what the installer asks it.
@@ -107,16 +118,18 @@ fn pack(stage: &Path, dist: &Path) -> Result<PathBuf> {
         Ok(time) => time,
         Err(_) => output(Command::new("git").current_dir(root()).args(["log", "-1", "--format=%ct"])).unwrap_or_else(|_| "0".into()),
     };
-    run(Command::new("tar")
-        .args(["--sort=name", "--owner=0", "--group=0", "--numeric-owner", "--mode=u+rw,go+r-w", "--format=ustar"])
-        .arg(format!("--mtime=@{}", time.trim()))
-        .arg("--create")
-        .arg("--file")
-        .arg(&tar)
-        .arg("--directory")
-        .arg(stage)
-        .arg("."))?;
-    run(Command::new("gzip").args(["--force", "--no-name", "-9"]).arg(&tar))?;
+    tools::run(
+        Command::new("tar")
+            .args(["--sort=name", "--owner=0", "--group=0", "--numeric-owner", "--mode=u+rw,go+r-w", "--format=ustar"])
+            .arg(format!("--mtime=@{}", time.trim()))
+            .arg("--create")
+            .arg("--file")
+            .arg(&tar)
+            .arg("--directory")
+            .arg(stage)
+            .arg("."),
+    )?;
+    tools::run(Command::new("gzip").args(["--force", "--no-name", "-9"]).arg(&tar))?;
     Ok(archive)
 }
 
@@ -138,14 +151,21 @@ mod tests {
 
     #[test]
     fn the_archive_is_called_as_the_installer_asks_for_it() {
-        assert_eq!(archive_name("0.5.0", "linux", "x86_64"), "zentinel-wasm-agent-0.5.0-linux-x86_64");
-        assert_eq!(archive_name("0.5.0", "linux", "aarch64"), "zentinel-wasm-agent-0.5.0-linux-aarch64");
+        let names = Target::ALL.map(|target| archive_name("0.5.0", target.platform()));
+        assert_eq!(
+            names,
+            [
+                "zentinel-wasm-agent-0.5.0-linux-x86_64",
+                "zentinel-wasm-agent-0.5.0-linux-aarch64",
+                "zentinel-wasm-agent-0.5.0-darwin-aarch64",
+            ]
+        );
     }
 
     #[test]
     fn the_binary_lies_at_the_top_and_the_sum_fits() {
         let dist = tempfile::tempdir().unwrap();
-        let stage = dist.path().join(archive_name("1.2.3", "linux", "x86_64"));
+        let stage = dist.path().join(archive_name("1.2.3", Target::LinuxX86_64.platform()));
         fs::create_dir_all(stage.join("completions")).unwrap();
         fs::write(stage.join(BINARY), "binary").unwrap();
         fs::write(stage.join("completions/x.bash"), "complete").unwrap();
@@ -160,7 +180,7 @@ mod tests {
         assert_eq!(named, ["./zentinel-wasm-agent"]);
 
         checksum(&archive).unwrap();
-        run(Command::new("sha256sum").current_dir(dist.path()).args([
+        tools::run(Command::new("sha256sum").current_dir(dist.path()).args([
             "--check",
             "--quiet",
             "zentinel-wasm-agent-1.2.3-linux-x86_64.tar.gz.sha256",

@@ -1,7 +1,7 @@
 //! `cargo xtask lint`: what a reviewer should not have to say.
 
 use crate::tools::{cache, on_path, run, say};
-use crate::{cargo, peers, tools};
+use crate::{cargo, peers, target, tools};
 use anyhow::Result;
 use std::path::PathBuf;
 use std::process::Command;
@@ -24,6 +24,7 @@ pub(crate) fn run_all() -> Result<()> {
         step(clippy(nested.env("CARGO_TARGET_DIR", tools::root().join("target/nested"))))?;
     }
     step(clippy(peers::cargo("clippy")?.arg("--all-features")))?;
+    target::check_others()?;
     step(cargo::command().args(["doc", "--locked", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))?;
     deny()
 }

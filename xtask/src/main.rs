@@ -10,8 +10,10 @@ mod guests;
 mod lint;
 mod peers;
 mod proxy;
+mod pypi;
 mod soak;
 mod table;
+mod target;
 mod test;
 mod tools;
 mod wire;
@@ -41,13 +43,13 @@ enum Chore {
     Bench(bench::Args),
     /// Build the example policies in every language, ask them all cases, measure them
     Guests(guests::Args),
-    /// Build the release archive and its checksum into target/dist
-    Dist,
+    /// Build release archives and their checksums into target/dist
+    Dist(dist::Args),
     /// Give the agent's readers and its core whatever a fuzzer can think of
     Fuzz(fuzz::Args),
     /// A million requests to leaking, looping, panicking and good modules, with reloads in between
     Soak(soak::Args),
-    /// Check formatting, clippy, documentation, dependencies; do what .ci/run will do
+    /// Check formatting, clippy, the other targets, documentation, dependencies
     Lint,
     /// Do what continuous integration does: every test, then lint
     Ci,
@@ -61,7 +63,7 @@ fn main() -> ExitCode {
         Chore::E2e(args) => e2e::run(&args),
         Chore::Bench(args) => bench::run(&args),
         Chore::Guests(args) => guests::run(&args),
-        Chore::Dist => dist::run_dist(),
+        Chore::Dist(args) => dist::run(&args),
         Chore::Fuzz(args) => fuzz::fuzz(&args),
         Chore::Soak(args) => soak::run(&args),
         Chore::Lint => lint::run_all(),

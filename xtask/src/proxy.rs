@@ -1,6 +1,6 @@
 //! The real proxy: finding it, and building it from crates.io when it is missing.
 
-use crate::tools::{cache, on_path, output, run, say};
+use crate::tools::{cache, install_debian, on_path, output, run, say};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -83,7 +83,7 @@ impl Toolchain {
         let old = version == "0.6.45";
         let missing: Vec<&str> =
             BUILD_TOOLS.iter().filter(|(program, _)| on_path(program).is_none()).map(|(_, package)| *package).collect();
-        install(&missing)?;
+        install_debian(&format!("tools to build zentinel-proxy {version} are missing"), &missing)?;
         let ours = Self {
             cargo: on_path("cargo").context("there is no `cargo` on PATH")?,
             rustc: on_path("rustc").context("there is no `rustc` on PATH")?,
@@ -95,7 +95,7 @@ impl Toolchain {
         // Debian ships a newer compiler beside its stable one, for browsers.
         let debian = Self { cargo: "/usr/bin/cargo".into(), rustc: "/usr/bin/rustc".into(), locked: false };
         if !new_enough(&debian.rustc) {
-            install(&["rustc-web", "cargo-web"])?;
+            install_debian(&format!("zentinel-proxy {version} needs rustc 1.{RUSTC_MINOR}"), &["rustc-web", "cargo-web"])?;
         }
         if !new_enough(&debian.rustc) {
             bail!(
@@ -115,19 +115,4 @@ fn new_enough(rustc: &Path) -> bool {
 fn minor(rustc: &Path) -> Result<u32> {
     let told = output(Command::new(rustc).arg("--version").env_remove("RUSTUP_TOOLCHAIN"))?;
     told.split('.').nth(1).and_then(|minor| minor.parse().ok()).with_context(|| format!("cannot read the version in {told:?}"))
-}
-
-/// Installs Debian packages when we may; says in one line what to install when we may not.
-fn install(packages: &[&str]) -> Result<()> {
-    if packages.is_empty() {
-        return Ok(());
-    }
-    let list = packages.join(" ");
-    let root = output(Command::new("id").arg("-u"))?.trim() == "0";
-    if !root || on_path("apt-get").is_none() {
-        bail!("to build the proxy, install {list} first (Debian's names): `apt-get install {list}`");
-    }
-    say(&format!("apt-get install {list}"));
-    run(Command::new("apt-get").args(["update", "-q"]))?;
-    run(Command::new("apt-get").args(["install", "-qy", "--no-install-recommends"]).args(packages).env("DEBIAN_FRONTEND", "noninteractive"))
 }

@@ -76,3 +76,20 @@ pub(crate) fn rust_target(target: &str) -> Result<()> {
     say(&format!("rustup target add {target}"));
     run(Command::new("rustup").args(["target", "add", target]))
 }
+
+/// Installs Debian packages where we may; elsewhere the error says what is `missing` and how to get it.
+pub(crate) fn install_debian(missing: &str, packages: &[&str]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let list = packages.join(" ");
+    let is_root = output(Command::new("id").arg("-u"))?.trim() == "0";
+    if !is_root || on_path("apt-get").is_none() {
+        bail!("{missing}: `apt-get install {list}`, or your system's packages of these");
+    }
+    say(&format!("apt-get install {list}"));
+    run(Command::new("apt-get").args(["update", "-qq"]))?;
+    let mut install = Command::new("apt-get");
+    install.args(["install", "-qq", "-y", "--no-install-recommends"]).args(packages);
+    run(install.env("DEBIAN_FRONTEND", "noninteractive"))
+}

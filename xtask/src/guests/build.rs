@@ -1,7 +1,8 @@
 //! How each language makes a module. The commands are those of the examples' READMEs.
 
 use super::suite::Policy;
-use super::toolchain::{self, Clang, FromPypi};
+use super::toolchain::{self, Clang};
+use crate::pypi::FromPypi;
 use crate::tools::{output, root, run};
 use crate::{cargo, tools};
 use anyhow::{Context, Result};

