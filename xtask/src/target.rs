@@ -13,9 +13,6 @@ use std::process::Command;
 /// Runs programs for Linux on aarch64 on another processor.
 const QEMU: &str = "qemu-aarch64-static";
 
-/// Debian's C compiler for Linux on aarch64, which also links; and the C library that it links with.
-const CROSS_GCC: (&str, [&str; 2]) = ("aarch64-linux-gnu-gcc", ["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"]);
-
 /// A target with a release archive of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Target {
@@ -59,25 +56,26 @@ impl Target {
     /// `cargo SUBCOMMAND --target …`, with all that it needs to compile for this target.
     pub(crate) fn cargo(self, subcommand: &str) -> Result<Command> {
         let mut cargo = cargo::command();
+        let mut zigbuild = false;
         if self != Self::host()? {
             rust_target(self.triple())?;
             match self {
-                Self::LinuxAarch64 => {
-                    let (gcc, packages) = CROSS_GCC;
-                    if on_path(gcc).is_none() {
-                        install_debian(&format!("`{gcc}` is missing"), &packages)?;
-                    }
-                    cargo.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", gcc);
+                // gcc links glibc statically, which Zig does not.
+                Self::LinuxX86_64 => {
+                    cross_gcc(&mut cargo, self, "x86_64-linux-gnu-gcc", ["gcc-x86-64-linux-gnu", "libc6-dev-amd64-cross"])?
                 }
-                Self::LinuxX86_64 | Self::DarwinAarch64 => {
+                Self::LinuxAarch64 => {
+                    cross_gcc(&mut cargo, self, "aarch64-linux-gnu-gcc", ["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"])?
+                }
+                Self::DarwinAarch64 => {
                     let programs = FromPypi::CargoZigbuild.install()?;
                     cargo = Command::new(programs.join("cargo-zigbuild"));
                     // It looks for its Zig there.
                     cargo.current_dir(tools::root()).env("PATH", path_with(&programs)?);
+                    zigbuild = true;
                 }
             }
         }
-        let zigbuild = cargo.get_program().to_string_lossy().ends_with("cargo-zigbuild");
         // Zig's cargo calls `build` by its own name.
         cargo.arg(if zigbuild && subcommand == "build" { "zigbuild" } else { subcommand });
         cargo.args(["--target", self.triple()]);
@@ -108,6 +106,16 @@ impl Target {
         };
         format!("programs for `{}` do not run here: {remedy}", self.triple())
     }
+}
+
+/// Has `cargo` compile and link with Debian's `gcc` for the target, which `packages` bring.
+fn cross_gcc(cargo: &mut Command, target: Target, gcc: &str, packages: [&str; 2]) -> Result<()> {
+    if on_path(gcc).is_none() {
+        install_debian(&format!("`{gcc}` is missing"), &packages)?;
+    }
+    let name = target.triple().replace('-', "_");
+    cargo.env(format!("CARGO_TARGET_{}_LINKER", name.to_uppercase()), gcc).env(format!("CC_{name}"), gcc);
+    Ok(())
 }
 
 /// This process's `PATH` with `first` before it.

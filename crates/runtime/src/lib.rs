@@ -23,6 +23,7 @@ mod host;
 mod instance;
 mod log;
 mod module;
+mod platform;
 mod pool;
 mod proposals;
 pub mod threads;
@@ -48,9 +49,6 @@ const MIN_SLOW_THREADS: usize = 2;
 /// Most threads of the slow lane. As many calls make progress at once, the others take turns; and a unit that
 /// bounds the number of tasks has to have room for as many threads again that serve connections.
 const MAX_SLOW_THREADS: usize = 64;
-
-/// How much less than ordinary work the slow lane counts when cores are scarce (nice value).
-const SLOW_NICENESS: i32 = 10;
 
 /// What all pools of a process share.
 #[derive(Clone)]
@@ -87,10 +85,7 @@ impl Runtime {
             .worker_threads(slow_threads)
             .thread_name("wasm-slow")
             .enable_time()
-            .on_thread_start(|| {
-                // A system that refuses costs only fairness.
-                let _ = rustix::process::nice(SLOW_NICENESS);
-            })
+            .on_thread_start(platform::lower_priority_of_this_thread)
             .build()?;
         let compiling = Arc::new(Semaphore::new(1));
         Ok(Self(Arc::new(Shared { ticker, compiling, loaders, failed_starts: AtomicU64::new(0), slow_threads, slow: Some(slow) })))
