@@ -294,7 +294,7 @@ impl Agent {
         let settings = &generation.settings;
         let (case, limit) = (settings.header_case, settings.max_body);
         let wanted = hooks.contains(event.hook());
-        let has_later_hooks = hooks.contains_any(&[Hook::RequestBody, Hook::ResponseHeaders, Hook::ResponseBody]);
+        let has_later_hooks = generation.has_later_hooks();
         let mut out = inputs::take();
         let mut traceparent = None;
         let mut number = None;
@@ -587,6 +587,11 @@ impl Generation {
     fn digest(&self) -> &str {
         self.module.digest()
     }
+
+    /// Whether the module has hooks that are told of an earlier event of their request.
+    fn has_later_hooks(&self) -> bool {
+        self.pool.hooks().contains_any(&[Hook::RequestBody, Hook::ResponseHeaders, Hook::ResponseBody])
+    }
 }
 
 /// Whether a body may follow. HTTP/1.1 announces each (RFC 9112, 6.3), but HTTP/2 need not, and the event does not say which of them it was; only
@@ -648,6 +653,10 @@ impl Handler for Agent {
         let hook = event.hook();
         if arrival == Arrival::Superseding {
             self.metrics.id_collisions.inc();
+            if generation.has_later_hooks() {
+                // The answer that is not sent may be the refusal of another request, which the proxy may let through without it.
+                self.contexts.unanswered(encode.correlation_id(), arrived);
+            }
             if let Some(connection) = encode.connection() {
                 // The answer that is not sent may be the one that holds a chunk.
                 self.bodies.cancelled(connection, encode.correlation_id());
@@ -703,6 +712,11 @@ impl Handler for Agent {
 
     fn reject<E: Encode>(self: &Arc<Self>, hook: Hook, failure: Failure, encode: E) -> E::Encoded {
         self.metrics.requests.inc();
+        let (generation, now) = (self.current.load_full(), Instant::now());
+        if hook == Hook::RequestHeaders && generation.has_later_hooks() {
+            // Failing open, the request goes on.
+            self.contexts.begin_unknown(encode.correlation_id(), now);
+        }
         let mut failed = Failed::from(failure);
         if let Some(connection) = encode.connection()
             && self.bodies.knows(connection, encode.correlation_id())
@@ -711,7 +725,7 @@ impl Handler for Agent {
             self.bodies.cancelled(connection, encode.correlation_id());
             failed.rescue = Rescue::Refuse;
         }
-        self.fail(&self.current.load(), hook, &failed, Instant::now(), &encode)
+        self.fail(&generation, hook, &failed, now, &encode)
     }
 
     fn cancelled(&self, connection: u64, correlation_id: &str) {

@@ -124,19 +124,23 @@ impl Contexts {
         // Made before the lock is taken, and dropped after it.
         let remembered = Arc::new(remembered);
         let (begun, evicted) = self.lock().begin(key, remembered, body_open, self.seconds(now));
-        match evicted {
-            Some(Evicted::Live) => warn!(
-                "later hooks miss their request's context for some requests: more than {MAX_IDS} requests never ended, because no response \
-                 event came for them; add `response_headers`, and `response_body` where the module exports `on_response_body`, to the \
-                 agent's `events`, or stop the clients that leave requests open"
-            ),
-            Some(Evicted::BodyOpen) => warn!(
-                "`on_request_body` misses its request's context for some requests: more than {MAX_IDS} requests ended before their bodies; \
-                 if the proxy sends no body events, add `request_body` to the agent's `events`, or remove the export"
-            ),
-            None => {}
-        }
+        warn_of(evicted);
         begun
+    }
+
+    /// An event of the id was not answered. Its request may be live nevertheless, also where it was taken for refused and its id is not
+    /// remembered any more.
+    pub(crate) fn unanswered(&self, id: &str, now: Instant) {
+        let key = self.key(id);
+        let evicted = self.lock().unanswered(key, self.seconds(now));
+        warn_of(evicted);
+    }
+
+    /// A request of the id has begun of which nothing is known, because its event could not be read.
+    pub(crate) fn begin_unknown(&self, id: &str, now: Instant) {
+        let key = self.key(id);
+        let evicted = self.lock().withhold(key, self.seconds(now));
+        warn_of(evicted);
     }
 
     /// What is known of the request of a response event.
@@ -167,6 +171,22 @@ impl Contexts {
     pub(crate) fn refused(&self, id: &str, number: u64) {
         let key = self.key(id);
         self.lock().refused(key, number);
+    }
+}
+
+/// Says, once an hour at most, what an operator can do about an id that was evicted.
+fn warn_of(evicted: Option<Evicted>) {
+    match evicted {
+        Some(Evicted::Live) => warn!(
+            "later hooks miss their request's context for some requests: more than {MAX_IDS} requests never ended, because no response \
+             event came for them; add `response_headers`, and `response_body` where the module exports `on_response_body`, to the \
+             agent's `events`, or stop the clients that leave requests open"
+        ),
+        Some(Evicted::BodyOpen) => warn!(
+            "`on_request_body` misses its request's context for some requests: more than {MAX_IDS} requests ended before their bodies; \
+             if the proxy sends no body events, add `request_body` to the agent's `events`, or remove the export"
+        ),
+        None => {}
     }
 }
 
@@ -386,6 +406,23 @@ impl Inner {
         let at = self.insert(key, known, body_open, now);
         self.shrink(at, now);
         (Begun { number, collides: false }, evicted)
+    }
+
+    /// Gives the id no context from now on.
+    fn withhold(&mut self, key: u64, now: u32) -> Option<Evicted> {
+        self.age(now);
+        if let Some(at) = self.find(key) {
+            self.release(at, State::Withheld, now);
+            return None;
+        }
+        let evicted = self.evict(now);
+        self.insert(key, None, false, now);
+        evicted
+    }
+
+    fn unanswered(&mut self, key: u64, now: u32) -> Option<Evicted> {
+        let is_remembered = self.find(key).is_some_and(|at| now.saturating_sub(self.at(at).touched) <= REMEMBERED_SECONDS);
+        if is_remembered { None } else { self.withhold(key, now) }
     }
 
     fn get(&mut self, key: u64, now: u32) -> Option<Arc<Remembered>> {
@@ -654,6 +691,36 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_that_was_not_sent_reserves_the_id_again() {
+        let (store, now) = store();
+        let first = store.begin(about("a", "/1"), false, now).number;
+        store.refused("a", first);
+        store.unanswered("a", now);
+        assert!(store.begin(about("a", "/2"), false, now).collides);
+        assert_eq!(uri(&store, "a", now), None);
+        // One that is remembered keeps its context: the event that was not answered may be its own.
+        store.begin(about("b", "/1"), false, now);
+        store.unanswered("b", now);
+        assert_eq!(uri(&store, "b", now).as_deref(), Some("/1"));
+        // Silent for so long, it would be forgotten by the next that begins.
+        let later = now + REMEMBERED + Duration::from_secs(1);
+        store.unanswered("a", later);
+        assert!(store.begin(about("a", "/3"), false, later).collides);
+        check(&store.lock());
+    }
+
+    #[test]
+    fn a_request_of_which_nothing_is_known_shares_its_id_with_no_other() {
+        let (store, now) = store();
+        store.begin_unknown("a", now);
+        assert!(store.begin(about("a", "/1"), false, now).collides);
+        store.begin(about("b", "/1"), false, now);
+        store.begin_unknown("b", now);
+        assert_eq!((uri(&store, "a", now), uri(&store, "b", now)), (None, None));
+        check(&store.lock());
+    }
+
+    #[test]
     fn silence_takes_the_context_first_and_the_id_much_later() {
         let (store, now) = store();
         store.begin(about("a", "/1"), false, now);
@@ -879,7 +946,7 @@ mod tests {
         let large = "x".repeat(MAX_BYTES / 10);
         for _ in 0..30_000 {
             let id = random(50).to_string();
-            match random(9) {
+            match random(11) {
                 0..3 => {
                     let uri = if random(20) == 0 { &*large } else { "/" };
                     store.begin(about(&id, uri), random(2) == 0, now);
@@ -889,6 +956,8 @@ mod tests {
                 5 => store.respond(&id, vec![0; random(1000) as usize].into()),
                 6 => store.end(&id, now),
                 7 => store.refused(&id, random(30_000)),
+                8 => store.begin_unknown(&id, now),
+                9 => store.unanswered(&id, now),
                 _ => now += Duration::from_secs(random(2) * random(400)),
             }
             check(&store.lock());

@@ -227,6 +227,47 @@ fn a_refusal_that_is_late_or_a_challenge_does_not_lend_the_id() {
     }
 }
 
+/// The proxy never gets the refusal, and may let the request through.
+#[test]
+fn a_refusal_that_is_superseded_before_it_is_sent_does_not_lend_the_id() {
+    for superseding in [kind::REQUEST_HEADERS, kind::RESPONSE_HEADERS] {
+        let modules = tempfile::tempdir().unwrap();
+        let module = module::write(modules.path(), "refusing.wasm", &module::refusing_some(0, r#"{"decision":"block"}"#));
+        let agent = Agent::start(&module, &["--timeout-ms", "5000", "--admin-address", "127.0.0.1:0"]);
+        let mut proxy = agent.connect();
+        // What the socket has no room for keeps the answers waiting.
+        for _ in 0..8 {
+            proxy.send(kind::PING, &json!("x".repeat(64 << 10)));
+        }
+        proxy.send(kind::REQUEST_HEADERS, &request("same", "/refused"));
+        agent.admin().wait_for_metric("wasm_agent_requests_blocked_total", 1.0);
+        let second = if superseding == kind::REQUEST_HEADERS { request("same", "/two") } else { response("same", 200) };
+        assert_eq!(decision(&proxy.ask(superseding, &second)), "allow");
+        if superseding == kind::RESPONSE_HEADERS {
+            proxy.get("same", "/two");
+        }
+        let seen = ask(&mut proxy, kind::RESPONSE_HEADERS, &response("same", 200));
+        assert!(!knows_request(&seen), "it may be the response to /refused: {seen}");
+    }
+}
+
+/// Failing open, it is allowed.
+#[test]
+fn a_request_that_cannot_be_read_does_not_lend_its_id() {
+    let agent = echoing(&module::PAGE_HOOKS, &["--fail-open"]);
+    let mut proxy = agent.connect();
+    let mut unreadable = request("same", "/one");
+    unreadable["headers"] = json!(7);
+    assert_eq!(decision(&proxy.ask(kind::REQUEST_HEADERS, &unreadable)), "allow");
+    proxy.get("same", "/two");
+    assert!(!knows_request(&ask(&mut proxy, kind::RESPONSE_HEADERS, &response("same", 200))), "it may be the response to /one");
+    // And the other way round.
+    proxy.get("other", "/one");
+    unreadable["metadata"]["correlation_id"] = json!("other");
+    proxy.ask(kind::REQUEST_HEADERS, &unreadable);
+    assert!(!knows_request(&ask(&mut proxy, kind::RESPONSE_HEADERS, &response("other", 200))), "it may be the response to either");
+}
+
 #[test]
 fn a_response_whose_request_was_never_seen_gets_no_context() {
     let agent = echoing(&module::PAGE_HOOKS, &[]);
