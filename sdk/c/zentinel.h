@@ -135,6 +135,8 @@ void zn_needs_more(zn_answer *answer);
 void zn_replace_request_body(zn_answer *answer, zn_str body);
 void zn_drop_request_body(zn_answer *answer);
 void zn_replace_response_body(zn_answer *answer, zn_str body);
+// The agent makes this a module error unless the chunk is empty, because the proxy would send
+// the original.
 void zn_drop_response_body(zn_answer *answer);
 void zn_drop_frame(zn_answer *answer);
 void zn_close_websocket(zn_answer *answer, unsigned code, const char *reason);

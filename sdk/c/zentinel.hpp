@@ -196,6 +196,8 @@ public:
     response_body_ = BodyChange{false, std::move(body)};
     return *this;
   }
+  // The agent makes this a module error unless the chunk is empty, because the proxy would send the
+  // original.
   Decision &drop_response_body() {
     response_body_ = BodyChange{true, {}};
     return *this;

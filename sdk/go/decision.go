@@ -68,6 +68,8 @@ type Decision struct {
 }
 
 // BodyMutation is what becomes of one chunk of a body: it is replaced by Data, or dropped.
+// The agent makes the drop of a chunk of a response that is not empty a module error, because the
+// proxy would send the original.
 type BodyMutation struct {
 	Data []byte
 	Drop bool

@@ -176,6 +176,8 @@ pub const BodyMutation = union(enum) {
     replace: []const u8,
     /// Bytes that need not be text.
     replace_bytes: []const u8,
+    /// Of a response, a module error unless the chunk is empty, because the proxy would send the
+    /// original.
     drop,
 
     pub fn jsonStringify(self: BodyMutation, out: anytype) !void {

@@ -58,7 +58,7 @@ ZN_HOOK(on_response_headers, response, answer) {
 }
 
 ZN_HOOK(on_response_body, response, answer) {
-  if (zn_flag(response, "is_last")) {
+  if (zn_body(response).size == 0) {
     zn_drop_response_body(answer);
   } else {
     zn_replace_response_body(answer, and_a_byte(zn_body(response), '!'));

@@ -52,7 +52,7 @@ static Decision on_response(const zentinel::Response &response) {
 ZENTINEL_EXPORT(on_response_headers, zentinel::Response, on_response)
 
 static Decision on_response_chunk(const zentinel::ResponseBody &body) {
-  if (body.is_last()) {
+  if (body.bytes().empty()) {
     return Decision::allow().drop_response_body();
   }
   return Decision::allow().replace_response_body(std::string(body.bytes()) + '!');

@@ -72,7 +72,7 @@ func onResponseHeaders(ptr, size uint32) uint64 {
 //go:wasmexport on_response_body
 func onResponseBody(ptr, size uint32) uint64 {
 	return zentinel.OnResponseBody(ptr, size, func(body *zentinel.ResponseBody) zentinel.Decision {
-		if body.IsLast {
+		if len(body.Data) == 0 {
 			return zentinel.Decision{ResponseBody: &zentinel.BodyMutation{Drop: true}}
 		}
 		return zentinel.Decision{ResponseBody: &zentinel.BodyMutation{Data: append(body.Data, '!')}}

@@ -61,7 +61,7 @@ fn onResponse(arena: Allocator, response: zentinel.Response) !zentinel.Decision 
 }
 
 fn onResponseBody(arena: Allocator, response: zentinel.Response) !zentinel.Decision {
-    if (response.is_last) return .{ .response_body_mutation = .drop };
+    if (response.body.len == 0) return .{ .response_body_mutation = .drop };
     const longer = try std.mem.concat(arena, u8, &.{ try response.bytes(arena), "!" });
     if (response.body_encoding == .base64) return .{ .response_body_mutation = .{ .replace_bytes = longer } };
     return .{ .response_body_mutation = .{ .replace = longer } };

@@ -204,7 +204,10 @@ export class Decision {
     return this;
   }
 
-  /** Leaves this chunk of the response body out. */
+  /**
+   * Leaves this chunk of the response body out. The agent makes that a module error unless the
+   * chunk is empty, because the proxy would send the original.
+   */
   dropResponseBody(): this {
     this.responseBody = new BodyChange(null, null);
     return this;

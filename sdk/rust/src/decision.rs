@@ -228,7 +228,8 @@ impl Decision {
         self
     }
 
-    /// Leaves this chunk of the response body out.
+    /// Leaves this chunk of the response body out. The agent makes that a module error unless the
+    /// chunk is empty, because the proxy would send the original.
     pub fn drop_response_body(mut self) -> Self {
         self.response_body = Some(BodyChange::Drop);
         self

@@ -50,7 +50,7 @@ fn on_response(response: &Response<'_>, _: &Config) -> Decision {
 }
 
 fn on_response_body(body: &ResponseBody<'_>, _: &Config) -> Result<Decision, &'static str> {
-    if body.is_last() {
+    if body.text() == Some("") {
         return Ok(Decision::allow().drop_response_body());
     }
     if let Some(text) = body.text() {
