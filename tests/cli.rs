@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -205,7 +206,7 @@ fn the_environment_alone_is_enough() {
     let socket = home.path().join("by-environment.sock");
     let file = module::write(home.path(), "m.wasm", &module::choosing());
     let mut child = command(home.path()).env("AGENT_SOCKET", &socket).env("WASM_MODULE", &file).stderr(Stdio::null()).spawn().unwrap();
-    wait_for("the socket", || socket.exists().then_some(()));
+    wait_for("the socket", || UnixStream::connect(&socket).ok());
     let answer = common::Connection::open(&socket).get("a", "/");
     rustix::process::kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
     assert_eq!(wait_for("the end", || child.try_wait().unwrap()).code(), Some(0));
@@ -230,7 +231,7 @@ fn it_runs_under_the_command_line_and_environment_of_the_proxy_s_installer() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    wait_for("the socket", || socket.exists().then_some(()));
+    wait_for("the socket", || UnixStream::connect(&socket).ok());
     let answer = common::Connection::open(&socket).get("a", "/");
     rustix::process::kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
     assert_eq!(wait_for("the end", || child.try_wait().unwrap()).code(), Some(0));
