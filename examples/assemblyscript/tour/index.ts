@@ -66,7 +66,7 @@ export function on_response_headers(ptr: usize, len: usize): u64 {
 
 export function on_response_body(ptr: usize, len: usize): u64 {
   return onResponseBody(ptr, len, (body: ResponseBody) => {
-    if (body.body.length == 0) return Decision.allow().dropResponseBody();
+    if (body.isText && body.body.length == 0) return Decision.allow().dropResponseBody();
     if (body.isText) return Decision.allow().replaceResponseBody(body.body + "!");
     const bytes = body.bytes;
     const longer = new Uint8Array(bytes.length + 1);
