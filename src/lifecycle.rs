@@ -54,6 +54,9 @@ impl Signals {
     /// Signals cannot be received.
     pub fn listen() -> anyhow::Result<Self> {
         let listen = |kind| signal(kind).context("cannot receive signals");
+        // Sent when the log, or the cache, has reached the limit on the size of files. Once listened
+        // to it ends nobody, and the write fails instead.
+        drop(listen(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?);
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,

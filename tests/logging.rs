@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use common::{Admin, Connection, command, decision, module, module_error, wait_for};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -99,6 +99,18 @@ fn a_log_that_nobody_takes_costs_only_its_lines() {
 fn a_full_disk_costs_only_the_lines() {
     let full = File::options().write(true).open("/dev/full").unwrap();
     let mut agent = Deaf::start(full, &talking());
+    agent.load();
+    assert!(agent.admin.metric(LOST) > 500.0, "{}", agent.admin.metric(LOST));
+    agent.end();
+}
+
+/// The system sends a signal that ends a process, unless the process handles it.
+#[test]
+fn a_file_that_may_not_grow_costs_only_the_lines() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut agent = Deaf::start(File::create(directory.path().join("log")).unwrap(), &talking());
+    let limit = Rlimit { current: Some(4096), maximum: Some(4096) };
+    prlimit(Some(Pid::from_child(&agent.child)), Resource::Fsize, limit).unwrap();
     agent.load();
     assert!(agent.admin.metric(LOST) > 500.0, "{}", agent.admin.metric(LOST));
     agent.end();
