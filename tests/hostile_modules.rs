@@ -450,7 +450,13 @@ fn invalid_answers() -> Vec<Vec<u8>> {
     }
     for url in ["", " ", "javascript:alert(1)", "  JavaScript:alert(1)", "java\tscript:alert(1)", "data:text/html,x", "vbscript:x"] {
         add(json!({"decision": "redirect", "body": url}));
+        if !url.trim().is_empty() {
+            add(json!({"decision": "block", "status": 302, "add_response_headers": {"location": url}}));
+            add(json!({"add_response_headers": {"Location": url}}));
+        }
     }
+    add(json!({"add_response_headers": {"Location": ["/a", "/b"]}}));
+    add(json!({"append_response_headers": {"Location": "/a"}}));
     add(json!({"guardrail_response": {"detected": true, "detections": [{"category": "ssn"}]}}));
 
     for twice in [
@@ -521,6 +527,9 @@ fn strange_answers_that_are_allowed_do_what_they_say() {
         }
         let redirect = echo(connection, "url", r#"{"decision":"redirect","body":"/caf\u00e9 x?a=%2F"}"#.as_bytes());
         assert_eq!(redirect["decision"], json!({"redirect": {"url": "/caf%C3%A9%20x?a=%2F", "status": 302}}));
+        let sent =
+            echo(connection, "location", r#"{"decision":"block","status":302,"add_response_headers":{"Location":"/a b"}}"#.as_bytes());
+        assert_eq!(sent["decision"]["block"]["headers"], json!({"Location": "/a%20b"}));
         let no_content = echo(connection, "none", br#"{"decision":"block","status":304}"#);
         assert_eq!(no_content["decision"], json!({"block": {"status": 304, "body": "", "headers": null}}));
         let appended = echo(

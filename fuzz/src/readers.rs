@@ -101,6 +101,14 @@ pub fn answers(data: &[u8]) {
     };
     for (name, value) in headers {
         assert!(header::is_token(name) && header::is_value(value) && !header::is_framing(name));
+        assert!(!name.eq_ignore_ascii_case("location") || is_uri_reference(value), "{value}");
+    }
+    for op in &answer.response_headers {
+        match op {
+            HeaderOp::Set(name, value) => assert!(!name.eq_ignore_ascii_case("location") || is_uri_reference(value), "{value}"),
+            HeaderOp::Add(name, _) => assert!(!name.eq_ignore_ascii_case("location")),
+            HeaderOp::Remove(_) => {}
+        }
     }
     for op in answer.request_headers.iter().chain(&answer.response_headers) {
         match op {

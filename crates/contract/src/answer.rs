@@ -236,6 +236,9 @@ impl<'a> Wire<'a> {
         }
         let added = self.add_response_headers.unwrap_or_default();
         let appended = self.append_response_headers.unwrap_or_default();
+        if appended.0.iter().any(|(name, _)| is_location(name)) {
+            return invalid("`append_response_headers` holds `Location`: a response has one; set it with `add_response_headers`");
+        }
         let kind = Kind::parse(self.decision.as_deref())?;
         let mut block_headers = Vec::new();
         if let Kind::Block = kind {
@@ -357,15 +360,17 @@ fn redirect<'a>(status: Option<u16>, url: Option<Text<'a>>) -> Result<Decision<'
     let Some(url) = url.filter(|url| !url.trim().is_empty()) else {
         return invalid("a redirect needs its URL in `body`");
     };
+    Ok(Decision::Redirect { status, url: location("the URL of a redirect", url)? })
+}
+
+/// A URL that the client is sent to, as RFC 3986 wants it in a `Location`. `what` names it in errors.
+fn location<'a>(what: &str, url: Text<'a>) -> Result<Text<'a>, AnswerError> {
     // Browsers skip white space before a scheme.
     let scheme = url.trim_start().split(':').next().unwrap_or_default();
     if ["javascript", "data", "vbscript"].iter().any(|banned| banned.eq_ignore_ascii_case(scheme.trim_end())) {
-        return invalid(format!("the URL of a redirect has the scheme `{scheme}:`, which runs code in the browser"));
+        return invalid(format!("{what} has the scheme `{scheme}:`, which runs code in the browser"));
     }
-    match url::encoded(url) {
-        Ok(url) => Ok(Decision::Redirect { status, url }),
-        Err(error) => invalid(format!("the URL of a redirect {}", error.reason())),
-    }
+    url::encoded(url).map_err(|error| AnswerError(format!("{what} {}", error.reason())))
 }
 
 fn challenge<'a>(challenge_type: Option<Text<'a>>, params: Pairs<'a, Scalar<'a>>) -> Result<Decision<'a>, AnswerError> {
@@ -420,9 +425,18 @@ fn checked_headers<'a>(
         for value in &values {
             header_value(field, &name, value)?;
         }
+        let values = if is_location(&name) { vec![one_location(field, values)?] } else { values };
         take(name, values);
     }
     Ok(())
+}
+
+/// A header that sends the client elsewhere keeps the rules of a redirect's URL.
+fn one_location<'a>(field: &str, values: Vec<Text<'a>>) -> Result<Text<'a>, AnswerError> {
+    match <[Text<'a>; 1]>::try_from(values) {
+        Ok([url]) => location(&format!("the `Location` in `{field}`"), url),
+        Err(values) => invalid(format!("`{field}` sets `Location` to {} values: it must be one", values.len())),
+    }
 }
 
 /// The first value of a name replaces what is there.
@@ -515,6 +529,10 @@ fn removable<'a>(field: &str, name: Text<'a>) -> Result<Text<'a>, AnswerError> {
 
 fn is_host(name: &str) -> bool {
     name.eq_ignore_ascii_case("host")
+}
+
+fn is_location(name: &str) -> bool {
+    name.eq_ignore_ascii_case("location")
 }
 
 /// A request has one `Host` (RFC 9110, 7.2).
@@ -1144,6 +1162,27 @@ mod tests {
             let error = error(bad);
             assert!(error.to_ascii_lowercase().contains("`host`"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_location_in_the_headers_keeps_the_rules_of_a_redirect() {
+        for decision in ["allow", "block"] {
+            let answer = |field: &str, value: Value| {
+                serde_json::json!({"decision": decision, "status": 302, field: {"X-A": "1", "location": value}}).to_string()
+            };
+            let sent = answer("add_response_headers", serde_json::json!("/caf\u{e9} x"));
+            let sent = format!("{:?}", parse(&sent));
+            assert!(sent.contains("/caf%C3%A9%20x"), "{sent}");
+            for bad in ["JavaScript:alert(1)", " data:text/html,x", "https://[a]/", "/a\tb"] {
+                let error = error(&answer("add_response_headers", serde_json::json!(bad)));
+                assert!(error.starts_with("the `Location` in `add_response_headers`") || error.contains("control characters"), "{error}");
+            }
+            for several in [serde_json::json!([]), serde_json::json!(["/a", "/b"])] {
+                assert!(error(&answer("add_response_headers", several)).contains("values: it must be one"));
+            }
+            assert!(error(&answer("append_response_headers", serde_json::json!("/a"))).contains("a response has one"));
+        }
+        parse(r#"{"remove_response_headers":["Location"]}"#);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! URLs of redirects, as RFC 3986 wants them in a `Location`.
+//! URLs that clients are sent to, as RFC 3986 wants them in a `Location`.
 
 use std::net::Ipv6Addr;
 
@@ -16,7 +16,7 @@ pub(crate) enum UrlError {
 }
 
 impl UrlError {
-    /// What is wrong, to be put behind "the URL of a redirect".
+    /// What is wrong, to be put behind what names the URL.
     pub(crate) const fn reason(self) -> &'static str {
         match self {
             Self::ControlCharacter => "contains control characters",
