@@ -116,6 +116,10 @@ const OF_COMPONENTS: WasmFeatures = union(&[
     WasmFeatures::CM_CANON_NAMES,
 ]);
 
+/// Proposals whose types need `GC_TYPES` too, as `externref` does.
+const WITH_GC_TYPES: WasmFeatures =
+    union(&[WasmFeatures::GC, WasmFeatures::EXCEPTIONS, WasmFeatures::CUSTOM_DESCRIPTORS, WasmFeatures::STACK_SWITCHING]);
+
 /// Most proposals named in one message. Each costs validations of the whole module.
 const MAX_NAMED: usize = 3;
 
@@ -158,9 +162,13 @@ fn needed(module: &[u8], error: &wasmparser::Error) -> Vec<&'static LeftOff> {
         needed.push(proposal);
         features |= proposal.feature;
         match outcome {
-            Ok(()) => return needed,
+            Ok(()) => break,
             Err(error) => (offset, missing) = (error.offset(), error.missing_wasm_feature()),
         }
+    }
+    if needed.iter().any(|proposal| WITH_GC_TYPES.contains(proposal.feature)) {
+        // Its remedy is enough; the one for `externref` would mislead.
+        needed.retain(|proposal| proposal.feature != WasmFeatures::GC_TYPES);
     }
     needed
 }
@@ -235,6 +243,20 @@ mod tests {
             let message = check(&module).unwrap_err();
             assert!(message.starts_with("it uses the proposal") && message.contains("linear memory"), "{name}: {message}");
             assert!(wasmtime::Module::new(&crate::engine::new(1).unwrap(), &module).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_types_of_a_proposal_are_not_taken_for_externref() {
+        for (text, named) in [
+            ("(type (struct))", "the proposal `gc`"),
+            ("(type (array i32))", "the proposal `gc`"),
+            ("(func (param anyref))", "the proposal `gc`"),
+            ("(type $f (func)) (type (cont $f))", "the proposal `stack-switching`"),
+            ("(func (param externref))", "the proposal `externref`"),
+        ] {
+            let message = check(&wat::parse_str(format!("(module {text})")).unwrap()).unwrap_err();
+            assert!(message.starts_with(&format!("it uses {named}")), "{text}: {message}");
         }
     }
 
