@@ -66,6 +66,12 @@ enum Slice {
     Slow,
 }
 
+/// CPU time of this thread. Wall time would also count the time in which the machine ran somebody else.
+pub(crate) fn thread_cpu_time() -> Duration {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
+}
+
 impl State {
     /// A state for looking at a linker's functions only.
     pub(crate) fn probe() -> Self {
@@ -180,17 +186,12 @@ impl State {
     fn tick(&mut self) -> wasmtime::Result<UpdateDeadline> {
         self.check_deadline()?;
         self.hosted = Duration::ZERO;
-        // Wall time would also count the time in which the machine ran somebody else.
-        let cpu = || {
-            let now = clock_gettime(ClockId::ThreadCPUTime);
-            Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
-        };
         match self.slice {
             Slice::Fresh => {
-                self.slice = Slice::Since(cpu());
+                self.slice = Slice::Since(thread_cpu_time());
                 Ok(UpdateDeadline::Continue(1))
             }
-            Slice::Since(then) if cpu().saturating_sub(then) < FIRST_SLICE => Ok(UpdateDeadline::Continue(1)),
+            Slice::Since(then) if thread_cpu_time().saturating_sub(then) < FIRST_SLICE => Ok(UpdateDeadline::Continue(1)),
             Slice::Since(_) | Slice::Slow => {
                 self.leave();
                 Ok(UpdateDeadline::Yield(1))

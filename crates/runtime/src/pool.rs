@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use zentinel_wasm_contract::answer::parse_configured;
 use zentinel_wasm_contract::{Failure, FailureKind, Hook, Hooks};
 
 use crate::cache::Cache;
-use crate::instance::{Instance, Limits, Step};
+use crate::instance::{Instance, Limits, Step, thread_cpu_time};
 use crate::log::GuestLog;
 use crate::module::{Compiled, LoadError, Module};
 use crate::{AbortOnDrop, Runtime};
@@ -29,6 +29,11 @@ const MAX_CONFIGURED: usize = 64 << 10;
 
 /// Most calls that wait for an instance. The proxy has at most 100 events under way per agent; ten proxies may share one.
 const MAX_WAITING: usize = 1024;
+
+/// CPU time in one piece from which making an instance is left to the slow lane. Guest code gives way after a
+/// millisecond; copying segments and evaluating constant expressions does not, and a module may have so many of
+/// them that it takes hundreds.
+const MAX_PIECE: Duration = Duration::from_millis(2);
 
 /// Instances beyond the pool's size that the engine has room for: one that is being torn down while its replacement is made.
 const SPARE_SLOTS: u32 = 2;
@@ -143,6 +148,8 @@ struct Shared {
     largest_memory: AtomicUsize,
     /// Instances that still have to be made for the first time.
     missing: watch::Sender<u32>,
+    /// Making an instance has taken more than [`MAX_PIECE`].
+    is_slow_to_make: AtomicBool,
 }
 
 impl Pool {
@@ -179,6 +186,7 @@ impl Pool {
             discarded: AtomicU64::new(0),
             largest_memory: AtomicUsize::new(0),
             missing: watch::Sender::new(0),
+            is_slow_to_make: AtomicBool::new(false),
         });
         let first = shared.make_ready().await?;
         match shared.settings.isolation {
@@ -242,8 +250,9 @@ impl Pool {
     pub async fn call(self, request: Request) -> Result<Lease, Failure> {
         let deadline = request.deadline;
         let slot = self.slot(deadline).await?;
+        let makes_one_slowly = slot.instance.is_none() && self.shared().is_slow_to_make.load(Relaxed);
         let mut running = Box::pin(slot.run(request));
-        if let Poll::Ready(result) = first_slice(running.as_mut()).await {
+        if !makes_one_slowly && let Poll::Ready(result) = first_slice(running.as_mut()).await {
             return result;
         }
         let mut slow: AbortOnDrop<_> = self.shared().runtime.spawn_slow(running);
@@ -334,7 +343,8 @@ impl Shared {
             let _running = shared.runtime.ticker().running();
             shared.make(&Arc::from(""), Instant::now() + limit).await
         });
-        let made = match first_slice(making.as_mut()).await {
+        let first = if self.is_slow_to_make.load(Relaxed) { Poll::Pending } else { self.measured_slice(making.as_mut()).await };
+        let made = match first {
             Poll::Ready(made) => Ok(made),
             Poll::Pending => (&mut self.runtime.spawn_slow(making).0).await,
         };
@@ -350,6 +360,19 @@ impl Shared {
                 Err(StartError::Start { path: path(), failure: Failure::new(FailureKind::Trap, format!("the agent failed: {error}")) })
             }
         }
+    }
+
+    /// The first slice of making an instance, which shows whether others may be made where calls begin.
+    async fn measured_slice<F: Future>(&self, mut making: Pin<&mut F>) -> Poll<F::Output> {
+        std::future::poll_fn(|context| {
+            let before = thread_cpu_time();
+            let made = making.as_mut().poll(context);
+            if thread_cpu_time().saturating_sub(before) > MAX_PIECE {
+                self.is_slow_to_make.store(true, Relaxed);
+            }
+            Poll::Ready(made)
+        })
+        .await
     }
 
     /// Makes an instance ready for calls.
@@ -655,6 +678,24 @@ mod tests {
         held.into_iter().for_each(Lease::accept);
         pool.warm().await;
         assert_eq!((pool.stats().available, pool.stats().largest_memory), (SIZE as usize, 2 << 16));
+    }
+
+    #[tokio::test]
+    async fn instances_that_take_long_to_make_are_made_on_the_slow_lane() {
+        let settings = Settings { isolation: Isolation::Request, ..settings(2) };
+        let pool = Pool::start(&Runtime::start().unwrap(), &good(""), settings, None).await.unwrap();
+        let busy = |time| async move {
+            let before = thread_cpu_time();
+            while thread_cpu_time() - before < time {}
+        };
+        pool.shared().is_slow_to_make.store(false, Relaxed);
+        assert!(pool.shared().measured_slice(std::pin::pin!(busy(Duration::ZERO))).await.is_ready());
+        assert!(!pool.shared().is_slow_to_make.load(Relaxed));
+        assert!(pool.shared().measured_slice(std::pin::pin!(busy(2 * MAX_PIECE))).await.is_ready());
+        let mut asked = Box::pin(call(&pool));
+        // Not a part of it is done on the task that asks.
+        assert!(first_slice(asked.as_mut()).await.is_pending());
+        assert!(asked.await.unwrap().output().is_empty());
     }
 
     #[tokio::test]
