@@ -108,6 +108,16 @@ fn a_streamed_body_is_passed_through() {
     assert_eq!(response.json()["body"], "card=4111");
 }
 
+#[test]
+#[ignore = "needs the real proxy: cargo xtask e2e"]
+fn the_chunk_at_hand_is_changed_whatever_index_is_named() {
+    let stack = Stack::over(Transport::UnixSocket).agent_lines(STREAM).start();
+    for index in [0, 1, 99] {
+        let answer = json!({"request_body_mutation": {"action": "replace", "data": "card=****", "chunk_index": index}});
+        assert_eq!(stack.send(&Ask::post("/pay", b"card=4111").answer(BODY, &answer)).json()["body"], "card=****", "{index}");
+    }
+}
+
 /// The proxy has promised the upstream the length that the client announced.
 #[test]
 #[ignore = "needs the real proxy: cargo xtask e2e"]
