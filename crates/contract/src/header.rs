@@ -204,8 +204,11 @@ const FRAMING: [&str; 9] =
     ["connection", "content-length", "http2-settings", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
 
 /// Whether a header of this name frames its message or concerns one connection alone.
+///
+/// An underscore counts as a hyphen, because servers that hand headers over as variables (RFC 3875, 4.1.18) do not tell them apart.
 pub fn is_framing(name: &str) -> bool {
-    FRAMING.iter().any(|framing| framing.eq_ignore_ascii_case(name))
+    let same = |known: u8, byte: u8| known == if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+    FRAMING.iter().any(|framing| framing.len() == name.len() && framing.bytes().zip(name.bytes()).all(|(known, byte)| same(known, byte)))
 }
 
 /// Whether `value` may be the value of a `Host` header: a name or an address, with or without a
@@ -286,8 +289,18 @@ mod tests {
 
     #[test]
     fn framing_headers_are_known_in_any_case() {
-        for name in ["Content-Length", "TRANSFER-ENCODING", "te", "Trailer", "HTTP2-Settings", "Keep-Alive", "Proxy-Connection", "Upgrade"]
-        {
+        for name in [
+            "Content-Length",
+            "TRANSFER-ENCODING",
+            "te",
+            "Trailer",
+            "HTTP2-Settings",
+            "Keep-Alive",
+            "Proxy-Connection",
+            "Upgrade",
+            "content_length",
+            "Transfer_Encoding",
+        ] {
             assert!(is_framing(name), "{name}");
         }
         for name in ["Content-Type", "Content-Encoding", "Host", "Trailers", "Tea", "Upgrade-Insecure-Requests", ""] {
