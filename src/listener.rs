@@ -349,7 +349,8 @@ fn is_served(path: &Path) -> anyhow::Result<bool> {
 /// Binds `path`. Nobody gets in before the permissions are right.
 fn bind(path: &Path, mode: Option<u32>) -> io::Result<StdUnixListener> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    socket.bind(&SockAddr::unix(path)?)?;
+    let too_long = |_| io::Error::new(ErrorKind::InvalidInput, "the system takes no path of that length; choose a shorter `--socket`");
+    socket.bind(&SockAddr::unix(path).map_err(too_long)?)?;
     let listen = || {
         if let Some(mode) = mode {
             fs::set_permissions(path, fs::Permissions::from_mode(mode))?;

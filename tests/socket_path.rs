@@ -129,6 +129,16 @@ fn a_socket_of_another_process_is_left_alone_until_it_has_gone() {
 }
 
 #[test]
+fn a_path_that_is_too_long_is_named() {
+    let modules = tempfile::tempdir().unwrap();
+    let module = module::write(modules.path(), "m.wasm", &module::tagging("a"));
+    let mut agent = Agent::launch_in(tempfile::tempdir().unwrap(), "s".repeat(108), &module, |_| ());
+    assert_eq!(agent.wait().code(), Some(1));
+    let told = agent.log.whole();
+    assert!(told.contains("choose a shorter `--socket`"), "{told}");
+}
+
+#[test]
 fn what_is_not_a_socket_is_never_removed() {
     let served = Served::start(&[]);
     let precious = served.folder().join("precious");
