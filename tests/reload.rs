@@ -255,6 +255,7 @@ fn a_watched_file_that_could_not_be_read_is_taken_when_it_can() {
         }
     });
     let admin = agent.admin();
+    wait_for("the start", || (admin.get("/readyz").0 == 200).then_some(()));
     // Under another name at first, so that it never appears readable.
     let next = files.path("next.json");
     fs::write(&next, r#"{"rules":2}"#).unwrap();
