@@ -117,7 +117,8 @@ fn blocks_and_redirects_are_read_as_they_were_meant() {
     assert_eq!(Answer::parse(json.as_bytes()).unwrap().decision, block);
 
     let json = Decision::redirect("/login?a=\"b\"").status(303).to_json();
-    let redirect = Read::Redirect { status: 303, url: "/login?a=\"b\"".into() };
+    // What a URL may not hold is encoded by the agent.
+    let redirect = Read::Redirect { status: 303, url: "/login?a=%22b%22".into() };
     assert_eq!(Answer::parse(json.as_bytes()).unwrap().decision, redirect);
     let json = Decision::redirect("/login").to_json();
     assert_eq!(Answer::parse(json.as_bytes()).unwrap().decision, Read::Redirect { status: 302, url: "/login".into() });
