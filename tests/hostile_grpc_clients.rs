@@ -552,6 +552,7 @@ async fn what_does_not_go_on_is_not_waited_for() {
         .into_iter()
         .map(|window| {
             let mut wire = wire(&agent);
+            wire.opens_windows(false);
             const INITIAL_WINDOW_SIZE: u8 = 4;
             wire.raw(&frame(kind::SETTINGS, 0, 0, &[0, INITIAL_WINDOW_SIZE, 0, 0, 0, 0]));
             let stream = wire.open(PROCESS_EVENT);
