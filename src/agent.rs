@@ -508,6 +508,10 @@ fn install_tls(source: &Source, config: Option<Arc<ServerConfig>>) {
 }
 
 /// What an event comes to.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is moved once, and a box would cost an allocation for each event that the module does not take"
+)]
 enum Input {
     /// The module is called.
     Call(Prepared),

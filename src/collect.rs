@@ -420,7 +420,11 @@ impl Inner {
         }
         // A piece may grow to twice what is in it.
         let needed = 2 * chunk.bytes.len();
-        if self.bytes + needed > MAX_BYTES && !(self.search(now) && self.bytes + needed <= MAX_BYTES) {
+        let fits = |bodies: &Self| bodies.bytes + needed <= MAX_BYTES;
+        if !fits(self) {
+            self.search(now);
+        }
+        if !fits(self) {
             let detail = format!("all request bodies that are being collected have {} MiB, the limit", MAX_BYTES >> 20);
             return Err(Failure::new(FailureKind::Overloaded, detail));
         }

@@ -1,6 +1,6 @@
 //! The agent's log: one line an entry on standard error, JSON unless told otherwise, bounded, and never waited for.
 //!
-//! Whoever logs puts its line into a [`queue`] that a thread of its own writes. What cannot be written is lost and counted: a log must not hold up
+//! Whoever logs puts its line into a `queue` that a thread of its own writes. What cannot be written is lost and counted: a log must not hold up
 //! or fail a request, a reload or the end.
 
 mod queue;

@@ -116,7 +116,7 @@ mod tests {
     async fn a_panic_is_an_error_and_the_threads_go_on() {
         let loaders = Loaders::start().unwrap();
         for _ in 0..=parallelism() {
-            let panicked = loaders.run(|| panic!("no {}", "luck")).await.map(|()| ()).unwrap_err();
+            let panicked = loaders.run(|| panic!("no {}", "luck")).await.unwrap_err();
             assert_eq!(panicked.to_string(), "it panicked: no luck");
         }
         assert_eq!(loaders.run(|| thread::current().name().map(|name| name.starts_with("wasm-loader"))).await.unwrap(), Some(true));
