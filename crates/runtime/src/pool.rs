@@ -683,7 +683,8 @@ mod tests {
     #[tokio::test]
     async fn instances_that_take_long_to_make_are_made_on_the_slow_lane() {
         let settings = Settings { isolation: Isolation::Request, ..settings(2) };
-        let pool = Pool::start(&Runtime::start().unwrap(), &good(""), settings, None).await.unwrap();
+        let runtime = Runtime::start().unwrap();
+        let pool = Pool::start(&runtime, &good(""), settings, None).await.unwrap();
         let busy = |time| async move {
             let before = thread_cpu_time();
             while thread_cpu_time() - before < time {}
@@ -692,9 +693,21 @@ mod tests {
         assert!(pool.shared().measured_slice(std::pin::pin!(busy(Duration::ZERO))).await.is_ready());
         assert!(!pool.shared().is_slow_to_make.load(Relaxed));
         assert!(pool.shared().measured_slice(std::pin::pin!(busy(2 * MAX_PIECE))).await.is_ready());
+        // As long as the slow lane does not get to it, nothing of it is done.
+        let (taken, open) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        for _ in 0..runtime.0.slow_threads {
+            let (taken, open) = (Arc::clone(&taken), Arc::clone(&open));
+            runtime.slow_handle().spawn(async move {
+                taken.fetch_add(1, Relaxed);
+                while !open.load(Relaxed) {
+                    std::thread::yield_now();
+                }
+            });
+        }
+        wait_until("every thread of the slow lane is taken", || taken.load(Relaxed) == runtime.0.slow_threads).await;
         let mut asked = Box::pin(call(&pool));
-        // Not a part of it is done on the task that asks.
         assert!(first_slice(asked.as_mut()).await.is_pending());
+        open.store(true, Relaxed);
         assert!(asked.await.unwrap().output().is_empty());
     }
 
