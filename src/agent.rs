@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio_rustls::rustls::ServerConfig;
 use tracing::{error, info, warn};
-use zentinel_wasm_contract::event::{BodyChunk, Data, Headers, RequestHeaders};
+use zentinel_wasm_contract::event::{BodyChunk, Data, RequestHeaders};
 use zentinel_wasm_contract::{
     Answer, BodyAction, BodyMutation, Decision, Event, Failure, FailureKind, Hook, Text, WebsocketDecision, input,
 };
@@ -601,12 +601,10 @@ impl Generation {
 /// Whether a body may follow. HTTP/1.1 announces each (RFC 9112, 6.3), but HTTP/2 need not, and the event does not say which of them it was; only
 /// methods that rarely have a body are then taken to have none.
 fn may_have_body(event: &RequestHeaders<'_>) -> bool {
-    let Headers(headers) = &event.headers;
-    let values = |wanted: &str| headers.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, values)| values.as_slice());
-    if values("transfer-encoding").is_some() {
+    if event.headers.get("transfer-encoding").is_some() {
         return true;
     }
-    match values("content-length") {
+    match event.headers.get("content-length") {
         Some(lengths) => lengths.iter().any(|length| length.trim() != "0"),
         None => !matches!(&*event.method, "GET" | "HEAD" | "OPTIONS" | "DELETE" | "TRACE" | "CONNECT"),
     }

@@ -3,7 +3,7 @@
 //! The proxy ignores some changes in silence, and sends others on under a length that is no longer
 //! true, so that the upstream waits for bytes that never come. Both are module errors here.
 
-use zentinel_wasm_contract::event::{BodyChunk, Headers, RequestHeaders};
+use zentinel_wasm_contract::event::{BodyChunk, RequestHeaders};
 use zentinel_wasm_contract::{Answer, BodyAction, BodyMutation, Decision, Failure, FailureKind, Hook};
 
 /// What is known of the length of a request's body. The proxy sends the request's headers on before
@@ -22,12 +22,11 @@ pub(crate) enum Length {
 impl Length {
     /// What the headers of a request say.
     pub(crate) fn of(event: &RequestHeaders<'_>) -> Self {
-        let Headers(headers) = &event.headers;
         // Beside a Transfer-Encoding it does not count (RFC 9112, 6.3), but a proxy that sends both on
         // has promised it all the same.
-        match headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-length")) {
+        match event.headers.get("content-length") {
             None => Self::Open,
-            Some((_, values)) => match values.as_slice() {
+            Some(values) => match values {
                 [value] => Self::Announced(value.trim().parse().ok()),
                 _ => Self::Announced(None),
             },

@@ -235,6 +235,13 @@ fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Re
 #[derive(Clone, Debug, Default)]
 pub struct Headers<'a>(pub Vec<(Text<'a>, HeaderValues<'a>)>);
 
+impl<'a> Headers<'a> {
+    /// The values of the first header of this name, in any case.
+    pub fn get(&self, name: &str) -> Option<&[Text<'a>]> {
+        self.0.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, values)| values.as_slice())
+    }
+}
+
 /// The values of one header: nearly always one.
 #[derive(Clone, Debug)]
 pub enum HeaderValues<'a> {
