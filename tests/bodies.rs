@@ -1,10 +1,10 @@
 //! What a module may do to a body, and what is a module error because the proxy would ignore it, or
 //! send it on under a length that is no longer true.
 
-mod common;
-
-use common::{Agent, Connection, base64, decision, kind, module, module_error, request, request_body, response_body};
 use serde_json::{Value, json};
+use testkit::{Agent, Connection, Program, base64, decision, kind, module, module_error, request, request_body, response_body};
+
+const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
 
 /// The event of the headers of a request with a body: of `length` bytes, or in chunks.
 fn post(id: &str, length: Option<usize>) -> Value {
@@ -28,7 +28,7 @@ fn chunk(id: &str, index: u32, data: &[u8], before: usize, is_last: bool) -> Val
 #[track_caller]
 fn start(wat: &str, options: &[&str]) -> (Agent, Connection) {
     let modules = tempfile::tempdir().unwrap();
-    let agent = Agent::start(&module::write(modules.path(), "m.wasm", wat), &[&["--timeout-ms", "30000"], options].concat());
+    let agent = AGENT.start(&module::write(modules.path(), "m.wasm", wat), &[&["--timeout-ms", "30000"], options].concat());
     let proxy = agent.connect();
     (agent, proxy)
 }
@@ -321,9 +321,9 @@ mod collecting {
     #[test]
     fn a_chunk_whose_answer_was_superseded_is_not_held() {
         let (agent, mut proxy) = start(&module::masking(), &[COLLECT]);
-        let event = |kind, event: &Value| common::frame(kind, &serde_json::to_vec(event).unwrap());
+        let event = |kind, event: &Value| testkit::frame(kind, &serde_json::to_vec(event).unwrap());
         for (id, second) in
-            [("a", event(kind::REQUEST_HEADERS, &post("a", None))), ("b", event(kind::RESPONSE_HEADERS, &common::response("b", 200)))]
+            [("a", event(kind::REQUEST_HEADERS, &post("a", None))), ("b", event(kind::RESPONSE_HEADERS, &testkit::response("b", 200)))]
         {
             // Both arrive before the first is answered, so that only the second is.
             let first = event(kind::REQUEST_BODY, &chunk(id, 0, b"one", 0, false));
@@ -404,14 +404,14 @@ mod collecting {
     fn a_reload_finishes_what_it_finds() {
         let directory = tempfile::tempdir().unwrap();
         let path = module::write(directory.path(), "m.wasm", &module::masking());
-        let agent = Agent::start(&path, &[COLLECT, "--timeout-ms", "5000"]);
+        let agent = AGENT.start(&path, &[COLLECT, "--timeout-ms", "5000"]);
         let mut proxy = agent.connect();
         let chunks: [&[u8]; 2] = [b"card=41111111", b"11111111"];
         let first = proxy.ask(kind::REQUEST_BODY, &chunk("a", 0, chunks[0], 0, false));
         // A module that takes no bodies, and a configuration that turns collecting off.
         module::write(directory.path(), "m.wasm", &module::tagging("new"));
         agent.signal(rustix::process::Signal::HUP);
-        common::wait_for("the other module", || (proxy.get("ready", "/")["audit"]["tags"] == json!(["new"])).then_some(()));
+        testkit::wait_for("the other module", || (proxy.get("ready", "/")["audit"]["tags"] == json!(["new"])).then_some(()));
         proxy.configure(&json!({"collect-request-body": false})).unwrap();
         let last = proxy.ask(kind::REQUEST_BODY, &chunk("a", 1, chunks[1], chunks[0].len(), true));
         assert_eq!(forwarded(&chunks, &[first, last]), Some(chunks.concat()));

@@ -1,19 +1,19 @@
 //! The command line: what it takes, from where, and how it refuses.
 
-mod common;
-
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use common::{Agent, command, decision, module, module_error, wait_for};
 use rustix::process::{Pid, Signal};
+use testkit::{Program, decision, module, module_error, wait_for};
+
+const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
 
 /// Runs the agent, which ends by itself.
 fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let home = tempfile::tempdir().unwrap();
-    command(home.path()).args(arguments).envs(environment.iter().copied()).stdout(Stdio::piped()).output().unwrap()
+    AGENT.command(home.path()).args(arguments).envs(environment.iter().copied()).stdout(Stdio::piped()).output().unwrap()
 }
 
 /// The one line with which it refuses.
@@ -140,7 +140,7 @@ fn a_module_that_cannot_be_served_is_refused_with_every_problem() {
         "bad.wasm",
         r#"(module (import "env" "nonsense" (func)) (memory (export "memory") 1) (func (export "alloc") (param i64) (result i32) i32.const 0))"#,
     );
-    let mut agent = Agent::launch(&bad, |_| ());
+    let mut agent = AGENT.launch(&bad, |_| ());
     assert_eq!(agent.wait().code(), Some(1));
     let told = agent.log.whole();
     assert_eq!(told.lines().count(), 1, "{told}");
@@ -155,14 +155,14 @@ fn a_module_that_cannot_be_served_is_refused_with_every_problem() {
 fn a_module_with_another_digest_is_refused() {
     let modules = tempfile::tempdir().unwrap();
     let file = module::write(modules.path(), "m.wasm", &module::choosing());
-    let mut agent = Agent::launch(&file, |command| {
+    let mut agent = AGENT.launch(&file, |command| {
         command.args(["--module-sha256", &"0".repeat(64)]);
     });
     assert_eq!(agent.wait().code(), Some(1));
     let told = agent.log.whole();
     let digest = told.split("SHA-256 is ").nth(1).unwrap().split(',').next().unwrap().to_owned();
     // The message says what the right one is.
-    Agent::start(&file, &["--module-sha256", &digest.to_uppercase()]).end();
+    AGENT.start(&file, &["--module-sha256", &digest.to_uppercase()]).end();
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn a_flag_beats_the_environment_which_beats_the_default() {
     let modules = tempfile::tempdir().unwrap();
     let file = module::write(modules.path(), "m.wasm", &module::choosing());
     let has_pool = |variable: Option<&str>, flag: Option<&str>, size: f64| {
-        let agent = Agent::start_with(&file, |command| {
+        let agent = AGENT.start_with(&file, |command| {
             command.args(["--admin-address", "127.0.0.1:0"]).args(flag.map(|value| format!("--pool-size={value}")));
             command.envs(variable.map(|value| ("WASM_POOL_SIZE", value)));
         });
@@ -182,7 +182,7 @@ fn a_flag_beats_the_environment_which_beats_the_default() {
     has_pool(Some("2"), Some("3"), 3.0);
 
     let allows = |variable: Option<&str>, flag: Option<&str>| {
-        let agent = Agent::start_with(&file, |command| {
+        let agent = AGENT.start_with(&file, |command| {
             command.args(flag).envs(variable.map(|value| ("FAIL_OPEN", value)));
         });
         let answer = agent.connect().get("a", "/t");
@@ -205,9 +205,10 @@ fn the_environment_alone_is_enough() {
     let home = tempfile::tempdir().unwrap();
     let socket = home.path().join("by-environment.sock");
     let file = module::write(home.path(), "m.wasm", &module::choosing());
-    let mut child = command(home.path()).env("AGENT_SOCKET", &socket).env("WASM_MODULE", &file).stderr(Stdio::null()).spawn().unwrap();
+    let mut child =
+        AGENT.command(home.path()).env("AGENT_SOCKET", &socket).env("WASM_MODULE", &file).stderr(Stdio::null()).spawn().unwrap();
     wait_for("the socket", || UnixStream::connect(&socket).ok());
-    let answer = common::Connection::open(&socket).get("a", "/");
+    let answer = testkit::Connection::open(&socket).get("a", "/");
     rustix::process::kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
     assert_eq!(wait_for("the end", || child.try_wait().unwrap()).code(), Some(0));
     assert_eq!(decision(&answer), "allow");
@@ -220,7 +221,7 @@ fn it_runs_under_the_command_line_and_environment_of_the_proxy_s_installer() {
     let file = module::write(home.path(), "wasm.wasm", &module::choosing());
     let socket = home.path().join("run/wasm.sock");
     // A home that is not there and a file system that cannot be written: ProtectSystem=strict, no CacheDirectory.
-    let mut child = Command::new(env!("CARGO_BIN_EXE_zentinel-wasm-agent"))
+    let mut child = Command::new(AGENT.0)
         .arg("--socket")
         .arg(&socket)
         .arg("--module")
@@ -232,7 +233,7 @@ fn it_runs_under_the_command_line_and_environment_of_the_proxy_s_installer() {
         .spawn()
         .unwrap();
     wait_for("the socket", || UnixStream::connect(&socket).ok());
-    let answer = common::Connection::open(&socket).get("a", "/");
+    let answer = testkit::Connection::open(&socket).get("a", "/");
     rustix::process::kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
     assert_eq!(wait_for("the end", || child.try_wait().unwrap()).code(), Some(0));
     assert_eq!(decision(&answer), "allow");

@@ -1,12 +1,12 @@
 //! The proxy's `config { }` block: applied whole or rejected whole.
 
-mod common;
-
 use std::thread;
 
-use common::{Admin, Agent, Connection, decision, id_of, kind, module, module_error, request, wait_for};
 use rustix::process::Signal;
 use serde_json::json;
+use testkit::{Admin, Agent, Connection, Program, decision, id_of, kind, module, module_error, request, wait_for};
+
+const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
 
 const RELOADED: &str = r#"wasm_agent_reloads_total{result="success"}"#;
 const REJECTED: &str = r#"wasm_agent_reloads_total{result="failure"}"#;
@@ -17,7 +17,7 @@ const ENOUGH_MEMORY: u64 = 16;
 fn start(wat: &str, options: &[&str]) -> (Agent, Admin) {
     let modules = tempfile::tempdir().unwrap();
     let file = module::write(modules.path(), "m.wasm", wat);
-    let agent = Agent::start(&file, &[&["--admin-address", "127.0.0.1:0"], options].concat());
+    let agent = AGENT.start(&file, &[&["--admin-address", "127.0.0.1:0"], options].concat());
     let admin = agent.admin();
     (agent, admin)
 }
@@ -59,16 +59,16 @@ fn a_configuration_that_is_a_trap_for_its_reader_is_rejected() {
     let mut good = agent.connect();
     let many = format!("[{}1]", "{\"\":1},".repeat(50_000));
     let large = format!("\"{}\"", "x".repeat(5 << 20));
-    let texts = common::nested_texts();
+    let texts = testkit::nested_texts();
     for config in [&texts, &format!("{{\"a\":{texts}}}"), &many, &large] {
         let mut proxy = Connection::open_silent(&agent.socket);
         let hello = format!(r#"{{"supported_versions":[2],"proxy_id":"test","proxy_version":"0.6.54","config":{config}}}"#);
-        proxy.send_raw(&common::frame(kind::HANDSHAKE_REQUEST, hello.as_bytes()));
+        proxy.send_raw(&testkit::frame(kind::HANDSHAKE_REQUEST, hello.as_bytes()));
         let (_, handshake) = proxy.receive().expect("the agent answers every handshake");
         assert_eq!(handshake["success"], false);
 
         let mut proxy = agent.connect();
-        proxy.send_raw(&common::frame(kind::CONFIGURE, format!(r#"{{"correlation_id":"c","config":{config}}}"#).as_bytes()));
+        proxy.send_raw(&testkit::frame(kind::CONFIGURE, format!(r#"{{"correlation_id":"c","config":{config}}}"#).as_bytes()));
         // What can be read is answered.
         if config.contains(&texts) {
             assert_eq!(proxy.answer()["decision"]["block"]["status"], 400);
@@ -294,7 +294,7 @@ fn a_module_may_reject_its_configuration() {
 fn a_module_that_rejects_the_configuration_of_the_command_line_is_not_started() {
     let modules = tempfile::tempdir().unwrap();
     let file = module::write(modules.path(), "m.wasm", &module::configurable());
-    let mut agent = Agent::launch(&file, |command| {
+    let mut agent = AGENT.launch(&file, |command| {
         command.args(["--module-config", r#""loud!""#]);
     });
     assert_eq!(agent.wait().code(), Some(1));
@@ -307,7 +307,7 @@ fn a_module_s_configuration_may_come_from_a_file() {
     let file = module::write(modules.path(), "m.wasm", &module::configurable());
     let config = modules.path().join("config.json");
     std::fs::write(&config, "\n{\"from\": \"a file\"}\n").unwrap();
-    let agent = Agent::start(&file, &["--module-config", &format!("@{}", config.display())]);
+    let agent = AGENT.start(&file, &["--module-config", &format!("@{}", config.display())]);
     assert_eq!(module::seen(&agent.connect().get("a", "/")), json!({"from": "a file"}));
 }
 
@@ -315,7 +315,7 @@ fn a_module_s_configuration_may_come_from_a_file() {
 fn a_reload_keeps_the_proxy_s_configuration() {
     let modules = tempfile::tempdir().unwrap();
     let file = module::write(modules.path(), "m.wasm", &module::configurable());
-    let agent = Agent::start(&file, &["--admin-address", "127.0.0.1:0"]);
+    let agent = AGENT.start(&file, &["--admin-address", "127.0.0.1:0"]);
     let admin = agent.admin();
     let mut proxy = agent.connect();
     proxy.configure(&json!({"module-config": {"kept": true}, "pool-size": 3})).unwrap();
@@ -329,7 +329,7 @@ fn a_reload_keeps_the_proxy_s_configuration() {
 fn new_settings_do_not_hide_that_a_reload_has_failed() {
     let modules = tempfile::tempdir().unwrap();
     let file = module::write(modules.path(), "m.wasm", &module::choosing());
-    let agent = Agent::start(&file, &["--admin-address", "127.0.0.1:0"]);
+    let agent = AGENT.start(&file, &["--admin-address", "127.0.0.1:0"]);
     let admin = agent.admin();
     std::fs::write(&file, "no module").unwrap();
     agent.signal(Signal::HUP);

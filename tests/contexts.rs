@@ -1,15 +1,15 @@
 //! What later hooks are told of the request that they belong to, and when they are told nothing.
 
-mod common;
-
 use std::io::Write as _;
 
-use common::{Agent, Connection, base64, decision, frame, kind, module, request, request_body, response, response_body};
 use serde_json::{Value, json};
+use testkit::{Agent, Connection, Program, base64, decision, frame, kind, module, request, request_body, response, response_body};
+
+const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
 
 fn echoing(hooks: &[&str], options: &[&str]) -> Agent {
     let modules = tempfile::tempdir().unwrap();
-    Agent::start(&module::write(modules.path(), "echo.wasm", &module::echo(hooks)), options)
+    AGENT.start(&module::write(modules.path(), "echo.wasm", &module::echo(hooks)), options)
 }
 
 #[track_caller]
@@ -219,7 +219,7 @@ fn a_refusal_that_is_late_or_a_challenge_does_not_lend_the_id() {
     for (milliseconds, refusal) in [(30, r#"{"decision":"block"}"#), (0, challenge)] {
         let modules = tempfile::tempdir().unwrap();
         let module = module::write(modules.path(), "refusing.wasm", &module::refusing_some(milliseconds, refusal));
-        let agent = Agent::start(&module, &["--timeout-ms", "5000"]);
+        let agent = AGENT.start(&module, &["--timeout-ms", "5000"]);
         let mut proxy = agent.connect();
         assert_ne!(decision(&proxy.get("same", "/refused")), "allow");
         proxy.get("same", "/two");
@@ -233,7 +233,7 @@ fn a_refusal_that_is_superseded_before_it_is_sent_does_not_lend_the_id() {
     for superseding in [kind::REQUEST_HEADERS, kind::RESPONSE_HEADERS] {
         let modules = tempfile::tempdir().unwrap();
         let module = module::write(modules.path(), "refusing.wasm", &module::refusing_some(0, r#"{"decision":"block"}"#));
-        let agent = Agent::start(&module, &["--timeout-ms", "5000", "--admin-address", "127.0.0.1:0"]);
+        let agent = AGENT.start(&module, &["--timeout-ms", "5000", "--admin-address", "127.0.0.1:0"]);
         let mut proxy = agent.connect();
         // What the socket has no room for keeps the answers waiting.
         for _ in 0..8 {
@@ -280,7 +280,7 @@ fn a_response_whose_request_was_never_seen_gets_no_context() {
 fn a_reload_keeps_the_contexts_of_requests_under_way() {
     let modules = tempfile::tempdir().unwrap();
     let file = module::write(modules.path(), "echo.wasm", &module::echo(&module::PAGE_HOOKS));
-    let agent = Agent::start(&file, &["--admin-address", "127.0.0.1:0"]);
+    let agent = AGENT.start(&file, &["--admin-address", "127.0.0.1:0"]);
     let mut proxy = agent.connect();
     proxy.get("a", "/before");
     agent.signal(rustix::process::Signal::HUP);

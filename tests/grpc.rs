@@ -2,7 +2,6 @@
 
 #[path = "common/grpc.rs"]
 mod client;
-mod common;
 
 use std::collections::BTreeSet;
 use std::net::TcpStream;
@@ -13,10 +12,10 @@ use client::{
     AMPLE, Authority, CONTROL_STREAM, Client, HEALTH_CHECK, PROCESS_EVENT, PROCESS_STREAM, Raw, Stream, address, body, configure, drain,
     get, handshake, is_allow, module_error, path, patiently, serve,
 };
-use common::{Agent, module};
 use prost::Message as _;
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use testkit::{Program, module};
 use tonic::transport::Endpoint;
 use tonic::{Code, Request};
 use zentinel_wasm_protocol::grpc::health_proto::health_check_response::ServingStatus;
@@ -25,6 +24,8 @@ use zentinel_wasm_protocol::grpc::proto;
 use zentinel_wasm_protocol::grpc::proto::agent_response::Decision;
 use zentinel_wasm_protocol::grpc::proto::agent_to_proxy::Message as FromAgent;
 use zentinel_wasm_protocol::grpc::proto::proxy_to_agent::Message as ToAgent;
+
+const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
 
 /// What a module of [`module::revealing`] was given.
 #[track_caller]
@@ -39,7 +40,7 @@ fn seen(answer: &proto::AgentResponse) -> Value {
 async fn a_configuration_that_cannot_be_read_ends_its_stream() {
     let (agent, _directory) = serve(&module::answering(&["on_request_headers"], "{}"), &AMPLE);
     let mut good = Client::connect(&agent).await.process().await;
-    let texts = format!(r#"{{"module-config":{}}}"#, common::nested_texts());
+    let texts = format!(r#"{{"module-config":{}}}"#, testkit::nested_texts());
     let many = format!(r#"{{"module-config":[{}1]}}"#, "1,".repeat(200_000));
     let large = format!(r#"{{"module-config":"{}"}}"#, "x".repeat(5 << 20));
     for json in ["{", &many, &large] {
@@ -553,7 +554,7 @@ async fn with_a_client_ca_only_its_clients_are_served() {
 fn refused(options: &[&str]) -> (Option<i32>, String) {
     let directory = tempfile::tempdir().unwrap();
     let module = module::write(directory.path(), "module.wasm", &module::choosing());
-    let mut agent = Agent::launch(&module, |command| {
+    let mut agent = AGENT.launch(&module, |command| {
         command.args(options);
     });
     let code = agent.wait().code();
@@ -593,7 +594,7 @@ async fn the_address_may_come_from_either_variable() {
     let directory = tempfile::tempdir().unwrap();
     let module = module::write(Path::new(directory.path()), "module.wasm", &module::choosing());
     for variable in ["AGENT_GRPC_ADDRESS", "WASM_GRPC_ADDRESS"] {
-        let agent = Agent::start_with(&module, |command| {
+        let agent = AGENT.start_with(&module, |command| {
             command.env(variable, "127.0.0.1:0");
         });
         assert_eq!(Client::connect(&agent).await.health("").await.unwrap(), ServingStatus::Serving);

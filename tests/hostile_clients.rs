@@ -1,8 +1,6 @@
 //! Clients of the socket that misbehave: whatever they send or leave out, the agent lives, other clients are served, and a blocked request never comes
 //! back allowed.
 
-mod common;
-
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -10,9 +8,11 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use common::{Agent, Connection, Stop, decision, frame, id_of, kind, module, module_error, wait_for};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use testkit::{Agent, Connection, Program, Stop, decision, frame, id_of, kind, module, module_error, wait_for};
+
+const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
 
 /// Connections that the agent serves at once.
 const MAX_CONNECTIONS: usize = 1024;
@@ -35,7 +35,7 @@ const AMPLE: [&str; 2] = ["--timeout-ms", "20000"];
 fn serve(wat: &str, options: &[&str]) -> (Agent, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let module = module::write(folder.path(), "m.wasm", wat);
-    (Agent::start(&module, options), folder)
+    (AGENT.start(&module, options), folder)
 }
 
 /// Starts the agent on a [`module::judging`].
@@ -80,7 +80,7 @@ fn what_is_no_handshake_closes_its_connection_alone() {
         vec![0; 16],
         vec![0xff; 16],
         (16_u32 << 20 | 1).to_be_bytes().to_vec(),
-        event(&common::request("a", "/")),
+        event(&testkit::request("a", "/")),
         frame(kind::HANDSHAKE_REQUEST, b""),
         frame(kind::HANDSHAKE_REQUEST, b"null"),
         frame(kind::HANDSHAKE_REQUEST, b"\xff"),
@@ -124,7 +124,7 @@ fn a_second_handshake_closes_the_connection() {
 fn a_connection_that_ends_anywhere_harms_nobody() {
     let (agent, _folder) = agent(&[]);
     let mut good = agent.connect();
-    let whole = event(&common::request("cut", "/"));
+    let whole = event(&testkit::request("cut", "/"));
     for cut in (0..whole.len()).step_by(7) {
         let mut connection = agent.connect();
         connection.send_raw(&whole[..cut]);
@@ -141,7 +141,7 @@ fn a_connection_that_ends_anywhere_harms_nobody() {
 fn a_frame_that_comes_byte_by_byte_is_understood() {
     let (agent, _folder) = agent(&[]);
     let mut connection = agent.connect();
-    for byte in event(&common::request("slow", "/")) {
+    for byte in event(&testkit::request("slow", "/")) {
         connection.send_raw(&[byte]);
     }
     assert_good(&connection.answer());
@@ -170,7 +170,7 @@ fn types_that_nobody_knows_are_passed_over_and_never_allowed() {
     {
         connection.send_raw(&frame(kind, b""));
         connection.send_raw(&frame(kind, b"\0\xff"));
-        connection.send(kind, &common::request(&format!("k{kind}"), "/"));
+        connection.send(kind, &testkit::request(&format!("k{kind}"), "/"));
     }
     connection.send_raw(&frame(kind::PING, b"\0echo\xff"));
     let mut refused = Vec::new();
@@ -200,10 +200,10 @@ fn types_that_nobody_knows_are_passed_over_and_never_allowed() {
 /// One event of each type, as it should be.
 fn right_events(id: &str) -> [(u8, Value); 7] {
     [
-        (kind::REQUEST_HEADERS, common::request(id, "/")),
-        (kind::REQUEST_BODY, common::request_body(id, "body")),
-        (kind::RESPONSE_HEADERS, common::response(id, 200)),
-        (kind::RESPONSE_BODY, common::response_body(id, "body")),
+        (kind::REQUEST_HEADERS, testkit::request(id, "/")),
+        (kind::REQUEST_BODY, testkit::request_body(id, "body")),
+        (kind::RESPONSE_HEADERS, testkit::response(id, 200)),
+        (kind::RESPONSE_BODY, testkit::response_body(id, "body")),
         (
             kind::REQUEST_COMPLETE,
             json!({
@@ -214,7 +214,7 @@ fn right_events(id: &str) -> [(u8, Value); 7] {
         (
             kind::WEBSOCKET_FRAME,
             json!({
-                "correlation_id": id, "opcode": "text", "data": common::base64(b"hello"), "client_to_server": true, "frame_index": 0,
+                "correlation_id": id, "opcode": "text", "data": testkit::base64(b"hello"), "client_to_server": true, "frame_index": 0,
                 "fin": true, "route_id": "all", "client_ip": "192.0.2.7",
             }),
         ),
@@ -240,7 +240,7 @@ fn wrong_events(id: &str) -> Vec<(u8, Vec<u8>)> {
         event.as_object_mut().unwrap().remove(field).unwrap();
         event
     };
-    let request = common::request(id, "/");
+    let request = testkit::request(id, "/");
     let number = json!(1);
     for field in ["method", "uri", "headers"] {
         wrong.push((kind::REQUEST_HEADERS, without(request.clone(), field)));
@@ -376,7 +376,7 @@ fn an_event_that_cannot_be_read_is_logged_under_its_hook() {
 #[track_caller]
 fn refused(connection: &mut Connection, encode: fn(&Value) -> Vec<u8>, wrong: &[u8]) -> usize {
     connection.send_raw(wrong);
-    connection.send_raw(&frame(kind::REQUEST_HEADERS, &encode(&common::request("still-there", "/"))));
+    connection.send_raw(&frame(kind::REQUEST_HEADERS, &encode(&testkit::request("still-there", "/"))));
     let mut refused = 0;
     loop {
         let answer = raw_answer(connection);
@@ -393,7 +393,7 @@ fn refused(connection: &mut Connection, encode: fn(&Value) -> Vec<u8>, wrong: &[
 #[track_caller]
 fn raw_answer(connection: &mut Connection) -> String {
     // Reports come all the time.
-    let deadline = Instant::now() + common::PATIENCE;
+    let deadline = Instant::now() + testkit::PATIENCE;
     loop {
         assert!(Instant::now() < deadline, "there is no answer");
         if let (kind::AGENT_RESPONSE, payload) = connection.receive_raw().unwrap() {
@@ -521,7 +521,7 @@ fn an_event_of_message_pack_that_cannot_be_read_is_never_waved_through() {
 fn an_event_that_says_not_whose_it_is_is_not_answered() {
     let (agent, _folder) = agent(&[]);
     let mut connection = agent.connect();
-    let twice = format!("{{\"correlation_id\":\"a\",{}", &common::request_body("b", "x").to_string()[1..]);
+    let twice = format!("{{\"correlation_id\":\"a\",{}", &testkit::request_body("b", "x").to_string()[1..]);
     let deep = format!("{{\"metadata\":{}", "{\"a\":".repeat(1 << 20));
     for kind in kind::REQUEST_HEADERS..=kind::GUARDRAIL_INSPECT {
         for payload in
@@ -566,7 +566,7 @@ fn the_wrong_encoding_is_a_wrong_event() {
     let (agent, _folder) = agent(&[]);
     // Agreed on MessagePack, and JSON comes.
     let mut connection = connect_packed(&agent);
-    connection.send(kind::REQUEST_HEADERS, &common::request("json", "/"));
+    connection.send(kind::REQUEST_HEADERS, &testkit::request("json", "/"));
     let answer = raw_answer(&mut connection);
     assert!(answer.contains("WASM_INVALID_EVENT") && answer.contains("block"), "{answer}");
 
@@ -597,7 +597,7 @@ fn large_events_are_taken_as_they_are() {
             Value::Object(wanted.map(|(name, values)| (name.clone(), value(values))).collect())
         };
         let seen = module::seen(
-            &connection.ask(kind::REQUEST_HEADERS, &replaced(common::request(id, "/"), "/headers", object(|values| json!(values), false))),
+            &connection.ask(kind::REQUEST_HEADERS, &replaced(testkit::request(id, "/"), "/headers", object(|values| json!(values), false))),
         );
         // Not as an equation: nobody wants to read what would be printed.
         assert!(seen["headers"] == object(|values| json!(values.join(", ")), false), "{id}");
@@ -606,7 +606,7 @@ fn large_events_are_taken_as_they_are() {
     }
 
     // More than the instance has memory for: its own failure, and nobody else's.
-    let huge = common::request("huge", &format!("/{}", "x".repeat(15 << 20)));
+    let huge = testkit::request("huge", &format!("/{}", "x".repeat(15 << 20)));
     let answer = connection.ask(kind::REQUEST_HEADERS, &huge);
     assert_eq!(module_error(&answer), Some("WASM_ALLOC_FAILED"), "{}", answer["audit"]);
     assert_eq!(module::seen(&connection.get("still-there", "/here"))["uri"], "/here");
@@ -621,7 +621,7 @@ fn events_of_more_parts_than_there_may_be_are_refused_at_no_great_cost() {
     let (agent, _folder) = agent(&[]);
     let before = agent.resident();
     let mut connection = agent.connect();
-    let with = |headers: Value| replaced(common::request("many", "/"), "/headers", headers);
+    let with = |headers: Value| replaced(testkit::request("many", "/"), "/headers", headers);
     let names = |count: usize| Value::Object((0..count).map(|at| (format!("{at:x}"), json!([]))).collect());
     assert_eq!(module_error(&connection.ask(kind::REQUEST_HEADERS, &with(names(MAX_ENTRIES)))), None);
     let values = vec![""; MAX_ENTRIES / 2];
@@ -688,7 +688,7 @@ fn a_blocked_request_never_comes_back_allowed_to_its_twin() {
             for uri in uris {
                 match *uri {
                     "cancel" => bytes.extend(frame(kind::CANCEL, json!({"correlation_id": id}).to_string().as_bytes())),
-                    uri => bytes.extend(event(&common::request(&id, uri))),
+                    uri => bytes.extend(event(&testkit::request(&id, uri))),
                 }
             }
             writer.write_all(&bytes).unwrap();
@@ -714,10 +714,10 @@ fn events_after_a_cancel_are_answered_for_themselves() {
     for round in 0..100 {
         let id = format!("c{round}");
         connection.send_raw(&cancel("nobody"));
-        connection.send_raw(&event(&common::request(&id, "/slow")));
+        connection.send_raw(&event(&testkit::request(&id, "/slow")));
         connection.send_raw(&cancel(&id));
         connection.send_raw(&cancel(&id));
-        let answer = connection.ask(kind::REQUEST_HEADERS, &common::request(&id, "/blocked"));
+        let answer = connection.ask(kind::REQUEST_HEADERS, &testkit::request(&id, "/blocked"));
         // The first may have been answered before its cancel came; then the second answer is the second event's.
         let answer = if decision(&answer) == "allow" { connection.answer() } else { answer };
         assert_eq!((id_of(&answer), decision(&answer)), (id.as_str(), "block"));
@@ -746,7 +746,7 @@ fn a_cancelled_event_is_not_answered_and_gives_its_instance_back() {
     let options = ["--timeout-ms", "50000", "--pool-size", "1", "--admin-address", "127.0.0.1:0"];
     let (agent, _folder) = serve(&module::choosing(), &options);
     let mut connection = agent.connect();
-    connection.send(kind::REQUEST_HEADERS, &common::request("a", "/loop"));
+    connection.send(kind::REQUEST_HEADERS, &testkit::request("a", "/loop"));
     agent.admin().wait_for_metric("wasm_agent_in_flight", 1.0);
     connection.send(kind::CANCEL, &json!({"correlation_id": "a"}));
     assert_silent(&agent, &mut connection);
@@ -764,7 +764,7 @@ fn a_client_that_goes_away_takes_its_calls_with_it() {
     let (agent, _folder) = serve(&module::choosing(), &options);
     let mut other = agent.connect();
     let mut connection = agent.connect();
-    connection.send(kind::REQUEST_HEADERS, &common::request("a", "/loop"));
+    connection.send(kind::REQUEST_HEADERS, &testkit::request("a", "/loop"));
     agent.admin().wait_for_metric("wasm_agent_in_flight", 1.0);
     drop(connection);
     let answer = other.get("b", "/");
@@ -792,7 +792,7 @@ fn of_many_live_requests_of_one_id_only_the_newest_is_answered() {
     let (agent, _folder) = serve(&wat, &["--timeout-ms", "5000", "--pool-size", "200", "--admin-address", "127.0.0.1:0"]);
     let mut connection = agent.connect();
     for _ in 0..LIVE {
-        connection.send(kind::REQUEST_HEADERS, &common::request("same", "/slow"));
+        connection.send(kind::REQUEST_HEADERS, &testkit::request("same", "/slow"));
         // Otherwise several might arrive at once, and the older ones would not even be run.
         connection.send_raw(&frame(kind::PING, b""));
         connection.report(kind::PONG);
@@ -811,14 +811,14 @@ fn flood(connection: &Connection) -> (usize, Vec<u8>) {
     let mut writer = connection.writer();
     writer.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
     for sent in 0..1_000_000 {
-        let mut rest = event(&common::request(&format!("r{sent}"), "/"));
+        let mut rest = event(&testkit::request(&format!("r{sent}"), "/"));
         while !rest.is_empty()
             && let Ok(count) = writer.write(&rest)
         {
             rest.drain(..count);
         }
         if !rest.is_empty() {
-            writer.set_write_timeout(Some(common::PATIENCE)).unwrap();
+            writer.set_write_timeout(Some(testkit::PATIENCE)).unwrap();
             return (sent + 1, rest);
         }
     }
@@ -895,7 +895,7 @@ fn a_client_that_has_said_all_gets_its_answers() {
     let (agent, _folder) = agent(&[]);
     let mut connection = agent.connect();
     for at in 0..150 {
-        connection.send_raw(&event(&common::request(&format!("h{at}"), if at % 10 == 0 { "/slow" } else { "/" })));
+        connection.send_raw(&event(&testkit::request(&format!("h{at}"), if at % 10 == 0 { "/slow" } else { "/" })));
     }
     // A frame that is never finished does not matter then.
     connection.send_raw(&[0, 0]);
@@ -920,7 +920,7 @@ fn clients_that_never_pause_do_not_starve_the_others() {
             let mut reader = connection.writer();
             let mut flood = Vec::new();
             for at in 0..200 {
-                flood.extend(event(&common::request(&format!("f{flooder}-{at}"), "/")));
+                flood.extend(event(&testkit::request(&format!("f{flooder}-{at}"), "/")));
             }
             scope.spawn({
                 let stop = &stop;
@@ -952,11 +952,11 @@ fn clients_that_never_pause_do_not_starve_the_others() {
 fn a_slow_call_is_answered_while_its_connection_never_pauses() {
     let (agent, _folder) = agent(&[]);
     let mut connection = agent.connect();
-    connection.send_raw(&event(&common::request("slow", "/slow")));
+    connection.send_raw(&event(&testkit::request("slow", "/slow")));
     let stop = AtomicBool::new(false);
     let mut flood = Vec::new();
     for at in 0..200 {
-        flood.extend(event(&common::request(&format!("f-{at}"), "/")));
+        flood.extend(event(&testkit::request(&format!("f-{at}"), "/")));
     }
     let mut writer = connection.writer();
     std::thread::scope(|scope| {
@@ -993,7 +993,7 @@ fn connections_beyond_the_bound_are_turned_away_and_the_others_served() {
     admin.wait_for_metric("wasm_agent_connections", MAX_CONNECTIONS as f64);
     for _ in 0..100 {
         let mut refused = UnixStream::connect(&agent.socket).unwrap();
-        refused.set_read_timeout(Some(common::PATIENCE)).unwrap();
+        refused.set_read_timeout(Some(testkit::PATIENCE)).unwrap();
         assert!(refused.read(&mut [0]).map_or(true, |count| count == 0));
     }
     assert_serves(&mut good);
@@ -1016,7 +1016,7 @@ fn connections_that_come_and_go_leave_nothing_behind() {
     assert_serves(&mut good);
     let before = ["fd", "task"].map(|what| held(&agent, what));
     let resident = agent.resident();
-    let whole = event(&common::request("churn", "/"));
+    let whole = event(&testkit::request("churn", "/"));
     let greeting = frame(kind::HANDSHAKE_REQUEST, br#"{"supported_versions":[2]}"#);
     for at in 0..3000 {
         match at % 5 {
@@ -1063,7 +1063,7 @@ fn what_a_client_says_makes_no_long_line_in_the_log() {
 fn half_a_frame_and_unread_answers_are_not_waited_for() {
     let (agent, _folder) = agent(&[]);
     let mut half = agent.connect();
-    let whole = event(&common::request("half", "/"));
+    let whole = event(&testkit::request("half", "/"));
     half.send_raw(&whole[..whole.len() - 1]);
     // One that goes on bit by bit gets no more time for it. It would go on for as long as anything here is waited for.
     let mut slow = agent.connect();

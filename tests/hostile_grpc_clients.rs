@@ -3,7 +3,6 @@
 
 #[path = "common/grpc.rs"]
 mod client;
-mod common;
 #[path = "common/http2.rs"]
 mod http2;
 
@@ -18,11 +17,11 @@ use client::{
     AMPLE, CONTROL_STREAM, Client, HEALTH_CHECK, HEALTH_WATCH, PROCESS_EVENT, PROCESS_STREAM, Stream, address, body, configure, drain, get,
     handshake, is_allow, module_error, patiently,
 };
-use common::{Agent, PATIENCE, Stop, module};
 use http2::{Wire, flag, frame, framed, kind};
 use prost::Message as _;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use testkit::{Agent, PATIENCE, Program, Stop, module};
 use tokio::sync::mpsc;
 use tonic::{Code, Status, Streaming};
 use zentinel_wasm_protocol::grpc::MAX_MESSAGE;
@@ -31,6 +30,8 @@ use zentinel_wasm_protocol::grpc::proto;
 use zentinel_wasm_protocol::grpc::proto::agent_response::Decision;
 use zentinel_wasm_protocol::grpc::proto::agent_to_proxy::Message as FromAgent;
 use zentinel_wasm_protocol::grpc::proto::proxy_to_agent::Message as ToAgent;
+
+const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
 
 /// Connections that the agent serves at once.
 const MAX_CONNECTIONS: usize = 256;
@@ -149,7 +150,7 @@ async fn what_is_no_http_2_closes_its_connection_alone() {
     let mut good = well_behaved(&agent).await;
     // The beginning of a client's greeting for TLS 1.2.
     let hello = [&b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03"[..], &[0x5a; 200]].concat();
-    let event = common::frame(common::kind::HANDSHAKE_REQUEST, b"{\"supported_versions\":[2]}");
+    let event = testkit::frame(testkit::kind::HANDSHAKE_REQUEST, b"{\"supported_versions\":[2]}");
     for noise in [
         b"GET / HTTP/1.1\r\nHost: agent\r\n\r\n".to_vec(),
         b"PRI * HTTP/1.1\r\n\r\nSM\r\n\r\n".to_vec(),

@@ -1,16 +1,16 @@
 //! Modules that misbehave, one way each: `fixtures/hostile`. Whatever a module does, the documented answer is given, no other request is touched, the
 //! next one is right, and the memory that it took comes back.
 
-mod common;
-
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use common::{Agent, Connection, decision, id_of, kind, module_error, wait_for};
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use testkit::{Agent, Connection, Program, decision, id_of, kind, module_error, wait_for};
 use zentinel_wasm_contract::Hook;
+
+const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
 
 /// Deadline where calls do not end of themselves: long enough for good requests on a machine that is busy with those.
 const TIMEOUT_MS: &str = "1000";
@@ -47,17 +47,17 @@ fn repeated(text: &str) -> String {
 }
 
 fn write(folder: &Path, name: &str) -> PathBuf {
-    common::module::write(folder, &format!("{name}.wasm"), &source(name))
+    testkit::module::write(folder, &format!("{name}.wasm"), &source(name))
 }
 
 /// A request that the modules answer well.
 fn good(id: &str) -> Value {
-    common::request(id, "/")
+    testkit::request(id, "/")
 }
 
 /// A request that makes them misbehave: by its method, and by its size of more than 4 kB.
 fn bad(id: &str, uri: &str) -> Value {
-    let mut event = common::request(id, uri);
+    let mut event = testkit::request(id, uri);
     event["method"] = json!("EVIL");
     event["headers"]["x-padding"] = json!(["x".repeat(5000)]);
     event
@@ -90,7 +90,7 @@ fn assert_module_error(answer: &Value, code: &str, fail_open: bool) {
 fn ask_all(connection: &mut Connection, events: &[Value]) -> HashMap<String, Value> {
     let mut bytes = Vec::new();
     for event in events {
-        bytes.extend(common::frame(kind::REQUEST_HEADERS, &serde_json::to_vec(event).unwrap()));
+        bytes.extend(testkit::frame(kind::REQUEST_HEADERS, &serde_json::to_vec(event).unwrap()));
     }
     connection.send_raw(&bytes);
     let answers: HashMap<_, _> = events
@@ -114,7 +114,7 @@ fn in_every_mode(module: &Path, timeout_ms: &str, check: impl Fn(&Agent, &mut Co
             if fail_open {
                 options.push("--fail-open");
             }
-            let agent = Agent::start(module, &options);
+            let agent = AGENT.start(module, &options);
             let mut connection = agent.connect();
             check(&agent, &mut connection, isolation, fail_open);
             drop(connection);
@@ -547,7 +547,7 @@ fn strange_answers_that_are_allowed_do_what_they_say() {
 
 /// Starts the agent on what stands at `path` and gives what it says when it refuses.
 fn refusal(path: &Path, options: &[&str]) -> String {
-    let mut agent = Agent::launch(path, |command| {
+    let mut agent = AGENT.launch(path, |command| {
         command.args(options).stdout(Stdio::null());
     });
     assert_eq!(agent.wait().code(), Some(1), "{}", agent.log.whole());
@@ -681,7 +681,7 @@ fn a_module_that_misbehaves_when_it_is_configured_goes_on_as_it_was_or_is_refuse
         for isolation in ["pooled", "request"] {
             let message = refusal(&module, &[&SHORT_START[..], &["--isolation", isolation, "--module-config", "{}"]].concat());
             assert!(message.contains(reason), "{name}: {message}");
-            let agent = Agent::start(&module, &[&SHORT_START[..], &["--isolation", isolation, "--timeout-ms", LONG_TIMEOUT_MS]].concat());
+            let agent = AGENT.start(&module, &[&SHORT_START[..], &["--isolation", isolation, "--timeout-ms", LONG_TIMEOUT_MS]].concat());
             let mut connection = agent.connect();
             let rejected = connection.configure(&json!({"module-config": {"a": 1}})).unwrap_err();
             assert!(rejected.contains(reason), "{name}: {rejected}");
@@ -701,10 +701,8 @@ fn instances_that_cannot_be_made_any_more_end_in_module_errors_until_another_mod
         for isolation in ["pooled", "request"] {
             println!("{name}, --isolation {isolation}");
             let module = write(folder.path(), name);
-            let agent = Agent::start(
-                &module,
-                &["--isolation", isolation, "--timeout-ms", TIMEOUT_MS, "--pool-size", "2", "--start-timeout-ms", "1000"],
-            );
+            let agent = AGENT
+                .start(&module, &["--isolation", isolation, "--timeout-ms", TIMEOUT_MS, "--pool-size", "2", "--start-timeout-ms", "1000"]);
             let mut connection = agent.connect();
             assert_good(&connection.ask(kind::REQUEST_HEADERS, &good("first")));
             // Until no instance is left, or none can be made for a call.
@@ -716,7 +714,7 @@ fn instances_that_cannot_be_made_any_more_end_in_module_errors_until_another_mod
                 agent.log.wait_for_line("that it tries again", |line| line.contains("cannot make another instance, trying again"));
             }
             // The agent is not stuck with it.
-            common::module::write(folder.path(), &format!("{name}.wasm"), &source("result-zero"));
+            testkit::module::write(folder.path(), &format!("{name}.wasm"), &source("result-zero"));
             agent.signal(Signal::HUP);
             wait_for("the other module to serve", || {
                 module_error(&connection.ask(kind::REQUEST_HEADERS, &good("g"))).is_none().then_some(())
@@ -730,13 +728,13 @@ fn instances_that_cannot_be_made_any_more_end_in_module_errors_until_another_mod
 fn a_trap_in_any_hook_is_the_module_error_of_its_event() {
     let hooks: Vec<&str> = Hook::ALL.iter().filter(|hook| **hook != Hook::Configure).map(|hook| hook.export()).collect();
     let folder = tempfile::tempdir().unwrap();
-    let module = common::module::write(folder.path(), "m.wasm", &common::module::with_hooks(&hooks, |_| "unreachable".into(), ""));
-    let data = common::base64(b"x");
+    let module = testkit::module::write(folder.path(), "m.wasm", &testkit::module::with_hooks(&hooks, |_| "unreachable".into(), ""));
+    let data = testkit::base64(b"x");
     let events = [
-        (kind::REQUEST_HEADERS, common::request("request", "/")),
-        (kind::REQUEST_BODY, common::request_body("request-body", "x")),
-        (kind::RESPONSE_HEADERS, common::response("response", 200)),
-        (kind::RESPONSE_BODY, common::response_body("response-body", "x")),
+        (kind::REQUEST_HEADERS, testkit::request("request", "/")),
+        (kind::REQUEST_BODY, testkit::request_body("request-body", "x")),
+        (kind::RESPONSE_HEADERS, testkit::response("response", 200)),
+        (kind::RESPONSE_BODY, testkit::response_body("response-body", "x")),
         (kind::WEBSOCKET_FRAME, json!({"correlation_id": "frame", "opcode": "text", "data": data, "client_to_server": true})),
         (kind::GUARDRAIL_INSPECT, json!({"correlation_id": "guardrail", "inspection_type": "prompt_injection", "content": "x"})),
         (kind::REQUEST_COMPLETE, json!({"correlation_id": "complete", "status": 200})),
@@ -777,17 +775,17 @@ fn an_answer_that_no_frame_has_room_for_is_too_large() {
     );
     let data = format!(r#"(data (i32.const 16) "{}") (data (i32.const 256) "{}")"#, quoted(before), quoted(after));
     let folder = tempfile::tempdir().unwrap();
-    let wat = common::module::with_hooks(
+    let wat = testkit::module::with_hooks(
         &["on_request_headers", "on_response_body"],
         |hook| {
             if hook == "on_response_body" { code.clone() } else { "i64.const 0".into() }
         },
         &data,
     );
-    let module = common::module::write(folder.path(), "m.wasm", &wat);
-    let agent = Agent::start(&module, &["--max-output-bytes", "16777216", "--timeout-ms", LONG_TIMEOUT_MS]);
+    let module = testkit::module::write(folder.path(), "m.wasm", &wat);
+    let agent = AGENT.start(&module, &["--max-output-bytes", "16777216", "--timeout-ms", LONG_TIMEOUT_MS]);
     let mut connection = agent.connect();
-    let answer = connection.ask(kind::RESPONSE_BODY, &common::response_body("large", "x"));
+    let answer = connection.ask(kind::RESPONSE_BODY, &testkit::response_body("large", "x"));
     assert_module_error(&answer, "WASM_OUTPUT_LIMIT", false);
     assert_eq!(decision(&connection.get("after", "/")), "allow");
     agent.end_unharmed();
@@ -797,11 +795,11 @@ fn an_answer_that_no_frame_has_room_for_is_too_large() {
 fn an_answer_that_nests_in_its_texts_is_survived() {
     let answer = format!(
         r#"{{"guardrail_response":{{"detected":true,"detections":[{{"category":"a","description":"b","a":{}}}]}}}}"#,
-        common::nested_texts()
+        testkit::nested_texts()
     );
     let folder = tempfile::tempdir().unwrap();
-    let module = common::module::write(folder.path(), "m.wasm", &common::module::answering(&["on_request_headers"], &answer));
-    let agent = Agent::start(&module, &["--timeout-ms", LONG_TIMEOUT_MS]);
+    let module = testkit::module::write(folder.path(), "m.wasm", &testkit::module::answering(&["on_request_headers"], &answer));
+    let agent = AGENT.start(&module, &["--timeout-ms", LONG_TIMEOUT_MS]);
     let mut connection = agent.connect();
     assert_eq!(decision(&connection.get("a", "/")), "allow");
     agent.end_unharmed();
@@ -817,7 +815,7 @@ fn names_that_a_module_chooses_are_told_in_short() {
         frame(&format!(r#"(import "{long}" "{long}" (func))"#)),
         frame(&format!(r#"(func (export "alloc") (param {params})) (func (export "on_request_headers") (param {params}))"#)),
     ] {
-        refusal(&common::module::write(folder.path(), "m.wasm", &wat), &[]);
+        refusal(&testkit::module::write(folder.path(), "m.wasm", &wat), &[]);
     }
 }
 
@@ -826,7 +824,7 @@ fn what_cannot_be_served_does_not_replace_what_serves() {
     let folder = tempfile::tempdir().unwrap();
     let served = folder.path().join("served.wasm");
     std::fs::copy(write(folder.path(), "loop"), &served).unwrap();
-    let agent = Agent::start(&served, &[&SHORT_START[..], &["--timeout-ms", LONG_TIMEOUT_MS]].concat());
+    let agent = AGENT.start(&served, &[&SHORT_START[..], &["--timeout-ms", LONG_TIMEOUT_MS]].concat());
     let mut connection = agent.connect();
     let modules = REFUSED.iter().map(|(name, reason)| (write(folder.path(), name), *reason));
     let refused = || agent.log.lines().iter().filter(|line| line.contains("reload failed, keeping the current module")).count();

@@ -1,11 +1,11 @@
 //! What one request leaves in a module's memory, and who can read it. The module is `fixtures/hostile/remember.wat`.
 
-mod common;
-
 use std::path::PathBuf;
 
-use common::{Agent, Connection, kind, module_error};
 use serde_json::{Value, json};
+use testkit::{Agent, Connection, Program, kind, module_error};
+
+const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
 
 /// Long enough for a look at 48 MB on a busy machine.
 const TIMEOUT_MS: &str = "10000";
@@ -13,15 +13,15 @@ const TIMEOUT_MS: &str = "10000";
 fn start(options: &[&str]) -> (Agent, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/hostile/remember.wat");
-    let module = common::module::write(folder.path(), "remember.wasm", &std::fs::read_to_string(source).unwrap());
+    let module = testkit::module::write(folder.path(), "remember.wasm", &std::fs::read_to_string(source).unwrap());
     let mut all = vec!["--timeout-ms", TIMEOUT_MS];
     all.extend(options);
-    (Agent::start(&module, &all), folder)
+    (AGENT.start(&module, &all), folder)
 }
 
 /// The module remembers this request.
 fn remember(connection: &mut Connection, uri: &str) -> Value {
-    let mut event = common::request("secret", uri);
+    let mut event = testkit::request("secret", uri);
     event["method"] = json!("EVIL");
     // The input's own place in the memory must come back empty too.
     event["headers"]["x-secret"] = json!(["\u{5e}".repeat(100_000)]);

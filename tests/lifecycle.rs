@@ -1,7 +1,5 @@
 //! From the first connection to the last: reloads and endings that nobody notices, and sockets that belong to one process.
 
-mod common;
-
 use std::collections::HashMap;
 use std::io::Write;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -11,9 +9,11 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread;
 
-use common::{Agent, Connection, PATIENCE, decision, frame, id_of, kind, module, module_error, request, wait_for};
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use testkit::{Connection, PATIENCE, Program, decision, frame, id_of, kind, module, module_error, request, wait_for};
+
+const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
 
 /// Connections of the load: as many as a proxy opens.
 const CONNECTIONS: usize = 4;
@@ -65,7 +65,7 @@ fn a_hundred_reloads_under_load_lose_and_spoil_no_answer() {
     let wat = [module::tagging("even"), module::tagging("odd")];
     let name = |number: usize| ["even", "odd"][number % 2];
     let file = module::write(modules.path(), "m.wasm", &wat[0]);
-    let agent = Agent::start(&file, &[&AMPLE[..], &["--admin-address", "127.0.0.1:0"]].concat());
+    let agent = AGENT.start(&file, &[&AMPLE[..], &["--admin-address", "127.0.0.1:0"]].concat());
     let admin = agent.admin();
 
     let (begun, completed, stop, answers) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicBool::new(false), AtomicUsize::new(0));
@@ -110,7 +110,7 @@ fn a_hundred_reloads_under_load_lose_and_spoil_no_answer() {
 
 fn end_under_load(signal: Signal) {
     let modules = tempfile::tempdir().unwrap();
-    let mut agent = Agent::start(&module::write(modules.path(), "m.wasm", &module::tagging("served")), &AMPLE);
+    let mut agent = AGENT.start(&module::write(modules.path(), "m.wasm", &module::tagging("served")), &AMPLE);
     let (ending, answers) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {
         for number in 0..CONNECTIONS {
@@ -170,7 +170,7 @@ fn sigint_under_load_loses_no_answer() {
 #[test]
 fn a_call_under_way_is_answered_before_the_end() {
     let modules = tempfile::tempdir().unwrap();
-    let mut agent = Agent::start(&module::write(modules.path(), "m.wasm", &module::busy(500, "finished")), &AMPLE);
+    let mut agent = AGENT.start(&module::write(modules.path(), "m.wasm", &module::busy(500, "finished")), &AMPLE);
     let mut connection = agent.connect();
     connection.send(kind::REQUEST_HEADERS, &request("slow", "/"));
     // The answer to the ping says that the event before it was read.
@@ -190,7 +190,7 @@ fn wait_for_pong(connection: &mut Connection) {
 fn the_grace_bounds_the_end() {
     let modules = tempfile::tempdir().unwrap();
     let module = module::write(modules.path(), "m.wasm", &module::choosing());
-    let mut agent = Agent::start(&module, &["--timeout-ms", "60000", "--shutdown-grace-ms", "200"]);
+    let mut agent = AGENT.start(&module, &["--timeout-ms", "60000", "--shutdown-grace-ms", "200"]);
     let mut connection = agent.connect();
     connection.send(kind::REQUEST_HEADERS, &request("loop", "/l"));
     connection.send_raw(&frame(kind::PING, b"1"));
@@ -205,7 +205,7 @@ fn the_grace_bounds_the_end() {
 #[test]
 fn idle_connections_do_not_hold_up_the_end() {
     let modules = tempfile::tempdir().unwrap();
-    let mut agent = Agent::start(&module::write(modules.path(), "m.wasm", &module::tagging("x")), &["--shutdown-grace-ms", "3600000"]);
+    let mut agent = AGENT.start(&module::write(modules.path(), "m.wasm", &module::tagging("x")), &["--shutdown-grace-ms", "3600000"]);
     let mut idle = agent.connect();
     let mut silent = Connection::open_silent(&agent.socket);
     assert_eq!(decision(&idle.get("a", "/")), "allow");
@@ -219,7 +219,7 @@ fn idle_connections_do_not_hold_up_the_end() {
 fn requests_that_arrive_while_draining_are_still_decided() {
     let modules = tempfile::tempdir().unwrap();
     let wat = module::answering(&["on_request_headers"], r#"{"decision":"block","status":451}"#);
-    let agent = Agent::start(&module::write(modules.path(), "m.wasm", &wat), &AMPLE);
+    let agent = AGENT.start(&module::write(modules.path(), "m.wasm", &wat), &AMPLE);
     let mut connection = agent.connect();
     connection.get("first", "/");
     agent.signal(Signal::TERM);
@@ -233,7 +233,7 @@ fn requests_that_arrive_while_draining_are_still_decided() {
 fn a_watched_file_is_reloaded_when_it_changes() {
     let modules = tempfile::tempdir().unwrap();
     let file = module::write(modules.path(), "m.wasm", &module::tagging("first"));
-    let agent = Agent::start(&file, &["--watch"]);
+    let agent = AGENT.start(&file, &["--watch"]);
     let mut connection = agent.connect();
     assert_eq!(tag(&connection.get("a", "/")), "first");
     module::write(modules.path(), "m.wasm", &module::tagging("second"));
@@ -259,7 +259,7 @@ fn a_watched_link_is_reloaded_when_it_points_elsewhere() {
         std::fs::rename(next, &link).unwrap();
     };
     point(&module::write(modules.path(), "1.wasm", &module::tagging("first")));
-    let agent = Agent::start(&link, &["--watch"]);
+    let agent = AGENT.start(&link, &["--watch"]);
     let mut connection = agent.connect();
     assert_eq!(tag(&connection.get("a", "/")), "first");
     point(&module::write(modules.path(), "2.wasm", &module::tagging("second")));
@@ -280,7 +280,7 @@ fn slow_to_start(tag: &str) -> String {
 fn a_signal_during_the_start_ends_it_in_order() {
     let modules = tempfile::tempdir().unwrap();
     let file = module::write(modules.path(), "m.wasm", &slow_to_start("x"));
-    let mut agent = Agent::launch(&file, |_| ());
+    let mut agent = AGENT.launch(&file, |_| ());
     wait_for("the socket", || agent.socket.exists().then_some(()));
     agent.signal(Signal::TERM);
     assert_eq!(agent.wait().code(), Some(0));
@@ -294,7 +294,7 @@ fn a_change_during_the_start_is_not_missed_by_the_watch() {
     // A start function that takes its time, so that the file changes while the first module is being made ready.
     let slow = slow_to_start("first");
     let file = module::write(modules.path(), "m.wasm", &slow);
-    let agent = Agent::launch(&file, |command| {
+    let agent = AGENT.launch(&file, |command| {
         command.arg("--watch").env("RUST_LOG", "debug");
     });
     agent.log.wait_for_line("that the compiled module is kept", |line| line.contains("kept the compiled module"));
@@ -308,7 +308,7 @@ fn a_change_during_the_start_is_not_missed_by_the_watch() {
 fn a_bad_module_on_reload_keeps_the_old_one_serving_and_shows() {
     let modules = tempfile::tempdir().unwrap();
     let file = module::write(modules.path(), "m.wasm", &module::tagging("good"));
-    let agent = Agent::start(&file, &["--admin-address", "127.0.0.1:0"]);
+    let agent = AGENT.start(&file, &["--admin-address", "127.0.0.1:0"]);
     let admin = agent.admin();
     let mut connection = agent.connect();
     let healthy = connection.report(kind::HEALTH_STATUS);
@@ -351,7 +351,7 @@ fn a_bad_module_on_reload_keeps_the_old_one_serving_and_shows() {
 fn a_missing_module_on_reload_keeps_the_old_one_serving() {
     let modules = tempfile::tempdir().unwrap();
     let file = module::write(modules.path(), "m.wasm", &module::tagging("good"));
-    let agent = Agent::start(&file, &["--admin-address", "127.0.0.1:0"]);
+    let agent = AGENT.start(&file, &["--admin-address", "127.0.0.1:0"]);
     std::fs::remove_file(file).unwrap();
     agent.signal(Signal::HUP);
     agent.admin().wait_for_metric(NOT_RELOADED, 1.0);
@@ -362,7 +362,7 @@ fn a_missing_module_on_reload_keeps_the_old_one_serving() {
 fn calls_under_way_finish_on_the_module_that_they_began_on() {
     let modules = tempfile::tempdir().unwrap();
     let file = module::write(modules.path(), "m.wasm", &module::busy(1000, "old"));
-    let agent = Agent::start(&file, &[&AMPLE[..], &["--admin-address", "127.0.0.1:0"]].concat());
+    let agent = AGENT.start(&file, &[&AMPLE[..], &["--admin-address", "127.0.0.1:0"]].concat());
     let mut connection = agent.connect();
     connection.send(kind::REQUEST_HEADERS, &request("slow", "/"));
     connection.send_raw(&frame(kind::PING, b"1"));
@@ -378,8 +378,8 @@ fn calls_under_way_finish_on_the_module_that_they_began_on() {
 fn a_second_agent_on_a_live_socket_is_refused() {
     let modules = tempfile::tempdir().unwrap();
     let module = module::write(modules.path(), "m.wasm", &module::tagging("first"));
-    let first = Agent::start(&module, &[]);
-    let mut second = Agent::launch_in(tempfile::tempdir().unwrap(), &first.socket, &module, |_| ());
+    let first = AGENT.start(&module, &[]);
+    let mut second = AGENT.launch_in(tempfile::tempdir().unwrap(), &first.socket, &module, |_| ());
     assert_eq!(second.wait().code(), Some(1));
     let log = second.log.whole();
     assert!(log.contains("already served by another process"), "{log}");
@@ -394,7 +394,7 @@ fn a_stale_socket_is_replaced() {
     let home = tempfile::tempdir().unwrap();
     // A listener that is dropped leaves its file behind, as a process that was killed does.
     drop(UnixListener::bind(home.path().join("wasm.sock")).unwrap());
-    let agent = Agent::launch_in(home, "wasm.sock", &module, |_| ());
+    let agent = AGENT.launch_in(home, "wasm.sock", &module, |_| ());
     agent.log.wait_for_line("that it serves", |line| line.contains("serving the socket"));
     assert_eq!(tag(&agent.connect().get("a", "/")), "served");
 }
@@ -406,7 +406,7 @@ fn a_path_that_is_not_a_socket_is_left_alone() {
     let file = modules.path().join("precious");
     std::fs::write(&file, "precious").unwrap();
     for path in [&file, modules.path()] {
-        let mut agent = Agent::launch_in(tempfile::tempdir().unwrap(), path, &module, |_| ());
+        let mut agent = AGENT.launch_in(tempfile::tempdir().unwrap(), path, &module, |_| ());
         assert_eq!(agent.wait().code(), Some(1));
         let log = agent.log.whole();
         assert!(log.contains("something that is not a socket stands there"), "{log}");
@@ -418,7 +418,7 @@ fn a_path_that_is_not_a_socket_is_left_alone() {
 fn the_end_leaves_a_socket_alone_that_another_process_has_put_in_its_place() {
     let modules = tempfile::tempdir().unwrap();
     let module = module::write(modules.path(), "m.wasm", &module::tagging("x"));
-    let mut agent = Agent::start(&module, &[]);
+    let mut agent = AGENT.start(&module, &[]);
     // Moved there in one step, because the agent binds a path again that is free.
     let elsewhere = modules.path().join("other.sock");
     let _other = UnixListener::bind(&elsewhere).unwrap();
@@ -432,7 +432,7 @@ fn the_end_leaves_a_socket_alone_that_another_process_has_put_in_its_place() {
 #[test]
 fn a_start_that_fails_leaves_no_socket_behind() {
     let home = tempfile::tempdir().unwrap();
-    let mut agent = Agent::launch(&home.path().join("missing.wasm"), |_| ());
+    let mut agent = AGENT.launch(&home.path().join("missing.wasm"), |_| ());
     assert_eq!(agent.wait().code(), Some(1));
     assert!(!agent.socket.exists());
     let log = agent.log.whole();
@@ -451,7 +451,7 @@ fn the_socket_gets_the_mode_that_was_asked_for_whatever_the_umask() {
     let modules = tempfile::tempdir().unwrap();
     let module = module::write(modules.path(), "m.wasm", &module::tagging("x"));
     for mode in [0o660, 0o600, 0o777] {
-        let agent = Agent::start(&module, &["--socket-mode", &format!("{mode:o}")]);
+        let agent = AGENT.start(&module, &["--socket-mode", &format!("{mode:o}")]);
         assert_eq!(permissions(&agent.socket), mode);
     }
 }
@@ -464,7 +464,7 @@ fn without_a_mode_the_umask_decides() {
     let socket = home.path().join("wasm.sock");
     // The umask of the unit that the proxy's installer writes.
     let mut child = Command::new("sh")
-        .args(["-c", "umask 0007 && exec \"$0\" --socket \"$1\" --module \"$2\"", env!("CARGO_BIN_EXE_zentinel-wasm-agent")])
+        .args(["-c", "umask 0007 && exec \"$0\" --socket \"$1\" --module \"$2\"", AGENT.0])
         .args([&socket, &module])
         .env("HOME", home.path())
         .stderr(Stdio::null())
@@ -506,7 +506,7 @@ fn systemd_is_told_of_the_start_the_reload_the_end_and_that_all_is_well() {
     let run = tempfile::tempdir().unwrap();
     let notify = run.path().join("notify");
     let systemd = Systemd::listen(&notify);
-    let mut agent = Agent::launch(&module, |command| {
+    let mut agent = AGENT.launch(&module, |command| {
         command.env("NOTIFY_SOCKET", &notify).env("WATCHDOG_USEC", "100000");
     });
     systemd.wait_for("READY=1");
@@ -532,7 +532,7 @@ fn a_reload_that_fails_is_over_for_systemd_too() {
     let run = tempfile::tempdir().unwrap();
     let notify = run.path().join("notify");
     let systemd = Systemd::listen(&notify);
-    let agent = Agent::launch(&module, |command| {
+    let agent = AGENT.launch(&module, |command| {
         command.env("NOTIFY_SOCKET", &notify);
     });
     systemd.wait_for("READY=1");
@@ -546,7 +546,7 @@ fn a_reload_that_fails_is_over_for_systemd_too() {
 fn a_compile_cache_that_cannot_be_written_is_only_a_warning() {
     let modules = tempfile::tempdir().unwrap();
     let module = module::write(modules.path(), "m.wasm", &module::tagging("x"));
-    let agent = Agent::start_with(&module, |command| {
+    let agent = AGENT.start_with(&module, |command| {
         command.env("HOME", "/proc/nowhere");
     });
     let entry = agent
@@ -562,7 +562,7 @@ fn a_second_start_takes_the_compiled_module_from_the_cache() {
     let module = module::write(modules.path(), "m.wasm", &module::tagging("x"));
     let cache = modules.path().join("cache");
     for _ in 0..2 {
-        let agent = Agent::start_with(&module, |command| {
+        let agent = AGENT.start_with(&module, |command| {
             command.arg("--cache-dir").arg(&cache);
         });
         assert_eq!(tag(&agent.connect().get("a", "/")), "x");
@@ -579,7 +579,7 @@ fn in_a_directory_that_others_may_write_to_the_cache_is_a_folder_of_the_agents_o
     std::fs::create_dir(&cache).unwrap();
     std::fs::set_permissions(&cache, std::fs::Permissions::from_mode(0o777)).unwrap();
     let start = || {
-        Agent::start_with(&module, |command| {
+        AGENT.start_with(&module, |command| {
             command.arg("--cache-dir").arg(&cache);
         })
     };
@@ -606,7 +606,7 @@ fn a_module_that_starts_slowly_is_waited_for() {
     let modules = tempfile::tempdir().unwrap();
     let slow = module::with_hooks(&["on_request_headers"], |_| "i64.const 0".into(), initialize);
     let module = module::write(modules.path(), "m.wasm", &slow);
-    let agent = Agent::start(&module, &["--start-timeout-ms", "50000", "--admin-address", "127.0.0.1:0"]);
+    let agent = AGENT.start(&module, &["--start-timeout-ms", "50000", "--admin-address", "127.0.0.1:0"]);
     agent.log.wait_for_entry("that the proxy does not wait so long", |entry| {
         entry["level"] == "WARN"
             && entry["message"].as_str().unwrap().starts_with("`--start-timeout-ms` is 50000, but the proxy waits 5000")
@@ -624,7 +624,7 @@ fn a_module_that_starts_slowly_is_waited_for() {
 fn the_handshake_tells_which_events_the_module_takes() {
     let modules = tempfile::tempdir().unwrap();
     let module = module::write(modules.path(), "m.wasm", &module::echo(&["on_request_headers", "on_response_body"]));
-    let agent = Agent::start(&module, &["--max-body-bytes", "1000"]);
+    let agent = AGENT.start(&module, &["--max-body-bytes", "1000"]);
     let handshake = agent.connect().handshake;
     assert_eq!((&handshake["success"], &handshake["protocol_version"], &handshake["encoding"]), (&json!(true), &json!(2), &json!("json")));
     let capabilities = &handshake["capabilities"];
@@ -637,7 +637,7 @@ fn the_handshake_tells_which_events_the_module_takes() {
 fn a_low_soft_limit_of_files_is_raised() {
     let modules = tempfile::tempdir().unwrap();
     let module = module::write(modules.path(), "m.wasm", &module::tagging("x"));
-    let agent = Agent::start_with(&module, |command| {
+    let agent = AGENT.start_with(&module, |command| {
         let mut shell = Command::new("sh");
         shell.args(["-c", "ulimit -Sn 256 && exec \"$0\" \"$@\""]).arg(command.get_program()).args(command.get_args());
         shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());

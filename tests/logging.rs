@@ -1,7 +1,5 @@
 //! A log that cannot be written holds up nothing and fails nothing.
 
-mod common;
-
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
@@ -9,10 +7,12 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use common::{Admin, Connection, command, decision, module, module_error, wait_for};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use serde_json::Value;
 use tempfile::TempDir;
+use testkit::{Admin, Connection, Program, decision, module, module_error, wait_for};
+
+const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
 
 const LOST: &str = "wasm_agent_log_lines_lost_total";
 const RELOADED: &str = r#"wasm_agent_reloads_total{result="success"}"#;
@@ -40,7 +40,7 @@ impl Deaf {
         let module = module::write(home.path(), "m.wasm", wat);
         // Where the agent would say which port it got.
         let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let mut command = command(home.path());
+        let mut command = AGENT.command(home.path());
         command.arg("--socket").arg(home.path().join("wasm.sock")).arg("--module").arg(&module);
         command.args(["--timeout-ms", "20000", "--admin-address", &address.to_string()]).env("RUST_LOG", "info,=nonsense=");
         let child = command.stderr(stderr).spawn().unwrap();
@@ -174,7 +174,7 @@ fn a_reader_that_comes_back_gets_the_lines_from_then_on() {
 /// Ends by itself with a status, whatever its standard error is.
 fn status(stderr: impl Into<Stdio>, arguments: &[&str]) -> Option<i32> {
     let home = tempfile::tempdir().unwrap();
-    let mut child = command(home.path()).args(arguments).stderr(stderr).spawn().unwrap();
+    let mut child = AGENT.command(home.path()).args(arguments).stderr(stderr).spawn().unwrap();
     wait_for("the end", || child.try_wait().unwrap()).code()
 }
 
@@ -213,7 +213,7 @@ fn own(pipe: &std::io::PipeWriter) -> impl AsRef<Path> + use<> {
 fn a_filter_that_is_not_one_is_named_in_the_log() {
     let home = tempfile::tempdir().unwrap();
     let file = module::write(home.path(), "m.wasm", &module::choosing());
-    let agent = common::Agent::start_with(&file, |command| {
+    let agent = AGENT.start_with(&file, |command| {
         command.env("RUST_LOG", "info,=nonsense=");
     });
     agent.log.wait_for_entry("what is ignored", |entry| {

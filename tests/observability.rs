@@ -1,7 +1,5 @@
 //! What operators see: health and metrics in the protocol and over HTTP, and the log.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -9,22 +7,26 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{Admin, Agent, Connection, PATIENCE, decision, frame, id_of, kind, module, module_error, request, response, wait_for};
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use testkit::{
+    Admin, Agent, Connection, PATIENCE, Program, decision, frame, id_of, kind, module, module_error, request, response, wait_for,
+};
+
+const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
 
 const ADMIN: [&str; 2] = ["--admin-address", "127.0.0.1:0"];
 
 fn start(wat: &str, options: &[&str]) -> Agent {
     let modules = tempfile::tempdir().unwrap();
-    Agent::start(&module::write(modules.path(), "m.wasm", wat), options)
+    AGENT.start(&module::write(modules.path(), "m.wasm", wat), options)
 }
 
 /// An agent that has answered, blocked, failed and reloaded.
 fn well_used() -> (Agent, Admin) {
     let modules = tempfile::tempdir().unwrap();
     let file = module::write(modules.path(), "m.wasm", &module::choosing());
-    let agent = Agent::start(&file, &ADMIN);
+    let agent = AGENT.start(&file, &ADMIN);
     let admin = agent.admin();
     let mut proxy = agent.connect();
     proxy.get("a", "/");
@@ -177,7 +179,7 @@ fn an_agent_that_compiles_its_module_says_that_it_is_starting_and_can_be_ended()
     let function = "(func (param i32) (result i32) (i32.add (local.get 0) (i32.const 1)))";
     let large = module::tagging("x").trim_end().strip_suffix(')').unwrap().to_owned() + &function.repeat(60_000) + ")";
     let file = module::write(modules.path(), "m.wasm", &large);
-    let mut agent = Agent::launch(&file, |command| {
+    let mut agent = AGENT.launch(&file, |command| {
         command.args(ADMIN);
     });
     let admin = agent.admin();
@@ -194,7 +196,7 @@ fn an_agent_that_compiles_its_module_says_that_it_is_starting_and_can_be_ended()
 #[test]
 fn a_started_agent_is_healthy_and_ready() {
     let modules = tempfile::tempdir().unwrap();
-    let agent = Agent::launch(&module::write(modules.path(), "m.wasm", &module::choosing()), |command| {
+    let agent = AGENT.launch(&module::write(modules.path(), "m.wasm", &module::choosing()), |command| {
         command.args(ADMIN);
     });
     let admin = agent.admin();
@@ -359,7 +361,7 @@ fn clients_of_the_admin_address_that_never_read_do_not_hold_it() {
 fn an_admin_address_that_is_taken_is_refused_at_start() {
     let first = start(&module::choosing(), &ADMIN);
     let modules = tempfile::tempdir().unwrap();
-    let mut second = Agent::launch(&module::write(modules.path(), "m.wasm", &module::choosing()), |command| {
+    let mut second = AGENT.launch(&module::write(modules.path(), "m.wasm", &module::choosing()), |command| {
         command.args(["--admin-address", &first.admin().0.to_string()]);
     });
     assert_eq!(second.wait().code(), Some(1));
@@ -448,7 +450,7 @@ fn lines_of_the_module_are_marked_and_carry_the_correlation_id() {
 fn assemblyscript_modules_have_what_their_standard_library_imports() {
     let modules = tempfile::tempdir().unwrap();
     let file = module::write(modules.path(), "m.wasm", &module::assemblyscript());
-    let agent = Agent::launch(&file, |command| {
+    let agent = AGENT.launch(&file, |command| {
         command.env("RUST_LOG", "info,guest=debug");
     });
     wait_for("the socket", || UnixStream::connect(&agent.socket).ok());
@@ -501,7 +503,7 @@ fn the_text_format_is_for_people() {
 /// An agent whose log may hold nothing of its start.
 fn quiet(wat: &str, rust_log: &str, options: &[&str]) -> Agent {
     let modules = tempfile::tempdir().unwrap();
-    let agent = Agent::launch(&module::write(modules.path(), "m.wasm", wat), |command| {
+    let agent = AGENT.launch(&module::write(modules.path(), "m.wasm", wat), |command| {
         command.env("RUST_LOG", rust_log).args(options);
     });
     // It is there a moment before it takes connections.

@@ -1,14 +1,14 @@
 //! More events than instances, and a module that fails every call.
 
-mod common;
-
 use std::time::Duration;
 
-use common::{Agent, decision, id_of, kind, module, module_error, request, wait_for};
+use testkit::{Agent, Program, decision, id_of, kind, module, module_error, request, wait_for};
+
+const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
 
 fn start(wat: &str, options: &[&str]) -> Agent {
     let modules = tempfile::tempdir().unwrap();
-    Agent::start(&module::write(modules.path(), "m.wasm", wat), &[&["--admin-address", "127.0.0.1:0"], options].concat())
+    AGENT.start(&module::write(modules.path(), "m.wasm", wat), &[&["--admin-address", "127.0.0.1:0"], options].concat())
 }
 
 #[test]

@@ -1,12 +1,10 @@
 //! A panic is a line in the log and takes nothing with it but its connection.
 
-mod common;
-
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use common::{Connection, id_of};
 use serde_json::Value;
+use testkit::{Connection, id_of};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use zentinel_agent_wasm::cli::LogFormat;
@@ -72,7 +70,7 @@ fn child() {
     });
     let [mut bad, mut good] = [(); 2].map(|()| Connection::open(&socket));
     assert_eq!(id_of(&good.get("1", "/")), "1");
-    bad.send(common::kind::REQUEST_HEADERS, &common::request("2", "/panic"));
+    bad.send(testkit::kind::REQUEST_HEADERS, &testkit::request("2", "/panic"));
     assert!(bad.answer_or_end().is_none());
     assert_eq!(id_of(&good.get("3", "/")), "3");
     let metrics = String::from_utf8(Metrics::new().text()).unwrap();

@@ -2,7 +2,6 @@
 
 #[path = "common/grpc.rs"]
 mod client;
-mod common;
 
 use std::fs::{self, Permissions};
 use std::io::Write as _;
@@ -14,10 +13,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use client::{AMPLE, Authority, Client, get, is_allow};
-use common::{Admin, Agent, Connection, module, module_error, wait_for};
 use rustix::process::{Resource, Rlimit, Signal};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use testkit::{Admin, Agent, Connection, Program, module, module_error, wait_for};
+
+const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
 
 const RELOADED: &str = r#"wasm_agent_reloads_total{result="success"}"#;
 const NOT_RELOADED: &str = r#"wasm_agent_reloads_total{result="failure"}"#;
@@ -49,7 +50,7 @@ impl Files {
     fn start(&self, options: &[&str]) -> (Agent, Admin) {
         let config = format!("@{}", self.path("config.json").display());
         let common = ["--module-config", &config, "--admin-address", "127.0.0.1:0"];
-        let agent = Agent::start(&self.path("m.wasm"), &[&AMPLE[..], &common, options].concat());
+        let agent = AGENT.start(&self.path("m.wasm"), &[&AMPLE[..], &common, options].concat());
         let admin = agent.admin();
         (agent, admin)
     }
@@ -154,7 +155,7 @@ fn a_configuration_from_a_pipe_stays_over_a_reload() {
     let (reader, mut writer) = std::io::pipe().unwrap();
     writer.write_all(br#"{"rules":"piped"}"#).unwrap();
     drop(writer);
-    let agent = Agent::start_with(&files.path("m.wasm"), |command| {
+    let agent = AGENT.start_with(&files.path("m.wasm"), |command| {
         command.args(["--module-config", "@/dev/stdin", "--admin-address", "127.0.0.1:0"]).stdin(Stdio::from(reader));
     });
     let mut connection = agent.connect();
@@ -194,7 +195,7 @@ fn the_watch_sees_the_swap_of_a_config_map() {
         symlink(Path::new("..data").join(name), map.path().join(name)).unwrap();
     }
     let config = format!("@{}", map.path().join("config.json").display());
-    let agent = Agent::start(&map.path().join("m.wasm"), &[&AMPLE[..], &["--watch", "--module-config", &config]].concat());
+    let agent = AGENT.start(&map.path().join("m.wasm"), &[&AMPLE[..], &["--watch", "--module-config", &config]].concat());
     let mut connection = agent.connect();
     for generation in 1..=3 {
         wait_for("the new rules", || (rules(&mut connection) == json!({"rules": generation})).then_some(()));
@@ -210,7 +211,7 @@ fn the_watch_sees_a_directory_take_the_place_of_another() {
         fs::create_dir(home.path().join(name)).unwrap();
         module::write(&home.path().join(name), "m.wasm", &module::tagging(tag))
     };
-    let agent = Agent::start(&make("live", "first"), &["--watch"]);
+    let agent = AGENT.start(&make("live", "first"), &["--watch"]);
     let mut connection = agent.connect();
     make("next", "second");
     fs::rename(home.path().join("live"), home.path().join("old")).unwrap();
@@ -247,7 +248,7 @@ fn a_watched_file_that_could_not_be_read_is_taken_when_it_can() {
     }
     let home = tempfile::tempdir().unwrap();
     fs::set_permissions(home.path(), Permissions::from_mode(0o777)).unwrap();
-    let agent = Agent::launch_in(home, "wasm.sock", &files.path("m.wasm"), |command| {
+    let agent = AGENT.launch_in(home, "wasm.sock", &files.path("m.wasm"), |command| {
         command.args(["--watch", "--admin-address", "127.0.0.1:0", "--module-config"]).arg(format!("@{}", config.display()));
         if is_root {
             const NOBODY: u32 = 65534;
@@ -281,7 +282,7 @@ fn limit_files(agent: &Agent, limit: Option<u64>) -> Option<u64> {
 #[test]
 fn a_failed_reload_is_retried_although_no_file_changes() {
     let files = Files::new();
-    let agent = Agent::start(&files.path("m.wasm"), &["--watch"]);
+    let agent = AGENT.start(&files.path("m.wasm"), &["--watch"]);
     agent.log.wait_for_line("that it serves", |line| line.contains("serving the socket"));
     // No file can be opened, and looking at one shows nothing of it.
     let before = limit_files(&agent, Some(3));
@@ -345,7 +346,7 @@ async fn new_connections_get_the_renewed_certificate_and_established_ones_go_on(
     for watch in [false, true] {
         authority.write_certificate(&authority);
         module::write(directory.path(), "m.wasm", &module::tagging("old"));
-        let agent = Agent::start_with(&file, |command| {
+        let agent = AGENT.start_with(&file, |command| {
             command.args(["--grpc-address", "127.0.0.1:0", "--admin-address", "127.0.0.1:0"]).args(AMPLE).args(&options);
             if watch {
                 command.arg("--watch");
@@ -374,7 +375,7 @@ async fn a_certificate_that_cannot_be_used_changes_nothing_and_is_named() {
     let file = module::write(directory.path(), "m.wasm", &module::tagging("old"));
     let mut options = authority.options();
     options.extend(["--grpc-client-ca".into(), clients.file("root.pem").display().to_string()]);
-    let agent = Agent::start_with(&file, |command| {
+    let agent = AGENT.start_with(&file, |command| {
         command.args(["--grpc-address", "127.0.0.1:0", "--admin-address", "127.0.0.1:0"]).args(AMPLE).args(&options);
     });
     let admin = agent.admin();
@@ -421,7 +422,7 @@ async fn reloads_of_everything_under_load_lose_no_answer_and_no_connection() {
     let files = Files::new();
     let options = authority.options();
     let config = format!("@{}", files.path("config.json").display());
-    let agent = Agent::start_with(&files.path("m.wasm"), |command| {
+    let agent = AGENT.start_with(&files.path("m.wasm"), |command| {
         command
             .args(["--grpc-address", "127.0.0.1:0", "--admin-address", "127.0.0.1:0", "--module-config", &config])
             .args(AMPLE)

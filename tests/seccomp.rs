@@ -4,7 +4,6 @@
 
 #[path = "common/grpc.rs"]
 mod client;
-mod common;
 
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
@@ -13,10 +12,12 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use client::{Client, get, is_allow};
-use common::{Agent, decision, module, module_error};
 use rustix::process::Signal;
 use seccompiler::TargetArch;
 use serde_json::{Value, json};
+use testkit::{Agent, Program, decision, module, module_error};
+
+const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
 
 /// What the thread needs that starts the agent. Only these are allowed beside those that are named, for a filter cannot be put on any later.
 const LAUNCHING: [&str; 7] = ["clone", "close_range", "dup2", "pidfd_open", "pipe2", "vfork", "wait4"];
@@ -48,7 +49,7 @@ fn confined<T: Send>(launch: impl FnOnce() -> T + Send) -> T {
 
 fn launch(module: &Path, options: &[&str]) -> Agent {
     confined(|| {
-        Agent::start_with(module, |command| {
+        AGENT.start_with(module, |command| {
             command.args(["--grpc-address", "127.0.0.1:0", "--admin-address", "127.0.0.1:0", "--socket-mode", "660"]).args(options);
         })
     })
@@ -73,7 +74,7 @@ async fn all_that_the_agent_does_it_does_under_its_profile() {
         assert_eq!(decision(&connection.get("a", "/")), "allow");
         assert_eq!(decision(&connection.get("b", "/blocked")), "block");
         assert_eq!(decision(&connection.get("s", "/slow")), "allow");
-        connection.send(common::kind::REQUEST_HEADERS, &json!({"correlation_id": "w", "uri": 1}));
+        connection.send(testkit::kind::REQUEST_HEADERS, &json!({"correlation_id": "w", "uri": 1}));
         assert_eq!(module_error(&connection.answer()), Some("WASM_INVALID_EVENT"));
         connection.configure(&json!({"pool-size": 3, "fail-open": true})).unwrap();
         let mut stream = Client::connect(&agent).await.process().await;

@@ -1,15 +1,15 @@
 //! The socket's path while the agent runs: what becomes of it when somebody removes it or puts something else there.
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
-use common::{Admin, Agent, Connection, module, wait_for};
 use rustix::process::Signal;
 use tempfile::TempDir;
+use testkit::{Admin, Agent, Connection, Program, module, wait_for};
+
+const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
 
 /// An agent whose socket lies in a folder of its own.
 struct Served {
@@ -24,7 +24,7 @@ impl Served {
         let file = module::write(module.path(), "m.wasm", &module::tagging("served"));
         let home = tempfile::tempdir().unwrap();
         fs::create_dir(home.path().join("run")).unwrap();
-        let agent = Agent::launch_in(home, "run/wasm.sock", &file, |command| {
+        let agent = AGENT.launch_in(home, "run/wasm.sock", &file, |command| {
             command.args(["--admin-address", "127.0.0.1:0"]).args(options);
         });
         agent.log.wait_for_line("that it serves", |line| line.contains("serving the socket"));
@@ -132,7 +132,7 @@ fn a_socket_of_another_process_is_left_alone_until_it_has_gone() {
 fn a_path_that_is_too_long_is_named() {
     let modules = tempfile::tempdir().unwrap();
     let module = module::write(modules.path(), "m.wasm", &module::tagging("a"));
-    let mut agent = Agent::launch_in(tempfile::tempdir().unwrap(), "s".repeat(108), &module, |_| ());
+    let mut agent = AGENT.launch_in(tempfile::tempdir().unwrap(), "s".repeat(108), &module, |_| ());
     assert_eq!(agent.wait().code(), Some(1));
     let told = agent.log.whole();
     assert!(told.contains("choose a shorter `--socket`"), "{told}");
@@ -183,7 +183,7 @@ fn a_second_agent_is_refused_although_the_first_accepts_nobody() {
         waiting.push(client);
         assert!(waiting.len() < 100_000);
     }
-    let mut agent = Agent::launch_in(home, "wasm.sock", &module, |_| ());
+    let mut agent = AGENT.launch_in(home, "wasm.sock", &module, |_| ());
     assert_eq!(agent.wait().code(), Some(1));
     let log = agent.log.whole();
     assert!(log.contains("already served by another process"), "{log}");

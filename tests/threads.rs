@@ -1,14 +1,14 @@
 //! A limit on threads: an error at start, and nothing that a running agent notices.
 
-mod common;
-
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 
-use common::{Agent, decision, kind, module, module_error, request, request_body, wait_for};
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use serde_json::json;
+use testkit::{Agent, Program, decision, kind, module, module_error, request, request_body, wait_for};
+
+const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
 
 fn threads(process: Pid) -> u64 {
     std::fs::read_dir(format!("/proc/{}/task", process.as_raw_nonzero())).unwrap().count() as u64
@@ -21,7 +21,7 @@ fn launch(user: u32, module: &std::path::Path, at_most: Option<u64>, options: &[
     if is_root {
         chown(home.path(), Some(user), Some(user)).unwrap();
     }
-    Agent::launch_in(home, "wasm.sock", module, |command| {
+    AGENT.launch_in(home, "wasm.sock", module, |command| {
         command.args(options);
         if let Some(at_most) = at_most {
             let mut limited = Command::new("prlimit");

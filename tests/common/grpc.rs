@@ -24,7 +24,8 @@ use zentinel_wasm_protocol::grpc::proto::agent_response::Decision;
 use zentinel_wasm_protocol::grpc::proto::agent_to_proxy::Message as FromAgent;
 use zentinel_wasm_protocol::grpc::proto::proxy_to_agent::Message as ToAgent;
 
-use crate::common::{Agent, PATIENCE, module};
+use crate::AGENT;
+use testkit::{Agent, PATIENCE, module};
 
 /// The deadline of calls on a machine that may do other things too.
 pub const AMPLE: [&str; 2] = ["--timeout-ms", "20000"];
@@ -256,7 +257,7 @@ pub fn is_allow(answer: &proto::AgentResponse) -> bool {
 pub fn serve(wat: &str, options: &[&str]) -> (Agent, TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let module = module::write(directory.path(), "module.wasm", wat);
-    let agent = Agent::start_with(&module, |command| {
+    let agent = AGENT.start_with(&module, |command| {
         command.args(["--grpc-address", "127.0.0.1:0"]).args(options);
     });
     (agent, directory)

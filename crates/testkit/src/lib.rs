@@ -2,12 +2,10 @@
 //!
 //! Nothing here waits for a time to pass: every wait ends when what it waits for has happened, or fails after [`PATIENCE`].
 
-// Every test binary has its own copy and uses a part of it.
-#![allow(dead_code, unreachable_pub)]
-
 pub mod module;
 
 use std::collections::VecDeque;
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -138,17 +136,55 @@ impl Log {
     }
 }
 
-/// The agent's binary with a clean environment, whose home is `home`.
-pub fn command(home: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
-    let kept = ["PATH", "LLVM_PROFILE_FILE"].map(|name| (name, std::env::var_os(name)));
-    command.env_clear().env("HOME", home).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    for (name, value) in kept {
-        if let Some(value) = value {
-            command.env(name, value);
+/// The agent's binary. Only integration tests of its package know where Cargo has put it.
+#[derive(Clone, Copy)]
+pub struct Program<P = &'static str>(pub P);
+
+impl<P: AsRef<OsStr>> Program<P> {
+    /// The program with a clean environment, whose home is `home`.
+    pub fn command(&self, home: &Path) -> Command {
+        let mut command = Command::new(&self.0);
+        let kept = ["PATH", "LLVM_PROFILE_FILE"].map(|name| (name, std::env::var_os(name)));
+        command.env_clear().env("HOME", home).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        for (name, value) in kept {
+            if let Some(value) = value {
+                command.env(name, value);
+            }
         }
+        command
     }
-    command
+
+    /// Starts the agent with a module and further options, and waits until it serves.
+    #[track_caller]
+    pub fn start(&self, module: &Path, options: &[&str]) -> Agent {
+        self.start_with(module, |command| {
+            command.args(options);
+        })
+    }
+
+    /// The same, with whatever `prepare` does to the command.
+    #[track_caller]
+    pub fn start_with(&self, module: &Path, prepare: impl FnOnce(&mut Command)) -> Agent {
+        let agent = self.launch(module, prepare);
+        agent.log.wait_for_line("that it serves", |line| line.contains("serving the socket"));
+        agent
+    }
+
+    /// The same without waiting.
+    pub fn launch(&self, module: &Path, prepare: impl FnOnce(&mut Command)) -> Agent {
+        self.launch_in(tempfile::tempdir().unwrap(), "wasm.sock", module, prepare)
+    }
+
+    /// The same in a home that is there already; `socket` may be absolute.
+    pub fn launch_in(&self, home: TempDir, socket: impl AsRef<Path>, module: &Path, prepare: impl FnOnce(&mut Command)) -> Agent {
+        let socket = home.path().join(socket);
+        let mut command = self.command(home.path());
+        command.arg("--socket").arg(&socket).arg("--module").arg(module);
+        prepare(&mut command);
+        let mut child = command.spawn().unwrap();
+        let log = Log::follow(child.stderr.take().unwrap());
+        Agent { home, socket, log, child }
+    }
 }
 
 /// A running agent. Dropping it kills it.
@@ -161,38 +197,6 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts the agent with a module and further options, and waits until it serves.
-    #[track_caller]
-    pub fn start(module: &Path, options: &[&str]) -> Self {
-        Self::start_with(module, |command| {
-            command.args(options);
-        })
-    }
-
-    /// The same, with whatever `prepare` does to the command.
-    #[track_caller]
-    pub fn start_with(module: &Path, prepare: impl FnOnce(&mut Command)) -> Self {
-        let agent = Self::launch(module, prepare);
-        agent.log.wait_for_line("that it serves", |line| line.contains("serving the socket"));
-        agent
-    }
-
-    /// The same without waiting.
-    pub fn launch(module: &Path, prepare: impl FnOnce(&mut Command)) -> Self {
-        Self::launch_in(tempfile::tempdir().unwrap(), "wasm.sock", module, prepare)
-    }
-
-    /// The same in a home that is there already; `socket` may be absolute.
-    pub fn launch_in(home: TempDir, socket: impl AsRef<Path>, module: &Path, prepare: impl FnOnce(&mut Command)) -> Self {
-        let socket = home.path().join(socket);
-        let mut command = command(home.path());
-        command.arg("--socket").arg(&socket).arg("--module").arg(module);
-        prepare(&mut command);
-        let mut child = command.spawn().unwrap();
-        let log = Log::follow(child.stderr.take().unwrap());
-        Self { home, socket, log, child }
-    }
-
     pub fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
