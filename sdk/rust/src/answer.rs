@@ -1,16 +1,16 @@
-//! What the functions of a module may return.
+//! Return types of hooks.
 
 use std::fmt::Display;
 
 use crate::{Decision, Inspection};
 
-/// Something that a hook may return.
+/// A type that a hook may return.
 pub trait IntoAnswer {
-    /// The JSON of the answer. No bytes mean that the module has no opinion.
+    /// Returns the JSON of the answer. An empty answer means that the module has no opinion.
     ///
     /// # Errors
     ///
-    /// A message for the agent's log, when the module could not decide.
+    /// Returns a message for the agent's log if the module could not decide.
     fn into_answer(self) -> Result<Vec<u8>, String>;
 }
 
@@ -31,7 +31,7 @@ impl IntoAnswer for Inspection {
     }
 }
 
-/// There is nothing to answer when a request is over.
+/// The end of a request needs no answer.
 impl IntoAnswer for () {
     fn into_answer(self) -> Result<Vec<u8>, String> {
         Ok(Vec::new())

@@ -1,8 +1,8 @@
-//! The standard alphabet of RFC 4648, with padding: how bytes that are not text travel.
+//! Base64 with the standard alphabet of RFC 4648 and padding, for bytes that are not UTF-8.
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
-/// Appends `bytes` in base64.
+/// Appends `bytes` as base64.
 pub(crate) fn encode(out: &mut Vec<u8>, bytes: &[u8]) {
     out.reserve(bytes.len().div_ceil(3) * 4);
     for group in bytes.chunks(3) {
@@ -15,7 +15,7 @@ pub(crate) fn encode(out: &mut Vec<u8>, bytes: &[u8]) {
     }
 }
 
-/// The bytes that `text` stands for, or nothing when it is not base64.
+/// Decodes `text`, or returns `None` if it is invalid base64.
 pub(crate) fn decode(text: &str) -> Option<Vec<u8>> {
     let digits = text.as_bytes();
     if !digits.len().is_multiple_of(4) {
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rfc_s_examples() {
+    fn matches_the_examples_of_rfc_4648() {
         for (bytes, text) in
             [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("fooba", "Zm9vYmE="), ("foobar", "Zm9vYmFy")]
         {
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_base64_is_refused() {
+    fn rejects_invalid_base64() {
         for text in ["A", "AA", "AAA", "A===", "====", "AA=A", "AA A", "AAA*", "AAAAA", "é=="] {
             assert_eq!(decode(text), None, "{text:?} was accepted");
         }
@@ -76,12 +76,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn bytes_come_back(bytes in any::<Vec<u8>>()) {
+        fn decodes_what_it_encodes(bytes in any::<Vec<u8>>()) {
             prop_assert_eq!(decode(&encoded(&bytes)), Some(bytes));
         }
 
         #[test]
-        fn any_text_is_survived(text in any::<String>()) {
+        fn never_panics(text in any::<String>()) {
             let _ = decode(&text);
         }
     }

@@ -1,12 +1,12 @@
-//! What a hook decides.
+//! Decisions of hooks.
 
 use crate::json::{write_key, write_number, write_score, write_separator, write_string};
 use crate::{Text, base64};
 
-/// What becomes of a request or response, and what is said about it.
+/// The decision on a request, response or WebSocket frame, with changes and data for the audit log.
 ///
-/// Build one with [`allow`](Self::allow), [`block`](Self::block), [`redirect`](Self::redirect) or
-/// [`challenge`](Self::challenge), and add to it.
+/// Start with [`allow`](Self::allow), [`block`](Self::block), [`redirect`](Self::redirect) or
+/// [`challenge`](Self::challenge), then add to it.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[must_use = "a decision has an effect only when the hook returns it"]
 pub struct Decision {
@@ -60,22 +60,22 @@ enum FrameChange {
 }
 
 impl Decision {
-    /// Lets it go on.
+    /// Allows the request or response.
     pub fn allow() -> Self {
         Self::default()
     }
 
-    /// Refuses it with an HTTP status, 200 to 599.
+    /// Rejects the request or response with an HTTP status, 200 to 599.
     pub fn block(status: u16) -> Self {
         Self { action: Action::Block, status: Some(status), ..Self::default() }
     }
 
-    /// Sends the client to `url`, with status 302 unless [`status`](Self::status) says another.
+    /// Redirects the client to `url`, with status 302 unless [`status`](Self::status) sets another.
     pub fn redirect(url: impl Into<Text>) -> Self {
         Self { action: Action::Redirect, body: Some(url.into()), ..Self::default() }
     }
 
-    /// Asks the client to prove something first, such as with a `captcha`.
+    /// Challenges the client, for example with a `captcha`.
     pub fn challenge(kind: impl Into<Text>) -> Self {
         Self { action: Action::Challenge { kind: kind.into(), params: Vec::new() }, ..Self::default() }
     }
@@ -92,10 +92,10 @@ impl Decision {
         self
     }
 
-    /// Adds a parameter to a challenge; to other decisions it adds nothing.
+    /// Sets a parameter of a challenge. Has no effect on other decisions.
     pub fn param(mut self, name: impl Into<Text>, value: impl Into<Text>) -> Self {
         if let Action::Challenge { params, .. } = &mut self.action {
-            // The agent takes `Body` for `body`.
+            // The agent rejects parameters whose names differ only in case.
             let (name, value) = (name.into(), value.into());
             params.retain(|(known, _): &(Text, Text)| !known.eq_ignore_ascii_case(&name));
             params.push((name, value));
@@ -103,60 +103,60 @@ impl Decision {
         self
     }
 
-    /// Sets a header of the request that the upstream sees.
+    /// Sets a header of the request to the upstream.
     pub fn set_request_header(self, name: impl Into<Text>, value: impl Into<Text>) -> Self {
         self.set_request_header_values(name, [value])
     }
 
-    /// Sets a header of the request that the upstream sees, to several values.
+    /// Sets a header of the request to the upstream to several values.
     pub fn set_request_header_values<V: Into<Text>>(mut self, name: impl Into<Text>, values: impl IntoIterator<Item = V>) -> Self {
         self.request_headers.set(name.into(), values.into_iter().map(Into::into).collect());
         self
     }
 
-    /// Adds a value to a header of the request that the upstream sees, beside those that it has.
+    /// Appends a value to a header of the request to the upstream and keeps the existing values.
     pub fn append_request_header(mut self, name: impl Into<Text>, value: impl Into<Text>) -> Self {
         self.request_headers.append(name.into(), value.into());
         self
     }
 
-    /// Removes a header from the request that the upstream sees.
+    /// Removes a header from the request to the upstream.
     pub fn remove_request_header(mut self, name: impl Into<Text>) -> Self {
         self.request_headers.remove.push(name.into());
         self
     }
 
-    /// Sets a header of the response that the client sees; of a block's response too.
+    /// Sets a header of the response to the client, including the response of a block.
     pub fn set_response_header(self, name: impl Into<Text>, value: impl Into<Text>) -> Self {
         self.set_response_header_values(name, [value])
     }
 
-    /// Sets a header of the response that the client sees, to several values.
+    /// Sets a header of the response to the client to several values.
     pub fn set_response_header_values<V: Into<Text>>(mut self, name: impl Into<Text>, values: impl IntoIterator<Item = V>) -> Self {
         self.response_headers.set(name.into(), values.into_iter().map(Into::into).collect());
         self
     }
 
-    /// Adds a value to a header of the response that the client sees, such as a cookie beside those
-    /// of the upstream.
+    /// Appends a value to a header of the response to the client and keeps the existing values,
+    /// such as the cookies of the upstream.
     pub fn append_response_header(mut self, name: impl Into<Text>, value: impl Into<Text>) -> Self {
         self.response_headers.append(name.into(), value.into());
         self
     }
 
-    /// Removes a header from the response that the client sees.
+    /// Removes a header from the response to the client.
     pub fn remove_response_header(mut self, name: impl Into<Text>) -> Self {
         self.response_headers.remove.push(name.into());
         self
     }
 
-    /// Adds a freeform tag to the audit log.
+    /// Adds a free-form tag to the audit log.
     pub fn tag(mut self, tag: impl Into<Text>) -> Self {
         self.tags.push(tag.into());
         self
     }
 
-    /// Names a rule that matched in the audit log.
+    /// Adds the id of a rule that matched to the audit log.
     pub fn rule_id(mut self, rule_id: impl Into<Text>) -> Self {
         self.rule_ids.push(rule_id.into());
         self
@@ -168,94 +168,96 @@ impl Decision {
         self
     }
 
-    /// Says how sure the decision is, from 0 to 1. A score beyond counts as the nearer of the two, NaN as 0.
+    /// Sets the confidence of the decision, 0 to 1. Other values are clamped to this range; NaN
+    /// becomes 0.
     pub fn confidence(mut self, confidence: f64) -> Self {
         self.confidence = Some(if confidence.is_nan() { 0.0 } else { confidence.clamp(0.0, 1.0) });
         self
     }
 
-    /// Adds a hint for the choice of an upstream.
+    /// Sets routing metadata, a hint for the choice of an upstream.
     pub fn routing(mut self, name: impl Into<Text>, value: impl Into<Text>) -> Self {
         set(&mut self.routing, name.into(), value.into());
         self
     }
 
-    /// Says that the decision is not final: the hook for the body decides.
+    /// Marks the decision as not final: the hook for the body decides.
     pub fn needs_more(mut self) -> Self {
         self.needs_more = true;
         self
     }
 
-    /// Keeps this chunk of the request body as it is, in so many words.
+    /// Explicitly keeps this chunk of the request body.
     pub fn keep_request_body(mut self) -> Self {
         self.request_body = Some(BodyChange::Keep);
         self
     }
 
-    /// Replaces this chunk of the request body.
+    /// Replaces this chunk of the request body with text.
     pub fn replace_request_body(mut self, text: impl Into<Text>) -> Self {
         self.request_body = Some(BodyChange::ReplaceText(text.into()));
         self
     }
 
-    /// Replaces this chunk of the request body by bytes that need not be text.
+    /// Replaces this chunk of the request body with bytes, which need not be UTF-8.
     pub fn replace_request_body_bytes(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.request_body = Some(BodyChange::ReplaceBytes(bytes.into()));
         self
     }
 
-    /// Leaves this chunk of the request body out.
+    /// Drops this chunk of the request body.
     pub fn drop_request_body(mut self) -> Self {
         self.request_body = Some(BodyChange::Drop);
         self
     }
 
-    /// Keeps this chunk of the response body as it is, in so many words.
+    /// Explicitly keeps this chunk of the response body.
     pub fn keep_response_body(mut self) -> Self {
         self.response_body = Some(BodyChange::Keep);
         self
     }
 
-    /// Replaces this chunk of the response body.
+    /// Replaces this chunk of the response body with text.
     pub fn replace_response_body(mut self, text: impl Into<Text>) -> Self {
         self.response_body = Some(BodyChange::ReplaceText(text.into()));
         self
     }
 
-    /// Replaces this chunk of the response body by bytes that need not be text.
+    /// Replaces this chunk of the response body with bytes, which need not be UTF-8.
     pub fn replace_response_body_bytes(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.response_body = Some(BodyChange::ReplaceBytes(bytes.into()));
         self
     }
 
-    /// Leaves this chunk of the response body out. The agent makes that a module error unless the
+    /// Drops this chunk of the response body. The agent treats this as a module error unless the
     /// chunk is empty, because the proxy would send the original.
     pub fn drop_response_body(mut self) -> Self {
         self.response_body = Some(BodyChange::Drop);
         self
     }
 
-    /// Leaves this WebSocket frame out.
+    /// Drops this WebSocket frame.
     pub fn drop_frame(mut self) -> Self {
         self.frame = Some(FrameChange::Drop);
         self
     }
 
-    /// Closes the WebSocket connection with a code (RFC 6455, 7.4) and a reason of at most 123 bytes.
+    /// Closes the WebSocket connection with a code (RFC 6455, section 7.4) and a reason of at most
+    /// 123 bytes.
     pub fn close_websocket(mut self, code: u16, reason: impl Into<Text>) -> Self {
         self.frame = Some(FrameChange::Close { code, reason: reason.into() });
         self
     }
 
-    /// The JSON that the agent is answered.
+    /// Returns the answer as JSON.
     pub fn to_json(&self) -> String {
         let mut out = Vec::with_capacity(128);
         self.write(&mut out);
-        // What is written are whole strings and ASCII: nothing is lost.
+        // Never fails: only whole strings and ASCII are written.
         String::from_utf8(out).unwrap_or_default()
     }
 
-    /// Whether there is nothing to say: the event goes on unchanged.
+    /// Whether the decision is to let the event pass unchanged.
     pub(crate) fn is_plain_allow(&self) -> bool {
         matches!(self.action, Action::Allow)
             && self.status.is_none()
@@ -329,7 +331,8 @@ impl Decision {
 }
 
 impl HeaderChanges {
-    /// Header names are one name in any case, and a JSON object holds a name once.
+    /// Replaces an earlier value of the same name, because a JSON object must not repeat a name.
+    /// Header names ignore case.
     fn set(&mut self, name: Text, values: Vec<Text>) {
         match self.set.iter_mut().find(|(known, _)| known.eq_ignore_ascii_case(&name)) {
             Some((_, known)) => *known = values,

@@ -1,6 +1,6 @@
-//! The functions that the agent calls.
+//! Exports the functions that the agent calls.
 
-/// Makes a module of functions, each named after the hook that calls it.
+/// Exports functions as the hooks of a module.
 ///
 /// | hook | function |
 /// |---|---|
@@ -12,11 +12,13 @@
 /// | `on_guardrail_inspect` | `fn(&Guardrail) -> Inspection` |
 /// | `on_request_complete` | `fn(&Completion)` |
 ///
-/// Any of them may return an [`Option`] or a [`Result`] instead: see [`IntoAnswer`](crate::IntoAnswer).
+/// Each function may return an [`Option`] or a [`Result`] of this type instead: see
+/// [`IntoAnswer`](crate::IntoAnswer).
 ///
-/// With `config: Type` before them, every function takes a `&Type` as its second argument. The type implements
-/// [`Default`], for a module that is not configured, and serde's `Deserialize`, for one that is; what the type refuses,
-/// the agent refuses. `#[serde(try_from = "…")]` is the place for checks that types cannot make.
+/// If the first entry is `config: Type`, every function takes a `&Type` as its second argument. The
+/// type implements [`Default`], which is used until the module is configured, and serde's
+/// `Deserialize`. The agent rejects a configuration that fails to deserialize. Use
+/// `#[serde(try_from = "…")]` for checks that types cannot express.
 ///
 /// ```
 /// use serde::Deserialize;
@@ -41,8 +43,8 @@
 /// }
 /// ```
 ///
-/// Outside of Wasm the macro makes a function `call_hook(hook, json)` instead, which takes and returns what the agent
-/// would, for tests of the module as a whole.
+/// On targets other than Wasm, the macro defines a function `call_hook(hook, json)` instead, for
+/// tests of the whole module. It takes the JSON of the agent and returns the JSON of the module.
 #[macro_export]
 macro_rules! export {
     (config: $config:ty, $($hook:ident: $function:path),+ $(,)?) => {
@@ -77,12 +79,13 @@ macro_rules! __export {
 
             #[unsafe(no_mangle)]
             unsafe extern "C" fn dealloc(pointer: *mut u8, size: usize) {
-                // SAFETY: the agent gives back what `alloc` or a hook returned, with its size.
+                // SAFETY: the agent passes a pointer that `alloc` or a hook returned, and its size.
                 unsafe { $crate::__runtime::dealloc(pointer, size) }
             }
         };
         $(const _: () = {
-            // Out here, for a module's own function may well have the hook's name.
+            // Outside of the inner block, because the module's own function may have the name
+            // of the hook.
             fn zentinel_call($json: &str) -> ::std::result::Result<::std::vec::Vec<u8>, ::std::string::String> {
                 $call
             }
@@ -90,7 +93,7 @@ macro_rules! __export {
             const _: () = {
                 #[unsafe(no_mangle)]
                 unsafe extern "C" fn $hook(pointer: *const u8, size: usize) -> u64 {
-                    // SAFETY: the agent has written `size` bytes to `pointer`, which `alloc` returned.
+                    // SAFETY: the agent wrote `size` bytes to `pointer`, which `alloc` returned.
                     unsafe { $crate::__runtime::enter(pointer, size, zentinel_call) }
                 }
             };
@@ -103,7 +106,8 @@ macro_rules! __export {
 #[macro_export]
 macro_rules! __export {
     ($($hook:ident: |$json:ident| $call:expr,)+) => {
-        /// Calls a hook by its name, as the agent would, and returns the JSON that it answers; none when it has no opinion.
+        /// Calls a hook by its name as the agent would. Returns the JSON of the answer, or `None`
+        /// if the hook has no opinion.
         #[allow(dead_code)]
         pub fn call_hook(hook: &str, json: &str) -> ::std::result::Result<::std::option::Option<String>, String> {
             let answer = match hook {
@@ -116,11 +120,11 @@ macro_rules! __export {
 }
 
 #[doc(hidden)]
-#[allow(missing_docs, reason = "for the macro alone")]
+#[allow(missing_docs, reason = "only the macro uses it")]
 pub mod runtime {
     use crate::IntoAnswer;
 
-    /// What a hook answers: JSON, or nothing for no opinion; or why it failed.
+    /// The answer of a hook: JSON, empty for no opinion, or why the hook failed.
     type Answer = Result<Vec<u8>, String>;
 
     macro_rules! hooks {
@@ -152,12 +156,12 @@ pub mod runtime {
         use std::cell::RefCell;
         use std::rc::Rc;
 
-        /// Where a module keeps its configuration.
+        /// The configuration of a module.
         #[derive(Default)]
         pub struct Slot<T>(RefCell<Option<Rc<T>>>);
 
         impl<T: Default> Slot<T> {
-            /// The configuration; the default one as long as there is no other.
+            /// Returns the configuration, or the default until one is set.
             pub fn get(&self) -> Rc<T> {
                 Rc::clone(self.0.borrow_mut().get_or_insert_default())
             }
@@ -205,19 +209,19 @@ pub mod runtime {
 
         /// # Safety
         ///
-        /// `pointer` was returned by [`alloc`] or [`enter`], with `size`, and is given back once.
+        /// `pointer` must come from [`alloc`] or [`enter`] with this `size`, and be freed once.
         pub unsafe fn dealloc(pointer: *mut u8, size: usize) {
             if let (false, Ok(layout)) = (pointer.is_null(), Layout::array::<u8>(size.max(1))) {
-                // SAFETY: both make their memory with this layout.
+                // SAFETY: both functions allocate with this layout.
                 unsafe { std::alloc::dealloc(pointer, layout) }
             }
         }
 
-        /// Calls a hook. The answer is a pointer in the upper half and a size in the lower.
+        /// Calls a hook. Returns a pointer in the upper half and a size in the lower.
         ///
         /// # Safety
         ///
-        /// There are `size` bytes at `pointer`, or `size` is 0.
+        /// `pointer` must point to `size` bytes, unless `size` is 0.
         pub unsafe fn enter(pointer: *const u8, size: usize, hook: impl FnOnce(&str) -> super::Answer) -> u64 {
             static INSTALLED: AtomicBool = AtomicBool::new(false);
             if !INSTALLED.swap(true, Ordering::Relaxed) {
@@ -226,12 +230,12 @@ pub mod runtime {
             let bytes = if size == 0 {
                 &[]
             } else {
-                // SAFETY: that is what the caller promises.
+                // SAFETY: the caller guarantees it.
                 unsafe { std::slice::from_raw_parts(pointer, size) }
             };
             let answer = match std::str::from_utf8(bytes) {
                 Ok(json) => hook(json),
-                Err(_) => Err("the event is not UTF-8".to_owned()),
+                Err(_) => Err("the event is not valid UTF-8".to_owned()),
             };
             match answer {
                 Ok(json) if json.is_empty() => 0,
@@ -241,7 +245,7 @@ pub mod runtime {
                 }
                 Err(message) => {
                     logger::log(Level::Error, &message);
-                    // A trap is how a module says that it could not decide.
+                    // A trap is how a module reports that it could not decide.
                     std::process::abort()
                 }
             }

@@ -1,9 +1,9 @@
-//! What a guardrail inspection finds.
+//! Verdicts of guardrail inspections.
 
 use crate::Text;
 use crate::json::{write_key, write_number, write_score, write_separator, write_string};
 
-/// The verdict of a guardrail inspection. [`Default`] is that nothing was found.
+/// The verdict of a guardrail inspection. By default, it has no findings.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[must_use = "a verdict has an effect only when the hook returns it"]
 pub struct Inspection {
@@ -11,7 +11,7 @@ pub struct Inspection {
     redacted: Option<Text>,
 }
 
-/// One finding.
+/// A finding.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Detection {
     category: Text,
@@ -21,10 +21,10 @@ pub struct Detection {
     span: Option<(usize, usize)>,
 }
 
-/// How bad a finding is.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Severity {
-    /// Worth knowing.
+    /// Informational.
     Low,
     /// The default.
     #[default]
@@ -36,7 +36,7 @@ pub enum Severity {
 }
 
 impl Inspection {
-    /// Nothing was found.
+    /// Returns a verdict without findings.
     pub fn clean() -> Self {
         Self::default()
     }
@@ -47,17 +47,17 @@ impl Inspection {
         self
     }
 
-    /// Offers the text without what was found.
+    /// Sets the content with the findings removed or masked.
     pub fn redacted(mut self, content: impl Into<Text>) -> Self {
         self.redacted = Some(content.into());
         self
     }
 
-    /// The JSON that the agent is answered.
+    /// Returns the answer as JSON.
     pub fn to_json(&self) -> String {
         let mut out = Vec::with_capacity(128);
         self.write(&mut out);
-        // What is written are whole strings and ASCII: nothing is lost.
+        // Never fails: only whole strings and ASCII are written.
         String::from_utf8(out).unwrap_or_default()
     }
 
@@ -84,26 +84,26 @@ impl Inspection {
 }
 
 impl Detection {
-    /// A finding of a category, such as `email`, and what it is in words.
+    /// Creates a finding with a category, such as `email`, and a description.
     pub fn new(category: impl Into<Text>, description: impl Into<Text>) -> Self {
         Self { category: category.into(), description: description.into(), severity: Severity::default(), confidence: None, span: None }
     }
 
-    /// Says how bad it is.
+    /// Sets the severity.
     #[must_use]
     pub fn severity(mut self, severity: Severity) -> Self {
         self.severity = severity;
         self
     }
 
-    /// Says how sure it is, from 0 to 1. A score beyond counts as the nearer of the two, NaN as 0.
+    /// Sets the confidence, 0 to 1. Other values are clamped to this range; NaN becomes 0.
     #[must_use]
     pub fn confidence(mut self, confidence: f64) -> Self {
         self.confidence = Some(if confidence.is_nan() { 0.0 } else { confidence.clamp(0.0, 1.0) });
         self
     }
 
-    /// Says where in the content it is, in bytes.
+    /// Sets the position in the content, in bytes.
     #[must_use]
     pub fn span(mut self, span: std::ops::Range<usize>) -> Self {
         self.span = Some((span.start, span.end));

@@ -1,6 +1,6 @@
 //! Write policies for the Zentinel proxy's Wasm agent in Rust.
 //!
-//! A policy is a function from an event to a [`Decision`]. [`export!`] makes a module of it:
+//! A policy is a function from an event to a [`Decision`]. [`export!`] turns it into a module:
 //!
 //! ```
 //! use zentinel_wasm_sdk::{Decision, Request};
@@ -17,15 +17,16 @@
 //! }
 //! ```
 //!
-//! Build it as a `cdylib` for `wasm32-unknown-unknown`. Nothing in it needs Wasm to be tested: [`testing`] makes events
-//! for `cargo test`.
+//! Build it as a `cdylib` for `wasm32-unknown-unknown`. Policies can be tested without Wasm:
+//! [`testing`] builds events for `cargo test`.
 //!
-//! * [`Request`], [`RequestBody`], [`Response`], [`ResponseBody`], [`WebsocketFrame`], [`Guardrail`] and [`Completion`]
-//!   are what the hooks are given. They borrow from the agent's JSON.
-//! * [`Decision`] and [`Inspection`] are what they answer. A hook may also return an [`Option`], where [`None`] means
-//!   no opinion, or a [`Result`], whose error the agent logs and treats as a module error.
-//! * [`export!`] also takes a configuration type, which the agent's `--module-config` fills.
-//! * The macros of the `log` crate, and every panic message, end up in the agent's log.
+//! * Hooks take a [`Request`], [`RequestBody`], [`Response`], [`ResponseBody`], [`WebsocketFrame`],
+//!   [`Guardrail`] or [`Completion`]. These borrow from the agent's JSON.
+//! * Hooks return a [`Decision`] or an [`Inspection`]. They may also return an [`Option`], where
+//!   [`None`] means no opinion, or a [`Result`], whose error the agent logs and treats as a module
+//!   error.
+//! * [`export!`] also takes a configuration type, which is read from the agent's `--module-config`.
+//! * The macros of the `log` crate and all panic messages go to the agent's log.
 
 #![cfg_attr(not(target_family = "wasm"), forbid(unsafe_code))]
 
@@ -50,5 +51,5 @@ pub use logger::{Level, log};
 #[doc(hidden)]
 pub use export::runtime as __runtime;
 
-/// Text of an answer: borrowed where it is known at compile time.
+/// Text in an answer: borrowed if it is known at compile time.
 pub type Text = std::borrow::Cow<'static, str>;

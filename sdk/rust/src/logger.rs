@@ -1,21 +1,21 @@
 //! The agent's log.
 
-/// How important a line of the log is.
+/// The level of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// Every step.
+    /// Single steps.
     Trace = 0,
-    /// For whoever looks for a fault.
+    /// Details for debugging.
     Debug = 1,
-    /// Worth knowing.
+    /// Informational.
     Info = 2,
-    /// Something is odd.
+    /// Unexpected, but not an error.
     Warn = 3,
-    /// Something failed.
+    /// A failure.
     Error = 4,
 }
 
-/// Writes a line to the agent's log; outside of Wasm, to the standard error stream.
+/// Writes a line to the agent's log, or to standard error on targets other than Wasm.
 pub fn log(level: Level, message: &str) {
     #[cfg(target_family = "wasm")]
     agent::log(level, message);
@@ -24,7 +24,7 @@ pub fn log(level: Level, message: &str) {
 }
 
 #[cfg(target_family = "wasm")]
-#[allow(unsafe_code, reason = "the agent's functions are foreign ones")]
+#[allow(unsafe_code, reason = "the agent's functions are imports")]
 mod agent {
     #[link(wasm_import_module = "zentinel")]
     unsafe extern "C" {
@@ -33,12 +33,12 @@ mod agent {
     }
 
     pub(super) fn log(level: super::Level, message: &str) {
-        // SAFETY: the agent reads the message during the call and keeps nothing of it.
+        // SAFETY: the agent reads the message during the call and keeps no pointer to it.
         unsafe { zentinel_log(level as i32, message.as_ptr(), message.len()) }
     }
 }
 
-/// Sends panic messages, and what the macros of the `log` crate say, to the agent.
+/// Routes panic messages and the macros of the `log` crate to the agent's log.
 #[cfg(target_family = "wasm")]
 pub(crate) fn install() {
     std::panic::set_hook(Box::new(|panic| log(Level::Error, &panic.to_string())));
@@ -77,7 +77,7 @@ mod facade {
     }
 
     pub(super) fn install() {
-        // The agent knows what it is to show. A module that has a logger of its own keeps it.
+        // The agent filters by level. If the module has set its own logger, that one stays.
         if log::set_logger(&AgentLog).is_ok() {
             log::set_max_level(LevelFilter::Trace);
         }

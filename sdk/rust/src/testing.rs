@@ -1,4 +1,4 @@
-//! Events for unit tests, which need neither Wasm nor an agent.
+//! Events for unit tests, without Wasm and without an agent.
 //!
 //! ```
 //! use zentinel_wasm_sdk::{Decision, Request, testing};
@@ -19,7 +19,7 @@
 use crate::event::{Request, RequestBody, Response, ResponseBody};
 use crate::json::{write_key, write_separator, write_string};
 
-/// An event as the agent would describe it.
+/// Builds an event in the agent's format.
 #[derive(Clone, Debug)]
 pub struct Event {
     fields: Vec<(&'static str, String)>,
@@ -28,12 +28,12 @@ pub struct Event {
 }
 
 impl Event {
-    /// A request of a client at 192.0.2.1.
+    /// Creates a request from a client at 192.0.2.1.
     pub fn request(method: &str, uri: &str) -> Self {
         Self::new().text("method", method).text("uri", uri).text("client_ip", "192.0.2.1").text("correlation_id", "test")
     }
 
-    /// A response.
+    /// Creates a response.
     pub fn response(status: u16) -> Self {
         Self::new().raw("status", status.to_string()).text("correlation_id", "test")
     }
@@ -42,7 +42,7 @@ impl Event {
         Self { fields: Vec::new(), headers: Vec::new(), json: std::cell::OnceCell::new() }
     }
 
-    /// Adds a value of a header.
+    /// Appends a value to a header.
     #[must_use]
     pub fn header(mut self, name: &str, value: &str) -> Self {
         match self.headers.iter_mut().find(|(known, _)| known.eq_ignore_ascii_case(name)) {
@@ -58,7 +58,7 @@ impl Event {
         self.text("client_ip", address)
     }
 
-    /// Sets the body, in one chunk.
+    /// Sets the body as a single chunk.
     #[must_use]
     pub fn body(self, bytes: impl AsRef<[u8]>) -> Self {
         let bytes = bytes.as_ref();
@@ -80,7 +80,7 @@ impl Event {
             .raw("bytes_sent", size)
     }
 
-    /// Sets any other field of the event to a text.
+    /// Sets any other text field of the event.
     #[must_use]
     pub fn text(self, name: &'static str, value: &str) -> Self {
         let mut json = Vec::new();
@@ -95,43 +95,44 @@ impl Event {
         self
     }
 
-    /// The event for a hook that is given a request.
+    /// Returns the event for a hook that takes a request.
     ///
     /// # Panics
     ///
-    /// Never: what this type writes is JSON.
+    /// Never, because this type writes valid JSON.
     pub fn to_request(&self) -> Request<'_> {
-        Request::parse(self.as_json()).expect("the event is JSON")
+        Request::parse(self.as_json()).expect("the event is valid JSON")
     }
 
-    /// The event for a hook that is given a request's body.
+    /// Returns the event for a hook that takes a request body.
     ///
     /// # Panics
     ///
-    /// Never: what this type writes is JSON.
+    /// Never, because this type writes valid JSON.
     pub fn to_request_body(&self) -> RequestBody<'_> {
-        RequestBody::parse(self.as_json()).expect("the event is JSON")
+        RequestBody::parse(self.as_json()).expect("the event is valid JSON")
     }
 
-    /// The event for a hook that is given a response.
+    /// Returns the event for a hook that takes a response.
     ///
     /// # Panics
     ///
-    /// Never: what this type writes is JSON.
+    /// Never, because this type writes valid JSON.
     pub fn to_response(&self) -> Response<'_> {
-        Response::parse(self.as_json()).expect("the event is JSON")
+        Response::parse(self.as_json()).expect("the event is valid JSON")
     }
 
-    /// The event for a hook that is given a response's body.
+    /// Returns the event for a hook that takes a response body.
     ///
     /// # Panics
     ///
-    /// Never: what this type writes is JSON.
+    /// Never, because this type writes valid JSON.
     pub fn to_response_body(&self) -> ResponseBody<'_> {
-        ResponseBody::parse(self.as_json()).expect("the event is JSON")
+        ResponseBody::parse(self.as_json()).expect("the event is valid JSON")
     }
 
-    /// The event's JSON, such as for the `call_hook` function that [`export!`](crate::export) makes.
+    /// Returns the JSON of the event, for example for the `call_hook` function that
+    /// [`export!`](crate::export) defines.
     pub fn as_json(&self) -> &str {
         self.json.get_or_init(|| self.write())
     }
@@ -177,7 +178,7 @@ mod tests {
     use super::Event;
 
     #[test]
-    fn an_event_reads_back() {
+    fn events_can_be_read_back() {
         let event = Event::request("POST", "/ü\"?a=1")
             .header("Cookie", "a=1")
             .header("cookie", "b=2")

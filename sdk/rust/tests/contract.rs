@@ -1,4 +1,4 @@
-//! What the SDK writes is what the agent reads.
+//! The agent reads the SDK's answers as they were meant.
 
 use std::borrow::Cow;
 
@@ -11,7 +11,7 @@ fn golden(name: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The agent understands the decision, and as it understands the JSON of the product page.
+/// Asserts that the agent reads the decision like the JSON of the product page.
 fn assert_golden(decision: &Decision, name: &str) {
     let (json, golden) = (decision.to_json(), golden(name));
     let read = Answer::parse(json.as_bytes()).unwrap_or_else(|error| panic!("{json}: {error}"));
@@ -22,156 +22,173 @@ fn pair<'a>(name: &'a str, value: &'a str) -> (Text<'a>, Text<'a>) {
     (name.into(), value.into())
 }
 
-#[test]
-fn every_example_of_the_product_page_can_be_built() {
-    let result = Decision::allow()
-        .status(403)
-        .body("Forbidden")
-        .set_request_header("X-Processed", "true")
-        .remove_request_header("X-Debug")
-        .set_response_header("X-Frame-Options", "DENY")
-        .tag("processed");
-    assert_golden(&result, "result");
-    let challenge = Decision::challenge("captcha").param("site_key", "your-captcha-site-key").param("action", "login").tag("bot-challenge");
-    assert_golden(&challenge, "challenge");
-    let audit = Decision::block(403)
-        .tag("path-traversal")
-        .rule_id("SEC-001")
-        .rule_id("OWASP-930")
-        .confidence(0.95)
-        .reason_code("PATH_TRAVERSAL_DETECTED");
-    assert_golden(&audit, "audit");
-    assert_golden(&Decision::allow().routing("upstream", "api-v2-backend").routing("priority", "high"), "routing");
-    assert_golden(&Decision::allow().needs_more(), "needs_more");
+mod decisions {
+    use super::*;
+
+    #[test]
+    fn builds_the_examples_of_the_product_page() {
+        let result = Decision::allow()
+            .status(403)
+            .body("Forbidden")
+            .set_request_header("X-Processed", "true")
+            .remove_request_header("X-Debug")
+            .set_response_header("X-Frame-Options", "DENY")
+            .tag("processed");
+        assert_golden(&result, "result");
+        let challenge =
+            Decision::challenge("captcha").param("site_key", "your-captcha-site-key").param("action", "login").tag("bot-challenge");
+        assert_golden(&challenge, "challenge");
+        let audit = Decision::block(403)
+            .tag("path-traversal")
+            .rule_id("SEC-001")
+            .rule_id("OWASP-930")
+            .confidence(0.95)
+            .reason_code("PATH_TRAVERSAL_DETECTED");
+        assert_golden(&audit, "audit");
+        assert_golden(&Decision::allow().routing("upstream", "api-v2-backend").routing("priority", "high"), "routing");
+        assert_golden(&Decision::allow().needs_more(), "needs_more");
+    }
+
+    #[test]
+    fn blocks_and_redirects() {
+        let json = Decision::block(451).body("né\u{0}").set_response_header("Retry-After", "5").to_json();
+        let headers = vec![pair("Retry-After", "5")];
+        let block = Read::Block { status: 451, body: Some("né\u{0}".into()), headers };
+        assert_eq!(Answer::parse(json.as_bytes()).unwrap().decision, block);
+
+        let json = Decision::redirect("/login?a=\"b\"").status(303).to_json();
+        // The agent encodes characters that a URL must not contain.
+        let redirect = Read::Redirect { status: 303, url: "/login?a=%22b%22".into() };
+        assert_eq!(Answer::parse(json.as_bytes()).unwrap().decision, redirect);
+        let json = Decision::redirect("/login").to_json();
+        assert_eq!(Answer::parse(json.as_bytes()).unwrap().decision, Read::Redirect { status: 302, url: "/login".into() });
+    }
+
+    #[test]
+    fn drops_frames_and_closes_connections() {
+        let json = Decision::allow().drop_frame().to_json();
+        assert_eq!(Answer::parse(json.as_bytes()).unwrap().websocket_decision, Some(WebsocketDecision::Drop));
+        let json = Decision::allow().close_websocket(1008, "no \"such\" words").to_json();
+        let close = WebsocketDecision::Close { code: 1008, reason: "no \"such\" words".into() };
+        assert_eq!(Answer::parse(json.as_bytes()).unwrap().websocket_decision, Some(close));
+    }
+
+    #[test]
+    fn clamps_the_confidence() {
+        let confidence = |score| {
+            let json = Decision::allow().confidence(score).to_json();
+            Answer::parse(json.as_bytes()).unwrap().audit.confidence.unwrap()
+        };
+        assert_eq!([confidence(7.0), confidence(-1.0), confidence(f64::NAN), confidence(0.25)], [1.0, 0.0, 0.0, 0.25]);
+    }
 }
 
-#[test]
-fn body_changes_are_read_as_they_were_meant() {
-    let action = |decision: Decision, request: bool| {
-        let json = decision.to_json();
+mod headers {
+    use super::*;
+
+    #[test]
+    fn the_last_value_of_a_set_header_wins() {
+        let json = Decision::allow()
+            .set_response_header("x-a", "1")
+            .set_response_header("X-A", "2")
+            .set_response_header_values("Set-Cookie", ["a=1", "b=\"2\""])
+            .remove_response_header("Server")
+            .to_json();
+        let cookie = Text::from("Set-Cookie");
+        assert_eq!(
+            Answer::parse(json.as_bytes()).unwrap().response_headers,
+            [
+                HeaderOp::Remove("Server".into()),
+                HeaderOp::Set("x-a".into(), "2".into()),
+                HeaderOp::Set(cookie.clone(), "a=1".into()),
+                HeaderOp::Add(cookie, "b=\"2\"".into()),
+            ]
+        );
+    }
+
+    #[test]
+    fn appends_keep_earlier_values() {
+        let json = Decision::allow()
+            .append_request_header("Cookie", "a=1")
+            .append_response_header("Set-Cookie", "a=1")
+            .append_response_header("X-A", "1")
+            .append_response_header("set-cookie", "b=2")
+            .to_json();
         let answer = Answer::parse(json.as_bytes()).unwrap();
-        let mutation = if request { answer.request_body_mutation } else { answer.response_body_mutation };
-        let Some(BodyMutation { action, chunk_index: None }) = mutation else { panic!("{json}") };
-        match action {
-            BodyAction::PassThrough => "keep".to_owned().into_bytes(),
-            BodyAction::Drop => "drop".to_owned().into_bytes(),
-            BodyAction::Replace(bytes) => bytes.into_owned(),
-        }
-    };
-    let text = "é\"\\\n\u{1}";
-    assert_eq!(action(Decision::allow().keep_request_body(), true), b"keep");
-    assert_eq!(action(Decision::allow().replace_request_body(text), true), text.as_bytes());
-    assert_eq!(action(Decision::allow().replace_request_body_bytes([0xff, 0]), true), [0xff, 0]);
-    assert_eq!(action(Decision::allow().drop_request_body(), true), b"drop");
-    assert_eq!(action(Decision::allow().keep_response_body(), false), b"keep");
-    assert_eq!(action(Decision::allow().replace_response_body(text.to_owned()), false), text.as_bytes());
-    assert_eq!(action(Decision::allow().replace_response_body_bytes(*b"abc"), false), b"abc");
-    assert_eq!(action(Decision::allow().drop_response_body(), false), b"drop");
+        assert_eq!(answer.request_headers, [HeaderOp::Add("Cookie".into(), "a=1".into())]);
+        assert_eq!(
+            answer.response_headers,
+            [
+                HeaderOp::Add("Set-Cookie".into(), "a=1".into()),
+                HeaderOp::Add("Set-Cookie".into(), "b=2".into()),
+                HeaderOp::Add("X-A".into(), "1".into()),
+            ]
+        );
+    }
 }
 
-#[test]
-fn headers_that_are_set_twice_are_sent_once() {
-    let json = Decision::allow()
-        .set_response_header("x-a", "1")
-        .set_response_header("X-A", "2")
-        .set_response_header_values("Set-Cookie", ["a=1", "b=\"2\""])
-        .remove_response_header("Server")
-        .to_json();
-    let cookie = Text::from("Set-Cookie");
-    assert_eq!(
-        Answer::parse(json.as_bytes()).unwrap().response_headers,
-        [
-            HeaderOp::Remove("Server".into()),
-            HeaderOp::Set("x-a".into(), "2".into()),
-            HeaderOp::Set(cookie.clone(), "a=1".into()),
-            HeaderOp::Add(cookie, "b=\"2\"".into()),
-        ]
-    );
+mod bodies {
+    use super::*;
+
+    #[test]
+    fn keeps_replaces_and_drops_bodies() {
+        let action = |decision: Decision, request: bool| {
+            let json = decision.to_json();
+            let answer = Answer::parse(json.as_bytes()).unwrap();
+            let mutation = if request { answer.request_body_mutation } else { answer.response_body_mutation };
+            let Some(BodyMutation { action, chunk_index: None }) = mutation else { panic!("{json}") };
+            match action {
+                BodyAction::PassThrough => "keep".to_owned().into_bytes(),
+                BodyAction::Drop => "drop".to_owned().into_bytes(),
+                BodyAction::Replace(bytes) => bytes.into_owned(),
+            }
+        };
+        let text = "é\"\\\n\u{1}";
+        assert_eq!(action(Decision::allow().keep_request_body(), true), b"keep");
+        assert_eq!(action(Decision::allow().replace_request_body(text), true), text.as_bytes());
+        assert_eq!(action(Decision::allow().replace_request_body_bytes([0xff, 0]), true), [0xff, 0]);
+        assert_eq!(action(Decision::allow().drop_request_body(), true), b"drop");
+        assert_eq!(action(Decision::allow().keep_response_body(), false), b"keep");
+        assert_eq!(action(Decision::allow().replace_response_body(text.to_owned()), false), text.as_bytes());
+        assert_eq!(action(Decision::allow().replace_response_body_bytes(*b"abc"), false), b"abc");
+        assert_eq!(action(Decision::allow().drop_response_body(), false), b"drop");
+    }
+
+    #[test]
+    fn sends_bytes_as_base64_even_if_they_are_utf_8() {
+        let json = Decision::allow().replace_request_body_bytes(*b"abc").to_json();
+        let answer = Answer::parse(json.as_bytes()).unwrap();
+        assert!(json.contains("YWJj"));
+        assert!(matches!(answer.request_body_mutation.unwrap().action, BodyAction::Replace(Cow::Owned(_))));
+    }
 }
 
-#[test]
-fn headers_that_are_appended_stand_beside_the_others() {
-    let json = Decision::allow()
-        .append_request_header("Cookie", "a=1")
-        .append_response_header("Set-Cookie", "a=1")
-        .append_response_header("X-A", "1")
-        .append_response_header("set-cookie", "b=2")
-        .to_json();
-    let answer = Answer::parse(json.as_bytes()).unwrap();
-    assert_eq!(answer.request_headers, [HeaderOp::Add("Cookie".into(), "a=1".into())]);
-    assert_eq!(
-        answer.response_headers,
-        [
-            HeaderOp::Add("Set-Cookie".into(), "a=1".into()),
-            HeaderOp::Add("Set-Cookie".into(), "b=2".into()),
-            HeaderOp::Add("X-A".into(), "1".into()),
-        ]
-    );
-}
+mod guardrails {
+    use super::*;
 
-#[test]
-fn blocks_and_redirects_are_read_as_they_were_meant() {
-    let json = Decision::block(451).body("né\u{0}").set_response_header("Retry-After", "5").to_json();
-    let headers = vec![pair("Retry-After", "5")];
-    let block = Read::Block { status: 451, body: Some("né\u{0}".into()), headers };
-    assert_eq!(Answer::parse(json.as_bytes()).unwrap().decision, block);
-
-    let json = Decision::redirect("/login?a=\"b\"").status(303).to_json();
-    // What a URL may not hold is encoded by the agent.
-    let redirect = Read::Redirect { status: 303, url: "/login?a=%22b%22".into() };
-    assert_eq!(Answer::parse(json.as_bytes()).unwrap().decision, redirect);
-    let json = Decision::redirect("/login").to_json();
-    assert_eq!(Answer::parse(json.as_bytes()).unwrap().decision, Read::Redirect { status: 302, url: "/login".into() });
-}
-
-#[test]
-fn frames_are_dropped_and_connections_closed() {
-    let json = Decision::allow().drop_frame().to_json();
-    assert_eq!(Answer::parse(json.as_bytes()).unwrap().websocket_decision, Some(WebsocketDecision::Drop));
-    let json = Decision::allow().close_websocket(1008, "no \"such\" words").to_json();
-    let close = WebsocketDecision::Close { code: 1008, reason: "no \"such\" words".into() };
-    assert_eq!(Answer::parse(json.as_bytes()).unwrap().websocket_decision, Some(close));
-}
-
-#[test]
-fn verdicts_are_what_the_proxy_takes() {
-    let inspection = Inspection::clean()
-        .detection(Detection::new("email", "an address").severity(Severity::High).confidence(0.9).span(3..17))
-        .detection(Detection::new("ssn", "a \"number\"").confidence(f64::NAN))
-        .redacted("to ***");
-    let json = inspection.to_json();
-    let response = Answer::parse(json.as_bytes()).unwrap().guardrail_response.unwrap();
-    let response: serde_json::Value = serde_json::from_str(&response).unwrap();
-    let expected = serde_json::json!({
-        "detected": true,
-        "confidence": 0.9,
-        "detections": [
-            {"category": "email", "description": "an address", "severity": "high", "confidence": 0.9, "span": {"start": 3, "end": 17}},
-            {"category": "ssn", "description": "a \"number\"", "severity": "medium", "confidence": 0},
-        ],
-        "redacted_content": "to ***",
-    });
-    // Numbers are compared as JSON numbers: 0 and 0.0 are one.
-    assert_eq!(response.to_string().replace("0.0", "0"), expected.to_string());
-    let json = Inspection::clean().to_json();
-    assert!(Answer::parse(json.as_bytes()).unwrap().guardrail_response.is_some());
-}
-
-#[test]
-fn scores_beyond_the_range_count_as_the_nearest() {
-    let confidence = |score| {
-        let json = Decision::allow().confidence(score).to_json();
-        Answer::parse(json.as_bytes()).unwrap().audit.confidence.unwrap()
-    };
-    assert_eq!([confidence(7.0), confidence(-1.0), confidence(f64::NAN), confidence(0.25)], [1.0, 0.0, 0.0, 0.25]);
-}
-
-#[test]
-fn bytes_that_are_text_are_sent_as_base64_all_the_same() {
-    let json = Decision::allow().replace_request_body_bytes(*b"abc").to_json();
-    let answer = Answer::parse(json.as_bytes()).unwrap();
-    assert!(json.contains("YWJj"));
-    assert!(matches!(answer.request_body_mutation.unwrap().action, BodyAction::Replace(Cow::Owned(_))));
+    #[test]
+    fn writes_verdicts_in_the_format_of_the_proxy() {
+        let inspection = Inspection::clean()
+            .detection(Detection::new("email", "an address").severity(Severity::High).confidence(0.9).span(3..17))
+            .detection(Detection::new("ssn", "a \"number\"").confidence(f64::NAN))
+            .redacted("to ***");
+        let json = inspection.to_json();
+        let response = Answer::parse(json.as_bytes()).unwrap().guardrail_response.unwrap();
+        let response: serde_json::Value = serde_json::from_str(&response).unwrap();
+        let expected = serde_json::json!({
+            "detected": true,
+            "confidence": 0.9,
+            "detections": [
+                {"category": "email", "description": "an address", "severity": "high", "confidence": 0.9, "span": {"start": 3, "end": 17}},
+                {"category": "ssn", "description": "a \"number\"", "severity": "medium", "confidence": 0},
+            ],
+            "redacted_content": "to ***",
+        });
+        // As JSON numbers, 0 and 0.0 are equal.
+        assert_eq!(response.to_string().replace("0.0", "0"), expected.to_string());
+        let json = Inspection::clean().to_json();
+        assert!(Answer::parse(json.as_bytes()).unwrap().guardrail_response.is_some());
+    }
 }
 
 mod module {
@@ -215,7 +232,7 @@ mod module {
 }
 
 #[test]
-fn a_module_is_configured_and_called_as_the_agent_does() {
+fn call_hook_configures_and_calls_the_module() {
     use module::call_hook;
 
     let admin = r#"{"uri":"/admin/x"}"#;
@@ -227,7 +244,7 @@ fn a_module_is_configured_and_called_as_the_agent_does() {
     let refusal = call_hook("on_configure", r#"{"closd":"/admin"}"#).unwrap().unwrap();
     let reason = zentinel_wasm_contract::answer::parse_configured(refusal.as_bytes()).unwrap().unwrap();
     assert!(reason.contains("closd"), "{reason}");
-    assert!(call_hook("on_request_headers", admin).unwrap().is_some(), "the configuration that was refused replaced the old one");
+    assert!(call_hook("on_request_headers", admin).unwrap().is_some(), "a rejected configuration replaced the current one");
 
     assert_eq!(call_hook("on_request_body", r#"{"body":"7"}"#), Ok(Some(r#"{"decision":"allow","tags":["7"]}"#.to_owned())));
     assert!(call_hook("on_request_body", r#"{"body":"x"}"#).is_err());

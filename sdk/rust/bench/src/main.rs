@@ -1,9 +1,9 @@
-//! Compares modules in the guest: what their hook costs, without an agent around it.
+//! Measures the cost of the hooks of modules, without an agent.
 //!
 //!     cargo run --release --manifest-path sdk/rust/bench/Cargo.toml
 //!
-//! builds the product page's policies and the SDK's, calls them by turns, and prints the best round of each. With the
-//! paths of modules as arguments it compares those instead.
+//! builds the policies of the product page and of the SDK, calls them in turn, and prints the best
+//! round of each. With module paths as arguments, it compares those instead.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use wasmtime::{Caller, Engine, Instance, Linker, Memory, Module, Result, Store, TypedFunc};
 
-/// Rounds of each module. The machine does other things as well: the best round is the one it disturbed least.
+/// Rounds per module. The best round is reported, because other load disturbs it least.
 const ROUNDS: usize = 15;
 const CALLS: u32 = 20_000;
 
-/// A browser's request, as the agent writes it.
+/// The request of a browser, in the agent's format.
 const REQUEST: &str = r#"{"method":"GET","uri":"/api/users?page=1","client_ip":"192.168.1.100","correlation_id":"0af7651916cd43dd","headers":{"Accept":"text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8","Accept-Encoding":"gzip, deflate, br, zstd","Accept-Language":"en-GB,en;q=0.5","Cookie":"session=0123456789abcdef0123456789abcdef","Host":"shop.example","User-Agent":"Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"},"protocol":"HTTP/1.1"}"#;
 
 struct Guest {
@@ -40,7 +40,8 @@ impl Guest {
         Ok(Self { store, memory, alloc, dealloc, hook })
     }
 
-    /// A call as the agent makes it. The time is that of the hook alone; reading the clock is part of it for every guest alike.
+    /// Makes a call as the agent does. Returns the time of the hook alone, which includes the same
+    /// overhead for reading the clock for every guest.
     fn call(&mut self) -> Result<Duration> {
         let size = u32::try_from(REQUEST.len())?;
         let input = self.alloc.call(&mut self.store, size)?;
@@ -64,7 +65,8 @@ impl Guest {
     }
 }
 
-/// Builds the policies of `examples/` and returns their modules, the page's before the SDK's.
+/// Builds the policies of `examples/` and returns their modules: per policy, that of the product
+/// page, then that of the SDK.
 fn build() -> Vec<PathBuf> {
     let examples = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../examples"));
     let mut modules = Vec::new();
@@ -76,7 +78,7 @@ fn build() -> Vec<PathBuf> {
                 .current_dir(&folder)
                 .env_remove("CARGO_TARGET_DIR")
                 .status();
-            assert!(built.is_ok_and(|status| status.success()), "{} does not build", folder.display());
+            assert!(built.is_ok_and(|status| status.success()), "cannot build `{}`", folder.display());
             modules.push(folder.join("target/wasm32-unknown-unknown/release").join(policy).with_extension("wasm"));
         }
     }
