@@ -4,5 +4,5 @@ go 1.24
 
 require github.com/zentinelproxy/zentinel-agent-wasm/sdk/go v0.5.0
 
-// In a project of your own, leave this line out.
+// Remove this line in your own project.
 replace github.com/zentinelproxy/zentinel-agent-wasm/sdk/go => ../../sdk/go

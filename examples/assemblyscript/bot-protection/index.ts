@@ -1,4 +1,4 @@
-/** Makes clients that look like robots prove that they are none. */
+/** Challenges clients that look like bots. */
 
 import { Decision, Request, onRequest } from "zentinel-wasm-sdk";
 export { alloc, dealloc } from "zentinel-wasm-sdk";

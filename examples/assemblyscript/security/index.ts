@@ -1,4 +1,4 @@
-/** Keeps everybody out of `/admin`. */
+/** Blocks all requests to `/admin`. */
 
 import { Decision, Request, onRequest } from "zentinel-wasm-sdk";
 export { alloc, dealloc } from "zentinel-wasm-sdk";

@@ -1,4 +1,4 @@
-/** Touches most of what a policy can see and say. What it decides makes no sense. */
+/** Uses most of what a policy can read and answer. Its decisions serve no purpose. */
 
 import {
   Decision,
@@ -20,13 +20,13 @@ import {
 export { alloc, dealloc } from "zentinel-wasm-sdk";
 
 export function on_configure(ptr: usize, len: usize): u64 {
-  return onConfigure(ptr, len, (config: Value) => (config.get("greeting").exists ? "" : "there is no greeting"));
+  return onConfigure(ptr, len, (config: Value) => (config.get("greeting").exists ? "" : "missing `greeting`"));
 }
 
 export function on_request_headers(ptr: usize, len: usize): u64 {
   return onRequest(ptr, len, (request: Request) => {
     log(Level.Info, "a request");
-    console.debug("at " + Date.now().toString() + ", and by chance " + Math.random().toString());
+    console.debug("at " + Date.now().toString() + ", random " + Math.random().toString());
     return Decision.allow()
       .setRequestHeader("X-Seen", request.method + " " + request.uri)
       .appendRequestHeader("Cookie", "tour=1")

@@ -1,4 +1,4 @@
-// Makes clients that look like robots prove that they are none.
+// Challenges clients that look like bots.
 
 #define ZENTINEL_IMPLEMENTATION
 #include "zentinel.h"

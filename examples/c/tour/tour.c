@@ -1,11 +1,11 @@
-// Touches most of what a policy can see and say. What it decides makes no sense.
+// Uses most of what a policy can read and answer. Its decisions serve no purpose.
 
 #define ZENTINEL_IMPLEMENTATION
 #include "zentinel.h"
 
 ZN_HOOK(on_configure, config, answer) {
   if (!zn_exists(zn_get(config, "greeting"))) {
-    zn_reject_configuration(answer, "there is no greeting");
+    zn_reject_configuration(answer, "missing `greeting`");
   }
 }
 

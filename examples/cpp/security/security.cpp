@@ -1,4 +1,4 @@
-// Keeps everybody out of /admin.
+// Blocks all requests to /admin.
 
 #define ZENTINEL_IMPLEMENTATION
 #include "zentinel.hpp"

@@ -1,4 +1,4 @@
-// Touches most of what a policy can see and say. What it decides makes no sense.
+// Uses most of what a policy can read and answer. Its decisions serve no purpose.
 
 #define ZENTINEL_IMPLEMENTATION
 #include "zentinel.hpp"
@@ -7,7 +7,7 @@ using zentinel::Decision;
 
 ZN_HOOK(on_configure, config, answer) {
   if (!zentinel::Event(config).has("greeting")) {
-    zn_reject_configuration(answer, "there is no greeting");
+    zn_reject_configuration(answer, "missing `greeting`");
   }
 }
 

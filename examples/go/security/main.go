@@ -1,4 +1,4 @@
-// Keeps everybody out of /admin.
+// Blocks all requests to /admin.
 package main
 
 import (
@@ -7,7 +7,7 @@ import (
 	zentinel "github.com/zentinelproxy/zentinel-agent-wasm/sdk/go"
 )
 
-func main() {} // never called: the module is a library
+func main() {} // never called, because the module is a library
 
 //go:wasmexport on_request_headers
 func onRequestHeaders(ptr, size uint32) uint64 {

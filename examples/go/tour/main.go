@@ -1,4 +1,4 @@
-// Touches most of what a policy can see and say. What it decides makes no sense.
+// Uses most of what a policy can read and answer. Its decisions serve no purpose.
 package main
 
 import (
@@ -8,13 +8,13 @@ import (
 	zentinel "github.com/zentinelproxy/zentinel-agent-wasm/sdk/go"
 )
 
-func main() {} // never called: the module is a library
+func main() {} // never called, because the module is a library
 
 //go:wasmexport on_configure
 func onConfigure(ptr, size uint32) uint64 {
 	return zentinel.OnConfigure(ptr, size, func(config []byte) error {
 		if !bytes.Contains(config, []byte(`"greeting"`)) {
-			return errors.New("there is no greeting")
+			return errors.New("missing `greeting`")
 		}
 		return nil
 	})

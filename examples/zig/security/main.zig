@@ -1,4 +1,4 @@
-//! Keeps everybody out of `/admin`.
+//! Blocks all requests to `/admin`.
 
 const std = @import("std");
 const zentinel = @import("zentinel");

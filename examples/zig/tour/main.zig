@@ -1,4 +1,4 @@
-//! Touches most of what a policy can see and say. What it decides makes no sense.
+//! Uses most of what a policy can read and answer. Its decisions serve no purpose.
 
 const std = @import("std");
 const zentinel = @import("zentinel");

@@ -1,4 +1,4 @@
-//! Makes clients that look like robots prove that they are none.
+//! Challenges clients that look like bots.
 
 use zentinel_wasm_sdk::{Decision, Request};
 
@@ -27,21 +27,21 @@ mod tests {
     }
 
     #[test]
-    fn a_client_without_a_name_gets_a_script_to_run() {
+    fn challenges_a_missing_user_agent_with_a_script() {
         let expected = Decision::challenge("js_challenge").tag("no-user-agent");
         assert_eq!(check(&Event::request("GET", "/").to_request()), expected);
         assert_eq!(decide(""), expected);
     }
 
     #[test]
-    fn robots_get_a_captcha() {
+    fn challenges_bots_with_a_captcha() {
         let expected = Decision::challenge("captcha").param("site_key", "your-captcha-site-key").tag("suspicious-ua");
         assert_eq!(decide("GoogleBot/2.1"), expected);
         assert_eq!(decide("curl/8.5.0"), expected);
     }
 
     #[test]
-    fn browsers_pass() {
+    fn allows_browsers() {
         assert_eq!(decide("Mozilla/5.0 (X11; Linux x86_64)"), Decision::allow());
     }
 }

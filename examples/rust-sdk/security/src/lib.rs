@@ -1,4 +1,4 @@
-//! Keeps everybody out of `/admin`.
+//! Blocks all requests to `/admin`.
 
 use zentinel_wasm_sdk::{Decision, Request};
 
@@ -19,13 +19,13 @@ mod tests {
     use zentinel_wasm_sdk::testing::Event;
 
     #[test]
-    fn the_admin_area_is_closed() {
+    fn blocks_admin_paths() {
         let event = Event::request("GET", "/a/admin?x=1");
         assert_eq!(check(&event.to_request()), Decision::block(403).body("Forbidden"));
     }
 
     #[test]
-    fn the_rest_is_open() {
+    fn allows_other_paths() {
         assert_eq!(check(&Event::request("GET", "/Admin").to_request()), Decision::allow());
         assert_eq!(check(&Event::request("GET", "/").to_request()), Decision::allow());
     }

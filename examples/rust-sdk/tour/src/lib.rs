@@ -1,4 +1,4 @@
-//! Touches most of what a policy can see and say. What it decides makes no sense.
+//! Uses most of what a policy can read and answer. Its decisions serve no purpose.
 
 use serde::Deserialize;
 use zentinel_wasm_sdk::{
@@ -17,7 +17,7 @@ impl Default for Config {
 }
 
 fn on_request(request: &Request<'_>, config: &Config) -> Decision {
-    log::info!("a request, and the greeting is {}", config.greeting);
+    log::info!("a request; the greeting is {}", config.greeting);
     Decision::allow()
         .set_request_header("X-Seen", format!("{} {}", request.method(), request.uri()))
         .append_request_header("Cookie", "tour=1")
@@ -33,7 +33,7 @@ fn on_request(request: &Request<'_>, config: &Config) -> Decision {
 }
 
 fn on_request_body(body: &RequestBody<'_>, _: &Config) -> Result<Decision, &'static str> {
-    let mut bytes = body.bytes().ok_or("the body is not base64")?.into_owned();
+    let mut bytes = body.bytes().ok_or("the body is invalid base64")?.into_owned();
     bytes.push(0xff);
     Ok(Decision::allow().replace_request_body_bytes(bytes))
 }
@@ -56,7 +56,7 @@ fn on_response_body(body: &ResponseBody<'_>, _: &Config) -> Result<Decision, &'s
     if let Some(text) = body.text() {
         return Ok(Decision::allow().replace_response_body(format!("{text}!")));
     }
-    let mut bytes = body.bytes().ok_or("the body is not base64")?.into_owned();
+    let mut bytes = body.bytes().ok_or("the body is invalid base64")?.into_owned();
     bytes.push(b'!');
     Ok(Decision::allow().replace_response_body_bytes(bytes))
 }
