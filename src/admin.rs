@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tracing::{debug, info};
-use zentinel_wasm_protocol::log_limited;
+use zentinel_wasm_bounds::log_limited;
 use zentinel_wasm_protocol::report::State;
 
 use crate::agent::Agent;

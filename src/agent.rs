@@ -8,12 +8,12 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio_rustls::rustls::ServerConfig;
 use tracing::{error, info, warn};
+use zentinel_wasm_bounds::{LARGE, RateLimit, log_limited, run_blocking_if_large};
 use zentinel_wasm_contract::event::{BodyChunk, Data, RequestHeaders};
 use zentinel_wasm_contract::{
     Answer, BodyAction, BodyMutation, Decision, Event, Failure, FailureKind, Hook, Text, WebsocketDecision, input,
 };
-use zentinel_wasm_protocol::log::RateLimit;
-use zentinel_wasm_protocol::{Arrival, Capabilities, Encode, Handler, LARGE, Reports, log_limited, report};
+use zentinel_wasm_protocol::{Arrival, Capabilities, Encode, Handler, Reports, report};
 use zentinel_wasm_runtime::{Cache, Lease, Module, Pool, Request, Runtime};
 
 use crate::bodies::{self, Body, Length};
@@ -117,7 +117,7 @@ impl Agent {
             contexts: Contexts::new(),
             bodies: Bodies::new(),
             metrics,
-            limits: FailureKind::ALL.iter().map(|_| RateLimit::new()).collect(),
+            limits: FailureKind::ALL.iter().map(|_| RateLimit::per_log_line()).collect(),
             state: Mutex::new(State::default()),
             discarded_before: Mutex::new(0),
             reports: watch::Sender::new(Arc::new(Reports::default())),
@@ -442,7 +442,7 @@ impl Agent {
         };
         let mut out = inputs::take();
         let context = known.as_ref().map(|known| &known.context);
-        let written = aside(whole.len(), || input::request_body(&mut out, &event, context, generation.settings.max_body));
+        let written = run_blocking_if_large(whole.len(), || input::request_body(&mut out, &event, context, generation.settings.max_body));
         let whole = Arc::new(whole);
         if let Err(error) = written {
             return Err(failed(error.into(), Rescue::Replace(whole)));
@@ -551,11 +551,6 @@ fn changed(action: Option<BodyAction<'static>>, needs_more: bool) -> Answer<'sta
 fn passing(mut answer: Answer<'static>) -> Answer<'static> {
     answer.audit.tags.push(Text::borrowed("fail-open"));
     answer
-}
-
-/// Does `work` on `len` bytes. The other tasks of this thread go on on another meanwhile, where there are many.
-fn aside<T>(len: usize, work: impl FnOnce() -> T) -> T {
-    if len < LARGE { work() } else { tokio::task::block_in_place(work) }
 }
 
 struct Prepared {

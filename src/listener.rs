@@ -18,8 +18,8 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info};
+use zentinel_wasm_bounds::log_limited;
 use zentinel_wasm_protocol::connection::{self, ConnectionError, Stage};
-use zentinel_wasm_protocol::log_limited;
 
 use crate::agent::Agent;
 use crate::tasks::note_end;

@@ -1,8 +1,8 @@
 //! What becomes of the tasks that serve connections.
 
 use tokio::task::JoinError;
+use zentinel_wasm_bounds::log_limited;
 use zentinel_wasm_contract::shortened;
-use zentinel_wasm_protocol::log_limited;
 
 /// Most characters of how a task has failed.
 const MAX_FAILURE: usize = 1000;

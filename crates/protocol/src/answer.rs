@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use serde::ser::{SerializeMap, SerializeStruct, Serializer};
+use zentinel_wasm_bounds::log_limited;
 use zentinel_wasm_contract::{
     Answer, BodyAction, BodyMutation, Decision, Event, Failure, FailureKind, HeaderOp, Hook, Text, WebsocketDecision, json,
 };
 
 use crate::frame::{self, kind};
-use crate::{Encode, PROTOCOL_VERSION, log_limited};
+use crate::{Encode, PROTOCOL_VERSION};
 
 /// How payloads are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

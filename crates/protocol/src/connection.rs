@@ -18,13 +18,14 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::debug;
+use zentinel_wasm_bounds::{LARGE, log_limited, run_blocking_if_large};
 use zentinel_wasm_contract::{Answer, Decision, Failure, FailureKind, Hook, Text};
 
 use crate::answer::{Encoding, Phase, Proxy, Wire};
 use crate::frame::{self, Frame, FrameError, MAX_FRAME, kind};
 use crate::handshake::{self, MAX_IN_FLIGHT};
 use crate::session::{Call, Session, Ticket};
-use crate::{Encode, Handler, LARGE, decode, log_limited};
+use crate::{Encode, Handler, decode};
 
 /// Time that a client has to send its handshake, and then to take the answer to it. The proxy does both at once. What the agent does in between
 /// has limits of its own.
@@ -178,7 +179,9 @@ async fn answer_handshake<H: Handler>(payload: &[u8], handler: &Arc<H>) -> (Vec<
     let request = if payload.len() > MAX_CONFIGURE {
         Err(TOO_LARGE.to_owned())
     } else {
-        crate::aside(payload.len(), || serde_json::from_slice::<handshake::Request<'_>>(payload).map_err(|error| error.to_string()))
+        run_blocking_if_large(payload.len(), || {
+            serde_json::from_slice::<handshake::Request<'_>>(payload).map_err(|error| error.to_string())
+        })
     };
     let agreed = match request {
         Ok(request) => agree(&request, handler).await.map(|()| (request.encoding(), Proxy::greet(&request.proxy_version))),
@@ -431,11 +434,12 @@ impl<H: Handler> Connection<H> {
 
     fn take(&mut self, frame: Frame<'_>) -> Result<(), ConnectionError> {
         match frame.kind {
-            kind::CONFIGURE => crate::aside(frame.payload.len(), || self.configure(frame.payload)),
-            kind if kind::is_event(kind) => crate::aside(frame.payload.len(), || self.event(kind, frame.payload)),
+            kind::CONFIGURE => run_blocking_if_large(frame.payload.len(), || self.configure(frame.payload)),
+            kind if kind::is_event(kind) => run_blocking_if_large(frame.payload.len(), || self.event(kind, frame.payload)),
             kind::CANCEL => {
                 let encoding = self.encoding;
-                if let Some(id) = crate::aside(frame.payload.len(), || decode::correlation_id(encoding, frame.kind, frame.payload)) {
+                if let Some(id) = run_blocking_if_large(frame.payload.len(), || decode::correlation_id(encoding, frame.kind, frame.payload))
+                {
                     self.cancel(&id);
                 }
             }

@@ -15,7 +15,6 @@ pub mod frame;
 pub mod grpc;
 pub mod handshake;
 mod json;
-pub mod log;
 pub mod report;
 mod session;
 
@@ -33,19 +32,6 @@ pub const AGENT_ID: &str = "zentinel-wasm-agent";
 
 /// Version of the protocol that is spoken.
 pub const PROTOCOL_VERSION: u32 = 2;
-
-/// Bytes that are read within a few milliseconds, whatever they are.
-pub const LARGE: usize = 256 << 10;
-
-/// Does `work` on `len` bytes, which takes long if they are many and somebody means it so: telling that a text stands where a number should writes the whole
-/// text down. The other tasks of this thread go on on another meanwhile.
-///
-/// # Panics
-///
-/// Within a runtime of one thread, there being no other.
-pub(crate) fn aside<T>(len: usize, work: impl FnOnce() -> T) -> T {
-    if len < LARGE { work() } else { tokio::task::block_in_place(work) }
-}
 
 /// Turns an answer into what goes over one transport.
 ///

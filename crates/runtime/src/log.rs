@@ -1,9 +1,10 @@
 //! What modules write goes to the agent's log, marked as theirs and bounded.
 
-use std::sync::{Mutex, Once, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Once;
+use std::time::Duration;
 
 use tracing::{debug, error, info, trace, warn};
+use zentinel_wasm_bounds::RateLimit;
 
 /// Longest line taken from a module, in bytes; the rest of it is cut.
 pub(crate) const MAX_LINE: usize = 8 * 1024;
@@ -67,26 +68,11 @@ impl Level {
 #[derive(Debug)]
 pub(crate) struct GuestLog {
     module: String,
-    lines: Budget,
+    lines: RateLimit,
     /// For the agent's warnings that an instance cannot be replaced.
-    pub(crate) replacements: Budget,
+    pub(crate) replacements: RateLimit,
     /// For the agent's warning that nothing takes the configuration.
     pub(crate) unconfigurable: Once,
-}
-
-/// A number of lines at once, and then so many a second.
-#[derive(Debug)]
-pub(crate) struct Budget {
-    burst: f64,
-    per_second: f64,
-    left: Mutex<Left>,
-}
-
-#[derive(Debug)]
-struct Left {
-    lines: f64,
-    refilled: Instant,
-    suppressed: u64,
 }
 
 impl GuestLog {
@@ -94,8 +80,8 @@ impl GuestLog {
     pub(crate) fn new(module: String) -> Self {
         Self {
             module,
-            lines: Budget::new(BURST, LINES_PER_SECOND),
-            replacements: Budget::new(REPLACEMENT_BURST, REPLACEMENTS_PER_SECOND),
+            lines: RateLimit::new(BURST, LINES_PER_SECOND),
+            replacements: RateLimit::new(REPLACEMENT_BURST, REPLACEMENTS_PER_SECOND),
             unconfigurable: Once::new(),
         }
     }
@@ -105,7 +91,7 @@ impl GuestLog {
         if !level.enabled() {
             return UNWANTED_COST;
         }
-        let Some(suppressed) = self.lines.take() else { return UNWANTED_COST };
+        let Some(suppressed) = self.lines.admit() else { return UNWANTED_COST };
         let module = self.module.as_str();
         if suppressed > 0 {
             warn!(target: "guest", module, suppressed, "the module logs too much: lines were left out");
@@ -123,32 +109,6 @@ impl GuestLog {
             Level::Error => error!(target: "guest", module, correlation_id, "{line}"),
         }
         cost
-    }
-}
-
-impl Budget {
-    fn new(burst: f64, per_second: f64) -> Self {
-        Self { burst, per_second, left: Mutex::new(Left { lines: burst, refilled: Instant::now(), suppressed: 0 }) }
-    }
-
-    /// Takes one line and tells how many were left out before it, or counts it as left out.
-    pub(crate) fn take(&self) -> Option<u64> {
-        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let passed = now.saturating_duration_since(left.refilled).min(Duration::from_secs(60));
-        left.lines = (left.lines + passed.as_secs_f64() * self.per_second).min(self.burst);
-        left.refilled = now;
-        if left.lines < 1.0 {
-            left.suppressed += 1;
-            return None;
-        }
-        left.lines -= 1.0;
-        Some(std::mem::take(&mut left.suppressed))
-    }
-
-    #[cfg(test)]
-    pub(crate) fn suppressed(&self) -> u64 {
-        self.left.lock().unwrap().suppressed
     }
 }
 
@@ -201,7 +161,7 @@ mod tests {
     #[test]
     fn a_module_that_logs_without_end_is_cut_off_and_counted() {
         let log = GuestLog::new("m".into());
-        let taken = (0..1_000_000).filter(|_| log.lines.take().is_some()).count();
+        let taken = (0..1_000_000).filter(|_| log.lines.admit().is_some()).count();
         // The refill during the loop is small, however slow the machine is: a hundred lines a second.
         assert!(taken >= BURST as usize && taken < 100_000, "{taken}");
         assert!(log.lines.suppressed() > 0);

@@ -409,7 +409,7 @@ impl Shared {
 
     fn could_not_make(&self, error: &StartError, pause: Duration) {
         self.runtime.0.failed_starts.fetch_add(1, Relaxed);
-        if let Some(suppressed) = self.log.replacements.take() {
+        if let Some(suppressed) = self.log.replacements.admit() {
             warn!(suppressed, "cannot make another instance, trying again in {pause:?}: {error}");
         }
     }

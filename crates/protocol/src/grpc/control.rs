@@ -12,12 +12,13 @@ use prost::Message as _;
 use tokio::sync::watch;
 use tonic::{Status, Streaming};
 use tracing::debug;
+use zentinel_wasm_bounds::{log_limited, run_blocking_if_large};
 
 use super::fields::{Fields, Value};
 use super::proto::proxy_control::Message;
 use super::{message, process, proto};
+use crate::Handler;
 use crate::connection::Stage;
-use crate::{Handler, log_limited};
 
 /// Messages in a row after which others on this thread get their turn.
 const MAX_MESSAGES: u64 = 32;
@@ -60,7 +61,7 @@ pub(super) fn open<H: Handler>(
                 Ok(None) => return None,
                 Err(status) => return Some((Err(status), (handler, stage, drained, inbound))),
             };
-            match crate::aside(bytes.len(), || read(&bytes)) {
+            match run_blocking_if_large(bytes.len(), || read(&bytes)) {
                 Some(Message::Shutdown(_) | Message::Drain(_)) => {
                     // For this client alone: another proxy's traffic, and this one's after a restart, are not its to stop.
                     if !drained.send_replace(true) {

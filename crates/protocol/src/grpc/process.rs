@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::{Code, Status, Streaming};
 use tracing::debug;
+use zentinel_wasm_bounds::{log_limited, run_blocking_if_large};
 use zentinel_wasm_contract::{Event, Failure, FailureKind, Hook};
 
 use super::answer::{Peer, Wire};
@@ -32,7 +33,7 @@ use crate::connection::{
 use crate::decode::Config;
 use crate::handshake::{MAX_IN_FLIGHT, check_versions};
 use crate::session::{Call, Session, Ticket};
-use crate::{Arrival, Handler, Reports, log_limited};
+use crate::{Arrival, Handler, Reports};
 
 /// Longest reason in a status, in bytes: it travels in a header, and clients take few of these.
 const MAX_REASON: usize = 1024;
@@ -54,7 +55,7 @@ pub(super) fn config(json: &str) -> Result<Value, String> {
     if json.len() > MAX_CONFIGURE {
         return Err("the configuration has more than 4 MiB".into());
     }
-    crate::aside(json.len(), || serde_json::from_str(json))
+    run_blocking_if_large(json.len(), || serde_json::from_str(json))
         .map(|config: Config| config.0)
         .map_err(|error| format!("the configuration is not JSON: {error}"))
 }
@@ -359,7 +360,7 @@ impl<H: Handler> Driver<H> {
             match arrived {
                 Some(Ok(bytes)) => {
                     work += bytes.len() + FRAME_WORK;
-                    crate::aside(bytes.len(), || self.take(bytes, &mut exchange));
+                    run_blocking_if_large(bytes.len(), || self.take(bytes, &mut exchange));
                 }
                 Some(Err(status)) => {
                     if status.code() != Code::Cancelled {
@@ -521,13 +522,15 @@ pub(super) async fn answer_one<H: Handler>(handler: Arc<H>, bytes: Bytes) -> Res
         Ok(handler.reject(hook, invalid(hook, &reason), wire(Phase { hook, chunk_index: 0 }, &id)))
     };
     let len = bytes.len();
-    let message = match crate::aside(len, || read(bytes)) {
+    let message = match run_blocking_if_large(len, || read(bytes)) {
         Ok(message) => message,
         Err(unreadable) => return reject(unreadable),
     };
-    let call = match crate::aside(len, || event(&message)) {
+    let call = match run_blocking_if_large(len, || event(&message)) {
         Some(Ok(event)) if event.correlation_id().len() > MAX_ID => return Err(Status::invalid_argument(TOO_LONG_ID)),
-        Some(Ok(event)) => crate::aside(len, || handler.handle(&event, Arrival::Alone, wire(Phase::of(&event), event.correlation_id()))),
+        Some(Ok(event)) => {
+            run_blocking_if_large(len, || handler.handle(&event, Arrival::Alone, wire(Phase::of(&event), event.correlation_id())))
+        }
         Some(Err(unreadable)) => return reject(unreadable),
         None => {
             let said = match message {
