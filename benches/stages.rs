@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use zentinel_wasm_contract::Encode;
 use zentinel_wasm_contract::{Answer, HeaderCase, Hook, input};
 use zentinel_wasm_protocol::frame::kind;
-use zentinel_wasm_protocol::{Encode, Encoding, Phase, Proxy, Wire, decode};
+use zentinel_wasm_protocol::{Encoding, Phase, Proxy, Wire, decode};
 use zentinel_wasm_runtime::{Isolation, Module, Pool, Request, Runtime, Settings};
 
 const MODULE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/rust/target/wasm32-unknown-unknown/release/security.wasm");

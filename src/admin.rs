@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tracing::{debug, info};
 use zentinel_wasm_bounds::log_limited;
-use zentinel_wasm_protocol::report::State;
+use zentinel_wasm_contract::report::HealthState;
 
 use crate::agent::Agent;
 use crate::metrics::Metrics;
@@ -102,9 +102,9 @@ fn respond(request: &Request<Incoming>, agent: Option<&Agent>) -> Response<Full<
         }
         "/healthz" => match agent.map(Agent::health) {
             None => text(StatusCode::OK, STARTING),
-            Some(State::Healthy) => text(StatusCode::OK, "healthy\n"),
-            Some(State::Degraded(reason)) => text(StatusCode::OK, format!("degraded: {reason}\n")),
-            Some(State::Draining) => text(StatusCode::OK, "draining\n"),
+            Some(HealthState::Healthy) => text(StatusCode::OK, "healthy\n"),
+            Some(HealthState::Degraded(reason)) => text(StatusCode::OK, format!("degraded: {reason}\n")),
+            Some(HealthState::Draining) => text(StatusCode::OK, "draining\n"),
         },
         "/readyz" => match agent.map(Agent::is_ready) {
             None => text(StatusCode::SERVICE_UNAVAILABLE, STARTING),

@@ -10,10 +10,11 @@ use tokio_rustls::rustls::ServerConfig;
 use tracing::{error, info, warn};
 use zentinel_wasm_bounds::{LARGE, RateLimit, log_limited, run_blocking_if_large};
 use zentinel_wasm_contract::event::{BodyChunk, Data, RequestHeaders};
+use zentinel_wasm_contract::report::{self, Reports};
 use zentinel_wasm_contract::{
-    Answer, BodyAction, BodyMutation, Decision, Event, Failure, FailureKind, Hook, Text, WebsocketDecision, input,
+    Answer, Arrival, BodyAction, BodyMutation, Capabilities, Decision, Encode, Event, Failure, FailureKind, Handler, Hook, Text,
+    WebsocketDecision, input,
 };
-use zentinel_wasm_protocol::{Arrival, Capabilities, Encode, Handler, Reports, report};
 use zentinel_wasm_runtime::{Cache, Lease, Module, Pool, Request, Runtime};
 
 use crate::bodies::{self, Body, Length};
@@ -228,15 +229,15 @@ impl Agent {
     }
 
     /// Agent health.
-    pub fn health(&self) -> report::State {
+    pub fn health(&self) -> report::HealthState {
         let state = self.state();
         if state.draining {
-            return report::State::Draining;
+            return report::HealthState::Draining;
         }
         let circuit_open = self.current.load().breaker.is_open().then_some("the module fails every call and is left alone");
         let problems = [state.socket_lost.as_deref(), state.reload_failure.as_deref(), circuit_open];
         let problems: Vec<_> = problems.into_iter().flatten().collect();
-        if problems.is_empty() { report::State::Healthy } else { report::State::Degraded(problems.join("; ")) }
+        if problems.is_empty() { report::HealthState::Healthy } else { report::HealthState::Degraded(problems.join("; ")) }
     }
 
     /// Whether the module decides about requests right now.

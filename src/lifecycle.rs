@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{info, warn};
-use zentinel_wasm_protocol::REPORT_INTERVAL;
+use zentinel_wasm_contract::report::REPORT_INTERVAL;
 use zentinel_wasm_protocol::connection::Stage;
 use zentinel_wasm_runtime::Cache;
 

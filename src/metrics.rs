@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
+use zentinel_wasm_contract::report::{self, REPORT_INTERVAL};
 use zentinel_wasm_contract::{FailureKind, Hook};
-use zentinel_wasm_protocol::{REPORT_INTERVAL, report};
 use zentinel_wasm_runtime::PoolStats;
 
 use crate::logging;
@@ -280,8 +280,8 @@ impl Metrics {
     }
 
     /// Everything as it is reported to proxies.
-    pub(crate) fn report(&self) -> report::Metrics {
-        let mut report = report::Metrics::default();
+    pub(crate) fn report(&self) -> report::Series {
+        let mut report = report::Series::default();
         for family in self.registry.gather() {
             for metric in family.get_metric() {
                 let labels = metric.get_label().iter().map(|label| (label.name().to_owned(), label.value().to_owned())).collect();

@@ -10,9 +10,9 @@ use tokio::sync::watch;
 use zentinel_agent_wasm::cli::LogFormat;
 use zentinel_agent_wasm::logging::Log;
 use zentinel_agent_wasm::metrics::Metrics;
-use zentinel_wasm_contract::{Answer, Event, Failure, Hook};
+use zentinel_wasm_contract::report::Reports;
+use zentinel_wasm_contract::{Answer, Arrival, Capabilities, Encode, Event, Failure, Handler, Hook};
 use zentinel_wasm_protocol::connection::{self, Stage};
-use zentinel_wasm_protocol::{Arrival, Capabilities, Encode, Handler, Reports};
 
 /// Set for the process whose standard error is looked at.
 const CHILD: &str = "PANICS_TEST_CHILD";

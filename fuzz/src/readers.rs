@@ -5,10 +5,11 @@
 use std::sync::Arc;
 
 use serde_json::Value;
+use zentinel_wasm_contract::Encode;
 use zentinel_wasm_contract::answer::parse_configured;
 use zentinel_wasm_contract::{Answer, BodyAction, Decision, Event, HeaderCase, HeaderOp, Hook, header, input};
 use zentinel_wasm_protocol::frame::{self, kind};
-use zentinel_wasm_protocol::{Encode, Encoding, Phase, Proxy, Wire, decode, grpc};
+use zentinel_wasm_protocol::{Encoding, Phase, Proxy, Wire, decode, grpc};
 
 /// A stream of frames as a client may send it. The first byte chooses the encoding.
 pub fn frames(data: &[u8]) {

@@ -5,7 +5,9 @@
 //! * [`event`]: what the proxy says, borrowed from the frame that it came in;
 //! * [`hook`]: which export of the module takes it;
 //! * [`input`]: the JSON object that the module is handed;
-//! * [`answer`]: the JSON object that it returns, checked before anyone acts on it.
+//! * [`answer`]: the JSON object that it returns, checked before anyone acts on it;
+//! * [`handler`]: where a transport meets whoever decides;
+//! * [`report`]: health and metrics, as the proxy gets them.
 //!
 //! The files in `golden/` are the JSON examples of the product page, and the tests of this crate read them.
 
@@ -16,10 +18,12 @@ pub mod answer;
 mod dense;
 pub mod event;
 mod failure;
+pub mod handler;
 pub mod header;
 pub mod hook;
 pub mod input;
 pub mod json;
+pub mod report;
 mod text;
 mod url;
 mod value;
@@ -27,6 +31,7 @@ mod value;
 pub use answer::{Answer, AnswerError, Audit, BodyAction, BodyMutation, Decision, HeaderOp, WebsocketDecision};
 pub use event::Event;
 pub use failure::{Failure, FailureKind};
+pub use handler::{Arrival, Capabilities, Encode, Handler};
 pub use header::HeaderCase;
 pub use hook::{Hook, Hooks};
 pub use text::{MAX_ENTRIES, Pairs, Text, shortened};

@@ -7,11 +7,11 @@ use serde::Serialize;
 use serde::ser::{SerializeMap, SerializeStruct, Serializer};
 use zentinel_wasm_bounds::log_limited;
 use zentinel_wasm_contract::{
-    Answer, BodyAction, BodyMutation, Decision, Event, Failure, FailureKind, HeaderOp, Hook, Text, WebsocketDecision, json,
+    Answer, BodyAction, BodyMutation, Decision, Encode, Event, Failure, FailureKind, HeaderOp, Hook, Text, WebsocketDecision, json,
 };
 
+use crate::PROTOCOL_VERSION;
 use crate::frame::{self, kind};
-use crate::{Encode, PROTOCOL_VERSION};
 
 /// How payloads are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -19,13 +19,15 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::debug;
 use zentinel_wasm_bounds::{LARGE, log_limited, run_blocking_if_large};
-use zentinel_wasm_contract::{Answer, Decision, Failure, FailureKind, Hook, Text};
+use zentinel_wasm_contract::report::Reports;
+use zentinel_wasm_contract::{Answer, Decision, Encode, Failure, FailureKind, Handler, Hook, Text};
 
 use crate::answer::{Encoding, Phase, Proxy, Wire};
+use crate::decode;
 use crate::frame::{self, Frame, FrameError, MAX_FRAME, kind};
 use crate::handshake::{self, MAX_IN_FLIGHT};
+use crate::report::{health_json, metrics_json};
 use crate::session::{Call, Session, Ticket};
-use crate::{Encode, Handler, decode};
 
 /// Time that a client has to send its handshake, and then to take the answer to it. The proxy does both at once. What the agent does in between
 /// has limits of its own.
@@ -278,11 +280,7 @@ impl<H: Handler> Connection<H> {
         }
     }
 
-    async fn run(
-        &mut self,
-        mut stage: watch::Receiver<Stage>,
-        mut reports: watch::Receiver<Arc<crate::Reports>>,
-    ) -> Result<(), ConnectionError> {
+    async fn run(&mut self, mut stage: watch::Receiver<Stage>, mut reports: watch::Receiver<Arc<Reports>>) -> Result<(), ConnectionError> {
         let timer = tokio::time::sleep(Duration::ZERO);
         tokio::pin!(timer);
         let mut quiet_since = Instant::now();
@@ -571,13 +569,13 @@ impl<H: Handler> Connection<H> {
         .await;
     }
 
-    fn report(&mut self, reports: &watch::Receiver<Arc<crate::Reports>>) {
+    fn report(&mut self, reports: &watch::Receiver<Arc<Reports>>) {
         // A client that reads slowly gets the next one; they must not pile up.
         if self.output.is_full() {
             return;
         }
         let reports = Arc::clone(&reports.borrow());
-        for (kind, report) in [(kind::HEALTH_STATUS, reports.health_json()), (kind::METRICS_REPORT, reports.metrics_json())] {
+        for (kind, report) in [(kind::HEALTH_STATUS, health_json(&reports)), (kind::METRICS_REPORT, metrics_json(&reports))] {
             let payload = match self.encoding {
                 Encoding::Json => serde_json::to_vec(&report).ok(),
                 Encoding::MessagePack => rmp_serde::to_vec_named(&report).ok(),
@@ -789,10 +787,9 @@ impl Output {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use zentinel_wasm_contract::Event;
+    use zentinel_wasm_contract::{Arrival, Capabilities, Event};
 
     use super::*;
-    use crate::{Arrival, Capabilities, Reports};
 
     /// Allows everything, and takes its time with configurations.
     struct Slow {

@@ -1,26 +1,15 @@
 //! The first exchange on a Unix socket.
 
 use serde::{Deserialize, Serialize};
-use zentinel_wasm_contract::{Hook, Hooks, Text};
+use zentinel_wasm_contract::{Capabilities, Hook, Hooks, Text};
 
 use crate::answer::Encoding;
 use crate::decode::Config;
 use crate::{AGENT_ID, PROTOCOL_VERSION};
 
-/// What the agent tells of itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capabilities {
-    /// Hooks that the module exports.
-    pub hooks: Hooks,
-    /// Largest body handed to the module, in bytes.
-    pub max_body: usize,
-}
-
-impl Capabilities {
-    /// The events that are worth sending, as the socket numbers them.
-    pub fn events(self) -> Vec<i32> {
-        self.hooks.iter().map(event_number).collect()
-    }
+/// The events that are worth sending, as the socket numbers them.
+pub(crate) fn event_numbers(hooks: Hooks) -> Vec<i32> {
+    hooks.iter().map(event_number).collect()
 }
 
 /// The number of a hook's event on the Unix socket.
@@ -135,7 +124,7 @@ impl Response {
                 agent_id: AGENT_ID,
                 name: NAME,
                 version: env!("CARGO_PKG_VERSION"),
-                supported_events: capabilities.events(),
+                supported_events: event_numbers(capabilities.hooks),
                 features: Features {
                     streaming_body: hooks.contains_any(&[Hook::RequestBody, Hook::ResponseBody]),
                     websocket: hooks.contains(Hook::WebsocketFrame),

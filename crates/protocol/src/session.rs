@@ -11,7 +11,7 @@ use futures_util::future::{AbortHandle, Abortable, Aborted};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use hashbrown::{DefaultHashBuilder, HashMap};
 
-use crate::Arrival;
+use zentinel_wasm_contract::Arrival;
 
 /// A call under way, whose outcome is an answer ready to be sent.
 pub(crate) type Call<T> = Pin<Box<dyn Future<Output = T> + Send>>;

@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use prost::Message as _;
 use zentinel_wasm_bounds::log_limited;
-use zentinel_wasm_contract::{Answer, Audit, BodyAction, BodyMutation, Decision, Failure, FailureKind, HeaderOp, Text, WebsocketDecision};
+use zentinel_wasm_contract::{
+    Answer, Audit, BodyAction, BodyMutation, Decision, Encode, Failure, FailureKind, HeaderOp, Text, WebsocketDecision,
+};
 
 use super::proto::agent_response::Decision as DecisionWire;
 use super::proto::agent_to_proxy::Message;
 use super::{MAX_ANSWER, proto};
-use crate::Encode;
 use crate::answer::{Phase, Proxy, for_proxy, guardrail};
 
 /// What the answers of one stream have in common.

@@ -13,11 +13,11 @@ use tokio::sync::watch;
 use tonic::{Status, Streaming};
 use tracing::debug;
 use zentinel_wasm_bounds::{log_limited, run_blocking_if_large};
+use zentinel_wasm_contract::Handler;
 
 use super::fields::{Fields, Value};
 use super::proto::proxy_control::Message;
 use super::{message, process, proto};
-use crate::Handler;
 use crate::connection::Stage;
 
 /// Messages in a row after which others on this thread get their turn.

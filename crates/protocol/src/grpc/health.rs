@@ -12,7 +12,8 @@ use super::SERVICE;
 use super::health_proto::health_check_response::ServingStatus;
 use super::health_proto::{HealthCheckRequest, HealthCheckResponse};
 use crate::connection::Stage;
-use crate::{Handler, Reports};
+use zentinel_wasm_contract::Handler;
+use zentinel_wasm_contract::report::Reports;
 
 /// Name of the health service.
 pub(super) const HEALTH: &str = "grpc.health.v1.Health";

@@ -2,12 +2,13 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use zentinel_wasm_contract::Hook;
+use zentinel_wasm_contract::report::{HealthState, Histogram, Metric, REPORT_INTERVAL, Reports};
+use zentinel_wasm_contract::{Capabilities, Hook};
 
 use super::proto;
 use super::proto::agent_to_proxy::Message;
-use crate::report::{Histogram, Metric, REPORT_INTERVAL, Reports, State};
-use crate::{AGENT_ID, Capabilities, handshake};
+use crate::report::state_number;
+use crate::{AGENT_ID, handshake};
 
 /// The number of a hook's event over gRPC: as on the socket, except that zero means nothing here.
 const fn event_number(hook: Hook) -> i32 {
@@ -72,10 +73,10 @@ pub(super) fn now_ms() -> u64 {
 /// How the agent is, or that it drains, for a client that has asked for it.
 pub(super) fn health(reports: &Reports, drained: bool) -> Message {
     let health = &reports.health;
-    let state = if drained { &State::Draining } else { &health.state };
+    let state = if drained { &HealthState::Draining } else { &health.state };
     Message::Health(proto::HealthStatus {
         agent_id: AGENT_ID.to_owned(),
-        state: state.number(),
+        state: state_number(state),
         message: state.message().map(str::to_owned),
         load: Some(proto::LoadMetrics {
             in_flight: health.in_flight,
@@ -91,7 +92,7 @@ pub(super) fn health(reports: &Reports, drained: bool) -> Message {
         resources: Some(proto::ResourceMetrics { connections: Some(health.connections), ..proto::ResourceMetrics::default() }),
         valid_until_ms: Some(reports.valid_until_ms()),
         timestamp_ms: reports.timestamp_ms,
-        timeout_multiplier: if matches!(state, State::Degraded(_)) { 1.0 } else { 0.0 },
+        timeout_multiplier: if matches!(state, HealthState::Degraded(_)) { 1.0 } else { 0.0 },
         ..proto::HealthStatus::default()
     })
 }

@@ -18,7 +18,8 @@ use tokio::time::Instant;
 use tonic::{Code, Status, Streaming};
 use tracing::debug;
 use zentinel_wasm_bounds::{log_limited, run_blocking_if_large};
-use zentinel_wasm_contract::{Event, Failure, FailureKind, Hook};
+use zentinel_wasm_contract::report::Reports;
+use zentinel_wasm_contract::{Arrival, Event, Failure, FailureKind, Handler, Hook};
 
 use super::answer::{Peer, Wire};
 use super::event::{Unreadable, event, read};
@@ -33,7 +34,6 @@ use crate::connection::{
 use crate::decode::Config;
 use crate::handshake::{MAX_IN_FLIGHT, check_versions};
 use crate::session::{Call, Session, Ticket};
-use crate::{Arrival, Handler, Reports};
 
 /// Longest reason in a status, in bytes: it travels in a header, and clients take few of these.
 const MAX_REASON: usize = 1024;

@@ -27,8 +27,8 @@ use super::codec::Codec;
 use super::inbound::Inbound;
 use super::outbound::{Outbound, Unwritten};
 use super::{MAX_MESSAGE, SERVICE, control, health, process};
-use crate::Handler;
 use crate::connection::{HANDSHAKE_TIMEOUT, STALL_TIMEOUT, Stage};
+use zentinel_wasm_contract::Handler;
 
 /// Streams at once on one connection. A proxy opens one; single events take one each, and a proxy has no more than this under way.
 const MAX_STREAMS: u32 = 100;
