@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use zentinel_wasm_contract::Encode;
-use zentinel_wasm_contract::{Answer, HeaderCase, Hook, input};
+use zentinel_wasm_contract::{HeaderCase, Hook};
+use zentinel_wasm_guest_json::{answer, input};
 use zentinel_wasm_protocol::frame::kind;
 use zentinel_wasm_protocol::{Encoding, Phase, Proxy, Wire, decode};
 use zentinel_wasm_runtime::{Isolation, Module, Pool, Request, Runtime, Settings};
@@ -91,7 +92,7 @@ fn stages(c: &mut Criterion) {
 
     let answers = [("allow", &br#"{"decision":"allow"}"#[..]), ("block", br#"{"decision":"block","status":403,"body":"Forbidden"}"#)];
     for (name, bytes) in answers {
-        c.bench_function(&format!("parse/{name}"), |b| b.iter(|| black_box(Answer::parse(black_box(bytes)).unwrap())));
+        c.bench_function(&format!("parse/{name}"), |b| b.iter(|| black_box(answer::read(black_box(bytes)).unwrap())));
         let wire = Wire {
             encoding: Encoding::Json,
             proxy: Proxy::default(),
@@ -99,7 +100,7 @@ fn stages(c: &mut Criterion) {
             correlation_id: Arc::from("0af76519-16cd-43dd-8448-eb211c80319c"),
             connection: 0,
         };
-        let answer = Answer::parse(bytes).unwrap();
+        let answer = answer::read(bytes).unwrap();
         c.bench_function(&format!("encode/{name}"), |b| b.iter(|| black_box(wire.encode(black_box(&answer)).unwrap())));
     }
 }

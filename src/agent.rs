@@ -13,8 +13,9 @@ use zentinel_wasm_contract::event::{BodyChunk, Data, RequestHeaders};
 use zentinel_wasm_contract::report::{self, Reports};
 use zentinel_wasm_contract::{
     Answer, Arrival, BodyAction, BodyMutation, Capabilities, Decision, Encode, Event, Failure, FailureKind, Handler, Hook, Text,
-    WebsocketDecision, input,
+    WebsocketDecision,
 };
+use zentinel_wasm_guest_json::{answer, input};
 use zentinel_wasm_runtime::{Cache, Lease, Module, Pool, Request, Runtime};
 
 use crate::bodies::{self, Body, Length};
@@ -822,7 +823,7 @@ struct Read<T> {
 
 impl<T> Read<T> {
     fn new<E: Encode<Encoded = T>>(lease: &Lease, hook: Hook, body: Body, whole: Option<&Vec<u8>>, encode: &E) -> Result<Self, Failure> {
-        let mut answer = Answer::parse(lease.output())?;
+        let mut answer = answer::read(lease.output())?;
         bodies::settle(&mut answer, hook, body)?;
         if let Some(whole) = whole {
             bodies::put_back(&mut answer, whole);

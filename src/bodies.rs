@@ -179,7 +179,7 @@ mod tests {
 
     #[track_caller]
     fn settled(answer: &str, hook: Hook, body: Body) -> Result<bool, String> {
-        let mut answer = Answer::parse(answer.as_bytes()).unwrap();
+        let mut answer = zentinel_wasm_guest_json::answer::read(answer.as_bytes()).unwrap();
         settle(&mut answer, hook, body).map(|()| answer.needs_more).map_err(|failure| failure.detail)
     }
 

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 
 use hashbrown::DefaultHashBuilder;
 use tracing::warn;
-use zentinel_wasm_contract::input::Context;
+use zentinel_wasm_guest_json::input::Context;
 
 use crate::bodies::Length;
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use zentinel_wasm_contract::Encode;
-use zentinel_wasm_contract::answer::parse_configured;
-use zentinel_wasm_contract::{Answer, BodyAction, Decision, Event, HeaderCase, HeaderOp, Hook, header, input};
+use zentinel_wasm_contract::{BodyAction, Decision, Event, HeaderCase, HeaderOp, Hook, header};
+use zentinel_wasm_guest_json::{answer, input};
 use zentinel_wasm_protocol::frame::{self, kind};
 use zentinel_wasm_protocol::{Encoding, Phase, Proxy, Wire, decode, grpc};
 
@@ -80,8 +80,8 @@ fn object(json: &[u8]) -> Value {
 
 /// An answer of a module. What is taken can be written, and injects nothing.
 pub fn answers(data: &[u8]) {
-    let _ = parse_configured(data);
-    let Ok(answer) = Answer::parse(data) else { return };
+    let _ = answer::read_configured(data);
+    let Ok(answer) = answer::read(data) else { return };
     let headers = match &answer.decision {
         Decision::Block { status, headers, body } => {
             assert!((200..=599).contains(status));

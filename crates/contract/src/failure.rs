@@ -90,7 +90,7 @@ pub struct Failure {
 }
 
 /// What a guest or a client may have put words into, as one line that is cut off.
-pub(crate) fn brief(text: &str) -> String {
+pub fn brief(text: &str) -> String {
     const SHOWN: usize = 1000;
     crate::shortened(text, SHOWN)
 }
@@ -109,22 +109,6 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
-
-impl From<crate::answer::AnswerError> for Failure {
-    fn from(error: crate::answer::AnswerError) -> Self {
-        Self::new(FailureKind::InvalidResult, error.to_string())
-    }
-}
-
-impl From<crate::input::BodyError> for Failure {
-    fn from(error: crate::input::BodyError) -> Self {
-        let kind = match error {
-            crate::input::BodyError::TooLarge { .. } => FailureKind::BodyLimit,
-            crate::input::BodyError::NotBase64 => FailureKind::InvalidEvent,
-        };
-        Self::new(kind, error.to_string())
-    }
-}
 
 #[cfg(test)]
 mod tests {

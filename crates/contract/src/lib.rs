@@ -4,12 +4,9 @@
 //!
 //! * [`event`]: what the proxy says, borrowed from the frame that it came in;
 //! * [`hook`]: which export of the module takes it;
-//! * [`input`]: the JSON object that the module is handed;
-//! * [`answer`]: the JSON object that it returns, checked before anyone acts on it;
+//! * [`answer`]: what it decides;
 //! * [`handler`]: where a transport meets whoever decides;
 //! * [`report`]: health and metrics, as the proxy gets them.
-//!
-//! The files in `golden/` are the JSON examples of the product page, and the tests of this crate read them.
 
 #![deny(unsafe_code)]
 #![deny(missing_docs)]
@@ -17,18 +14,17 @@
 pub mod answer;
 mod dense;
 pub mod event;
-mod failure;
+pub mod failure;
 pub mod handler;
 pub mod header;
 pub mod hook;
-pub mod input;
 pub mod json;
 pub mod report;
-mod text;
-mod url;
+pub mod text;
+pub mod url;
 mod value;
 
-pub use answer::{Answer, AnswerError, Audit, BodyAction, BodyMutation, Decision, HeaderOp, WebsocketDecision};
+pub use answer::{Answer, Audit, BodyAction, BodyMutation, Decision, HeaderOp, WebsocketDecision};
 pub use event::Event;
 pub use failure::{Failure, FailureKind};
 pub use handler::{Arrival, Capabilities, Encode, Handler};

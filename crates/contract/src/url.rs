@@ -6,7 +6,7 @@ use crate::text::Text;
 
 /// Why a text cannot be made a URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum UrlError {
+pub enum UrlError {
     /// Control characters have no place in a URL, and encoding them would only hide a mistake.
     ControlCharacter,
     /// The host is in brackets, but not an IPv6 address (RFC 3986, 3.2.2).
@@ -17,7 +17,7 @@ pub(crate) enum UrlError {
 
 impl UrlError {
     /// What is wrong, to be put behind what names the URL.
-    pub(crate) const fn reason(self) -> &'static str {
+    pub const fn reason(self) -> &'static str {
         match self {
             Self::ControlCharacter => "contains control characters",
             Self::Host => "has an invalid IPv6 address as its host",
@@ -30,7 +30,7 @@ impl UrlError {
 /// `"<>\^` and the like, a `%` that begins no escape, brackets outside an IPv6 host, and any
 /// further `#`. What is encoded stays, and so do reserved characters. Spaces around the URL are cut
 /// off, as browsers do.
-pub(crate) fn encoded(url: Text<'_>) -> Result<Text<'_>, UrlError> {
+pub fn encoded(url: Text<'_>) -> Result<Text<'_>, UrlError> {
     if url.bytes().any(|byte| byte.is_ascii_control()) {
         return Err(UrlError::ControlCharacter);
     }

@@ -441,6 +441,8 @@ impl Serialize for WebsocketWire<'_> {
 
 #[cfg(test)]
 mod tests {
+    use zentinel_wasm_guest_json::answer;
+
     use super::*;
     use serde_json::{Value, json};
 
@@ -455,12 +457,12 @@ mod tests {
     }
 
     fn sent(wire: &Wire, answer: &str) -> Value {
-        let frame = wire.encode(&Answer::parse(answer.as_bytes()).unwrap()).unwrap();
+        let frame = wire.encode(&answer::read(answer.as_bytes()).unwrap()).unwrap();
         let (frame, _) = frame::next(&frame).unwrap().unwrap();
         assert_eq!(frame.kind, kind::AGENT_RESPONSE);
         let json: Value = serde_json::from_slice(frame.payload).unwrap();
         let other = Wire { encoding: Encoding::MessagePack, ..wire.clone() };
-        let packed = other.encode(&Answer::parse(answer.as_bytes()).unwrap()).unwrap();
+        let packed = other.encode(&answer::read(answer.as_bytes()).unwrap()).unwrap();
         assert_eq!(rmp_serde::from_slice::<Value>(&packed[frame::HEADER..]).unwrap(), json);
         json
     }
@@ -505,7 +507,7 @@ mod tests {
         assert_eq!(sent["request_body_mutation"], json!({"data": "hi", "chunk_index": 7}));
         assert_eq!(sent["response_body_mutation"], json!({"data": "aGk=", "chunk_index": 2}));
         let bytes = br#"{"request_body_mutation":{"action":"replace","data_base64":"/w=="}}"#;
-        let failure = wire(Hook::RequestBody).encode(&Answer::parse(bytes).unwrap()).unwrap_err();
+        let failure = wire(Hook::RequestBody).encode(&answer::read(bytes).unwrap()).unwrap_err();
         assert_eq!(failure.kind, FailureKind::InvalidResult);
     }
 

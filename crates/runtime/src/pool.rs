@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, watch};
 use tracing::{debug, warn};
-use zentinel_wasm_contract::answer::parse_configured;
 use zentinel_wasm_contract::{Failure, FailureKind, Hook, Hooks};
+use zentinel_wasm_guest_json::answer::read_configured;
 
 use crate::cache::Cache;
 use crate::instance::{Instance, Limits, Step, thread_cpu_time};
@@ -323,7 +323,7 @@ impl Shared {
                 let detail = format!("the answer of `{}` has {} bytes, the limit is {MAX_CONFIGURED}", Hook::Configure, said.len());
                 return Err(Failure::new(FailureKind::OutputLimit, detail));
             }
-            Ok(parse_configured(said)?)
+            Ok(read_configured(said)?)
         });
         match rejected {
             Ok(None) => {

@@ -538,7 +538,7 @@ impl<'a> Completion<'a> {
 mod tests {
     use super::*;
 
-    const GOLDEN: &str = include_str!("../../../crates/contract/golden/request.json");
+    const GOLDEN: &str = include_str!("../../../crates/guest-json/golden/request.json");
 
     #[test]
     fn reads_the_golden_request() {

@@ -3,19 +3,20 @@
 use std::borrow::Cow;
 
 use zentinel_wasm_contract::answer::{BodyAction, BodyMutation};
-use zentinel_wasm_contract::{Answer, Decision as Read, HeaderOp, Text, WebsocketDecision};
+use zentinel_wasm_contract::{Decision as Read, HeaderOp, Text, WebsocketDecision};
+use zentinel_wasm_guest_json::answer;
 use zentinel_wasm_sdk::{Decision, Detection, Inspection, Severity};
 
 fn golden(name: &str) -> String {
-    let path = format!("{}/../../crates/contract/golden/{name}.json", env!("CARGO_MANIFEST_DIR"));
+    let path = format!("{}/../../crates/guest-json/golden/{name}.json", env!("CARGO_MANIFEST_DIR"));
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 /// Asserts that the agent reads the decision like the JSON of the product page.
 fn assert_golden(decision: &Decision, name: &str) {
     let (json, golden) = (decision.to_json(), golden(name));
-    let read = Answer::parse(json.as_bytes()).unwrap_or_else(|error| panic!("{json}: {error}"));
-    assert_eq!(read, Answer::parse(golden.as_bytes()).unwrap(), "{json}");
+    let read = answer::read(json.as_bytes()).unwrap_or_else(|error| panic!("{json}: {error}"));
+    assert_eq!(read, answer::read(golden.as_bytes()).unwrap(), "{json}");
 }
 
 fn pair<'a>(name: &'a str, value: &'a str) -> (Text<'a>, Text<'a>) {
@@ -54,30 +55,30 @@ mod decisions {
         let json = Decision::block(451).body("né\u{0}").set_response_header("Retry-After", "5").to_json();
         let headers = vec![pair("Retry-After", "5")];
         let block = Read::Block { status: 451, body: Some("né\u{0}".into()), headers };
-        assert_eq!(Answer::parse(json.as_bytes()).unwrap().decision, block);
+        assert_eq!(answer::read(json.as_bytes()).unwrap().decision, block);
 
         let json = Decision::redirect("/login?a=\"b\"").status(303).to_json();
         // The agent encodes characters that a URL must not contain.
         let redirect = Read::Redirect { status: 303, url: "/login?a=%22b%22".into() };
-        assert_eq!(Answer::parse(json.as_bytes()).unwrap().decision, redirect);
+        assert_eq!(answer::read(json.as_bytes()).unwrap().decision, redirect);
         let json = Decision::redirect("/login").to_json();
-        assert_eq!(Answer::parse(json.as_bytes()).unwrap().decision, Read::Redirect { status: 302, url: "/login".into() });
+        assert_eq!(answer::read(json.as_bytes()).unwrap().decision, Read::Redirect { status: 302, url: "/login".into() });
     }
 
     #[test]
     fn drops_frames_and_closes_connections() {
         let json = Decision::allow().drop_frame().to_json();
-        assert_eq!(Answer::parse(json.as_bytes()).unwrap().websocket_decision, Some(WebsocketDecision::Drop));
+        assert_eq!(answer::read(json.as_bytes()).unwrap().websocket_decision, Some(WebsocketDecision::Drop));
         let json = Decision::allow().close_websocket(1008, "no \"such\" words").to_json();
         let close = WebsocketDecision::Close { code: 1008, reason: "no \"such\" words".into() };
-        assert_eq!(Answer::parse(json.as_bytes()).unwrap().websocket_decision, Some(close));
+        assert_eq!(answer::read(json.as_bytes()).unwrap().websocket_decision, Some(close));
     }
 
     #[test]
     fn clamps_the_confidence() {
         let confidence = |score| {
             let json = Decision::allow().confidence(score).to_json();
-            Answer::parse(json.as_bytes()).unwrap().audit.confidence.unwrap()
+            answer::read(json.as_bytes()).unwrap().audit.confidence.unwrap()
         };
         assert_eq!([confidence(7.0), confidence(-1.0), confidence(f64::NAN), confidence(0.25)], [1.0, 0.0, 0.0, 0.25]);
     }
@@ -96,7 +97,7 @@ mod headers {
             .to_json();
         let cookie = Text::from("Set-Cookie");
         assert_eq!(
-            Answer::parse(json.as_bytes()).unwrap().response_headers,
+            answer::read(json.as_bytes()).unwrap().response_headers,
             [
                 HeaderOp::Remove("Server".into()),
                 HeaderOp::Set("x-a".into(), "2".into()),
@@ -114,7 +115,7 @@ mod headers {
             .append_response_header("X-A", "1")
             .append_response_header("set-cookie", "b=2")
             .to_json();
-        let answer = Answer::parse(json.as_bytes()).unwrap();
+        let answer = answer::read(json.as_bytes()).unwrap();
         assert_eq!(answer.request_headers, [HeaderOp::Add("Cookie".into(), "a=1".into())]);
         assert_eq!(
             answer.response_headers,
@@ -134,7 +135,7 @@ mod bodies {
     fn keeps_replaces_and_drops_bodies() {
         let action = |decision: Decision, request: bool| {
             let json = decision.to_json();
-            let answer = Answer::parse(json.as_bytes()).unwrap();
+            let answer = answer::read(json.as_bytes()).unwrap();
             let mutation = if request { answer.request_body_mutation } else { answer.response_body_mutation };
             let Some(BodyMutation { action, chunk_index: None }) = mutation else { panic!("{json}") };
             match action {
@@ -157,7 +158,7 @@ mod bodies {
     #[test]
     fn sends_bytes_as_base64_even_if_they_are_utf_8() {
         let json = Decision::allow().replace_request_body_bytes(*b"abc").to_json();
-        let answer = Answer::parse(json.as_bytes()).unwrap();
+        let answer = answer::read(json.as_bytes()).unwrap();
         assert!(json.contains("YWJj"));
         assert!(matches!(answer.request_body_mutation.unwrap().action, BodyAction::Replace(Cow::Owned(_))));
     }
@@ -173,7 +174,7 @@ mod guardrails {
             .detection(Detection::new("ssn", "a \"number\"").confidence(f64::NAN))
             .redacted("to ***");
         let json = inspection.to_json();
-        let response = Answer::parse(json.as_bytes()).unwrap().guardrail_response.unwrap();
+        let response = answer::read(json.as_bytes()).unwrap().guardrail_response.unwrap();
         let response: serde_json::Value = serde_json::from_str(&response).unwrap();
         let expected = serde_json::json!({
             "detected": true,
@@ -187,7 +188,7 @@ mod guardrails {
         // As JSON numbers, 0 and 0.0 are equal.
         assert_eq!(response.to_string().replace("0.0", "0"), expected.to_string());
         let json = Inspection::clean().to_json();
-        assert!(Answer::parse(json.as_bytes()).unwrap().guardrail_response.is_some());
+        assert!(answer::read(json.as_bytes()).unwrap().guardrail_response.is_some());
     }
 }
 
@@ -242,7 +243,7 @@ fn call_hook_configures_and_calls_the_module() {
     assert_eq!(call_hook("on_request_headers", r#"{"uri":"/"}"#), Ok(None));
 
     let refusal = call_hook("on_configure", r#"{"closd":"/admin"}"#).unwrap().unwrap();
-    let reason = zentinel_wasm_contract::answer::parse_configured(refusal.as_bytes()).unwrap().unwrap();
+    let reason = answer::read_configured(refusal.as_bytes()).unwrap().unwrap();
     assert!(reason.contains("closd"), "{reason}");
     assert!(call_hook("on_request_headers", admin).unwrap().is_some(), "a rejected configuration replaced the current one");
 

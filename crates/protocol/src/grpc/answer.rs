@@ -168,6 +168,8 @@ fn audit(audit: &Audit<'_>, guardrail: Option<&str>) -> Option<proto::AuditMetad
 mod tests {
     use zentinel_wasm_contract::Hook;
 
+    use zentinel_wasm_guest_json::answer;
+
     use super::*;
 
     fn wire(hook: Hook, proxy: Proxy) -> Wire {
@@ -175,7 +177,7 @@ mod tests {
     }
 
     fn sent(wire: &Wire, answer: &str) -> proto::AgentResponse {
-        match wire.encode(&Answer::parse(answer.as_bytes()).unwrap()).unwrap().message {
+        match wire.encode(&answer::read(answer.as_bytes()).unwrap()).unwrap().message {
             Some(Message::Response(response)) => response,
             other => panic!("{other:?}"),
         }
@@ -213,7 +215,7 @@ mod tests {
     #[test]
     fn what_cannot_be_carried_is_a_module_error() {
         let wire = wire(Hook::RequestBody, Proxy::default());
-        let encode = |answer: &str| wire.encode(&Answer::parse(answer.as_bytes()).unwrap());
+        let encode = |answer: &str| wire.encode(&answer::read(answer.as_bytes()).unwrap());
         for (answer, field) in [
             (r#"{"request_body_mutation":{"action":"replace","data":"x"}}"#, "request_body_mutation"),
             (r#"{"request_body_mutation":{"action":"drop"}}"#, "request_body_mutation"),
@@ -259,7 +261,7 @@ mod tests {
     fn an_answer_that_the_proxy_would_not_take_is_a_module_error() {
         let answer = format!(r#"{{"decision":"block","body":"{}"}}"#, "x".repeat(MAX_ANSWER));
         let wire = wire(Hook::RequestHeaders, Proxy::default());
-        let failure = wire.encode(&Answer::parse(answer.as_bytes()).unwrap()).unwrap_err();
+        let failure = wire.encode(&answer::read(answer.as_bytes()).unwrap()).unwrap_err();
         assert_eq!(failure.kind, FailureKind::OutputLimit);
         let long = Wire { correlation_id: Arc::from("x".repeat(MAX_ANSWER)), ..wire };
         long.encode(&Answer::default()).unwrap();

@@ -5,9 +5,12 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use crate::event::{BodyChunk, Data, GuardrailInspect, Headers, RequestComplete, RequestHeaders, ResponseHeaders, WebsocketFrame};
-use crate::header::{self, HeaderCase};
-use crate::json::{escaped, field, key, optional_field, plain_field, string};
+use zentinel_wasm_contract::event::{
+    BodyChunk, Data, GuardrailInspect, Headers, RequestComplete, RequestHeaders, ResponseHeaders, WebsocketFrame,
+};
+use zentinel_wasm_contract::header::{self, HeaderCase};
+use zentinel_wasm_contract::json::{escaped, field, key, optional_field, plain_field, string};
+use zentinel_wasm_contract::{Failure, FailureKind};
 
 /// What of a request its later hooks are told, as JSON fields without the braces.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,6 +54,16 @@ impl fmt::Display for BodyError {
 }
 
 impl std::error::Error for BodyError {}
+
+impl From<BodyError> for Failure {
+    fn from(error: BodyError) -> Self {
+        let kind = match error {
+            BodyError::TooLarge { .. } => FailureKind::BodyLimit,
+            BodyError::NotBase64 => FailureKind::InvalidEvent,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
 
 /// Writes the request object.
 pub fn request(out: &mut Vec<u8>, event: &RequestHeaders<'_>, case: HeaderCase) {
@@ -359,9 +372,9 @@ fn address(text: &str, port: u32) -> (&str, Option<u32>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::HeaderValues;
     use proptest::prelude::*;
     use serde_json::{Value, json};
+    use zentinel_wasm_contract::event::HeaderValues;
 
     fn request_object(event: &str, case: HeaderCase) -> Value {
         let event: RequestHeaders<'_> = serde_json::from_str(event).unwrap();
