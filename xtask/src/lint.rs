@@ -1,7 +1,7 @@
 //! `cargo xtask lint`: what a reviewer should not have to say.
 
-use crate::tools::{cache, on_path, run, say};
-use crate::{cargo, peers, target, tools};
+use crate::tools::{cache, on_path, say};
+use crate::{cargo, circles, peers, prose, target, tools};
 use anyhow::Result;
 use std::path::PathBuf;
 use std::process::Command;
@@ -9,7 +9,30 @@ use std::process::Command;
 /// Workspaces beside the root's; fuzzing is not among them, for its targets are part of the root's `tests/fuzz_seeds.rs`.
 const NESTED: [&str; 3] = ["sdk", "examples", "fixtures"];
 
-pub(crate) fn run_all() -> Result<()> {
+#[derive(clap::Args, Default)]
+pub(crate) struct Args {
+    /// Check only that comments and Markdown are at most 100 columns wide
+    #[arg(long)]
+    prose: bool,
+    /// Check only that no files of a crate import each other in a circle
+    #[arg(long)]
+    circles: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.circles {
+        circles::check()?;
+    }
+    if args.prose {
+        prose::check()?;
+    }
+    if args.circles || args.prose {
+        return Ok(());
+    }
+    run_all()
+}
+
+fn run_all() -> Result<()> {
     let nested = cargo::nested_workspaces(&NESTED)?;
     let others = cargo::nested_workspaces(&["peers"])?;
     for manifest in [tools::root().join("Cargo.toml")].iter().chain(&nested).chain(&others) {
@@ -31,7 +54,7 @@ pub(crate) fn run_all() -> Result<()> {
 
 fn step(command: &mut Command) -> Result<()> {
     say(&tools::show(command));
-    run(command)
+    tools::run(command)
 }
 
 /// Adds what every run of clippy is asked.
@@ -75,14 +98,16 @@ fn cargo_deny() -> Result<PathBuf> {
     }
     say("installing cargo-deny (minutes, once)");
     let target = home.join("target");
-    run(cargo::command()
-        .args(["install", "--locked", "cargo-deny", "--root"])
-        .arg(&home)
-        .env("CARGO_TARGET_DIR", &target)
-        // It runs for seconds: building it fast counts for more than building it well.
-        .env("CARGO_PROFILE_RELEASE_LTO", "off")
-        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
-        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"))?;
+    tools::run(
+        cargo::command()
+            .args(["install", "--locked", "cargo-deny", "--root"])
+            .arg(&home)
+            .env("CARGO_TARGET_DIR", &target)
+            // It runs for seconds: building it fast counts for more than building it well.
+            .env("CARGO_PROFILE_RELEASE_LTO", "off")
+            .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
+            .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
+    )?;
     std::fs::remove_dir_all(target)?;
     Ok(cached)
 }

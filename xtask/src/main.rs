@@ -2,6 +2,7 @@
 
 mod bench;
 mod cargo;
+mod circles;
 mod demo;
 mod dist;
 mod e2e;
@@ -9,6 +10,7 @@ mod fuzz;
 mod guests;
 mod lint;
 mod peers;
+mod prose;
 mod proxy;
 mod pypi;
 mod soak;
@@ -50,7 +52,7 @@ enum Chore {
     /// A million requests to leaking, looping, panicking and good modules, with reloads in between
     Soak(soak::Args),
     /// Check formatting, clippy, the other targets, documentation, dependencies
-    Lint,
+    Lint(lint::Args),
     /// Do what continuous integration does: every test, then lint
     Ci,
 }
@@ -66,8 +68,8 @@ fn main() -> ExitCode {
         Chore::Dist(args) => dist::run(&args),
         Chore::Fuzz(args) => fuzz::fuzz(&args),
         Chore::Soak(args) => soak::run(&args),
-        Chore::Lint => lint::run_all(),
-        Chore::Ci => test::run(&test::Args::default()).and_then(|()| lint::run_all()),
+        Chore::Lint(args) => lint::run(&args),
+        Chore::Ci => test::run(&test::Args::default()).and_then(|()| lint::run(&lint::Args::default())),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

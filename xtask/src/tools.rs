@@ -44,6 +44,12 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     String::from_utf8(output.stdout).with_context(|| format!("{} printed no text", show(command)))
 }
 
+/// The files that git tracks and that match one of the `patterns`, relative to the root.
+pub(crate) fn tracked(patterns: &[&str]) -> Result<Vec<PathBuf>> {
+    let files = output(Command::new("git").current_dir(root()).args(["ls-files", "-z", "--"]).args(patterns))?;
+    Ok(files.split_terminator('\0').map(PathBuf::from).collect())
+}
+
 /// The command as one would type it.
 pub(crate) fn show(command: &Command) -> String {
     let program = Path::new(command.get_program());
