@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# The agent alone in an empty image: one static binary, an unprivileged user.
+# The agent in an empty image: one static binary and an unprivileged user.
 #
 #   docker build -t zentinel-wasm-agent .
 #   docker run --read-only --user 65532:65532 -v /etc/zentinel/modules:/modules:ro -v /run/zentinel-agents:/run/zentinel-agents \
@@ -15,12 +15,13 @@ COPY benches benches
 COPY deploy/manual deploy/manual
 COPY tests/e2e tests/e2e
 COPY xtask xtask
-# glibc linked in: nothing here asks for users or host names, which is all that would need it at run time.
+# glibc is linked statically. It would be needed at run time only to look up users or host names,
+# and nothing here does.
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/build/target \
     target="$(rustc -vV | sed -n 's/^host: //p')" \
     && RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --bin zentinel-wasm-agent --target "$target" \
     && install -D "target/$target/release/zentinel-wasm-agent" /out/usr/bin/zentinel-wasm-agent \
-    # Where compiled modules are kept, the agent's alone; and where the default socket goes.
+    # The folder for compiled modules, owned by the agent alone, and that of the default socket.
     && install -d -m 0700 -o 65532 -g 65532 /out/cache \
     && install -d -m 1777 /out/tmp
 
