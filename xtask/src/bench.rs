@@ -14,7 +14,7 @@ use crate::{cargo, peers};
 use anyhow::{Context, Result, bail};
 use cases::Case;
 use contestant::{Builds, Running};
-use report::{Measured, Report};
+use report::Report;
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -140,22 +140,4 @@ fn machine() -> Result<Value> {
         "rustc": output(Command::new("rustc").arg("--version"))?.trim(),
         "load_average_before": load,
     }))
-}
-
-/// The median of each figure over the rounds.
-fn medians(rounds: &[Value]) -> Measured {
-    let median = |pointer: &str| {
-        let mut values: Vec<f64> = rounds.iter().filter_map(|round| round.pointer(pointer)?.as_f64()).collect();
-        values.sort_by(f64::total_cmp);
-        values.get(values.len() / 2).copied()
-    };
-    Measured {
-        cpu_us: median("/agent/cpu_us_per_answer"),
-        p50_us: median("/latency_us/p50"),
-        p99_us: median("/latency_us/p99"),
-        per_second: median("/answers_per_second"),
-        peak_kb: median("/agent/memory/peak_resident_kb"),
-        resident_kb: median("/memory/resident_kb"),
-        first_answer_ms: median("/first_answer_ms/median"),
-    }
 }

@@ -3,6 +3,7 @@
 mod bodies;
 mod build;
 mod load;
+mod policy;
 mod serving;
 mod suite;
 mod toolchain;
@@ -11,9 +12,10 @@ use crate::table::render;
 use crate::{cargo, tools};
 use anyhow::{Context, Result, bail};
 use build::Language;
-use load::Load;
+use load::{Isolation, Load};
+use policy::Policy;
 use std::path::PathBuf;
-use suite::{Policy, Tally};
+use suite::Tally;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -32,23 +34,6 @@ pub(crate) struct Args {
     /// Use this agent instead of building one
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Isolation {
-    /// Instances are used again
-    Pooled,
-    /// A fresh instance for each call
-    Request,
-}
-
-impl Isolation {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Pooled => "pooled",
-            Self::Request => "request",
-        }
-    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {

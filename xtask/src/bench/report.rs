@@ -1,7 +1,6 @@
 //! Tables for reading, JSON for keeping.
 
 use super::cases::{Bound, Case, Figure};
-use super::medians;
 use crate::table::{render, shorten};
 use serde_json::{Value, json};
 
@@ -228,6 +227,24 @@ fn verdict(figure: Figure, bound: Bound, ours: &Measured, other: &Measured) -> V
         Bound::RatioAtMost(limit) | Bound::RatioAtLeast(limit) | Bound::AddsAtMost(limit) | Bound::AtMost(limit) => limit,
     };
     Verdict { text, measured, met: measured.is_some_and(|value| met(value, limit)) }
+}
+
+/// The median of each figure over the rounds.
+fn medians(rounds: &[Value]) -> Measured {
+    let median = |pointer: &str| {
+        let mut values: Vec<f64> = rounds.iter().filter_map(|round| round.pointer(pointer)?.as_f64()).collect();
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).copied()
+    };
+    Measured {
+        cpu_us: median("/agent/cpu_us_per_answer"),
+        p50_us: median("/latency_us/p50"),
+        p99_us: median("/latency_us/p99"),
+        per_second: median("/answers_per_second"),
+        peak_kb: median("/agent/memory/peak_resident_kb"),
+        resident_kb: median("/memory/resident_kb"),
+        first_answer_ms: median("/first_answer_ms/median"),
+    }
 }
 
 #[cfg(test)]

@@ -2,8 +2,9 @@
 
 use super::build::{self, Language};
 use super::load::Durations;
+use super::policy::Policy;
 use super::serving::Serving;
-use super::suite::{Policy, Tally};
+use super::suite::Tally;
 use crate::demo::base64;
 use crate::table::render;
 use crate::tools;

@@ -1,6 +1,6 @@
 //! How each language makes a module. The commands are those of the examples' READMEs.
 
-use super::suite::Policy;
+use super::policy::Policy;
 use super::toolchain::{self, Clang};
 use crate::pypi::FromPypi;
 use crate::tools::{output, root, run};

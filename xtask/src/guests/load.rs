@@ -1,6 +1,5 @@
 //! Many calls of one module through the agent, and what they cost.
 
-use super::Isolation;
 use super::serving::Serving;
 use super::suite::event;
 use crate::wire::kind;
@@ -16,6 +15,23 @@ const WARM_UP: u32 = 2000;
 
 /// Growth that is none: a process's own memory and a collector's heap are never quite still. An event that is never freed shows after 10 000 calls.
 const STILL: u64 = 6_000_000;
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Isolation {
+    /// Instances are used again
+    Pooled,
+    /// A fresh instance for each call
+    Request,
+}
+
+impl Isolation {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Pooled => "pooled",
+            Self::Request => "request",
+        }
+    }
+}
 
 pub(super) struct Load {
     /// Mean time of a call of a warm instance.

@@ -1,39 +1,15 @@
 //! The acceptance suite: `examples/cases/`, which every guest must pass.
 
 use super::build::Language;
+use super::policy::Policy;
 use super::serving::Serving;
 use crate::tools::{on_path, root};
 use crate::wire::kind;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::{Map, Value, json};
 use std::ops::AddAssign;
 use std::path::Path;
 use std::process::{Command, Stdio};
-
-/// What the cases say of one policy.
-pub(super) struct Policy {
-    /// The name of its folders.
-    pub(super) name: String,
-    cases: Vec<Value>,
-}
-
-impl Policy {
-    /// The policy that touches most of an SDK.
-    pub(super) const TOUR: &str = "tour";
-
-    /// The policies; security first.
-    pub(super) fn all() -> Result<Vec<Self>> {
-        ["security", "bot-protection", Self::TOUR].into_iter().map(Self::read).collect()
-    }
-
-    fn read(name: &str) -> Result<Self> {
-        let file = root().join("examples/cases").join(name).with_extension("json");
-        let text = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
-        let mut suite: Value = serde_json::from_str(&text).with_context(|| format!("reading {}", file.display()))?;
-        let Value::Array(cases) = suite["cases"].take() else { bail!("{} has no list of cases", file.display()) };
-        Ok(Self { name: name.to_owned(), cases })
-    }
-}
 
 /// Cases that went as they should, and others.
 #[derive(Clone, Copy, Default)]
