@@ -6,7 +6,7 @@ use prost::Message as _;
 use zentinel_agent_protocol::grpc_v2::{self, agent_response, agent_to_proxy};
 use zentinel_agent_protocol::{AgentResponse, Decision};
 
-use crate::frames::{PREFIX, Wire};
+use crate::events::{PREFIX, Wire};
 
 const AGENT_RESPONSE: u8 = 0x20;
 const MAX_FRAME: usize = 16 * 1024 * 1024;
@@ -309,7 +309,7 @@ mod tests {
     #[test]
     fn a_frame_that_is_not_whole_waits() {
         let answers = Answers::new(Wire::Json);
-        let frame = crate::frames::socket_frame(AGENT_RESPONSE, b"{}");
+        let frame = crate::events::socket_frame(AGENT_RESPONSE, b"{}");
         assert!(answers.next_frame(&frame[..6]).unwrap().is_none());
         let whole = answers.next_frame(&frame).unwrap().unwrap();
         assert_eq!((whole.length, whole.payload), (7, Some(&b"{}"[..])));

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use zentinel_agent_protocol::grpc_v2::{HandshakeRequest, proxy_to_agent};
 
-use crate::frames::{PREFIX, grpc_message};
+use crate::events::{PREFIX, grpc_message};
 use crate::load::{DRAIN, Pace, Plan, Requests, Writes};
 
 /// Answers never wait for the generator to make room.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 
 use crate::answers::{Answers, Frame};
-use crate::frames::{Mix, Wire};
+use crate::events::{Mix, Wire};
 
 /// Slots and connections each have three of an id's digits, the sequence number six.
 pub(crate) const MAX_SLOTS: usize = 1 << 12;
@@ -252,7 +252,7 @@ impl Requests {
     }
 
     fn slot_of(&self, id: &[u8]) -> Option<usize> {
-        let number = crate::frames::number_of(id)?;
+        let number = crate::events::number_of(id)?;
         let index = (number >> SLOT_SHIFT) as usize & (MAX_SLOTS - 1);
         let slot = self.slots.get(index)?;
         let mine = number >> CONNECTION_SHIFT == self.connection;
@@ -263,7 +263,7 @@ impl Requests {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frames::{MixOptions, PREFIX};
+    use crate::events::{MixOptions, PREFIX};
 
     fn requests(pace: Pace) -> Requests {
         let mix = Mix::new(&MixOptions {
@@ -285,7 +285,7 @@ mod tests {
             r#"{{"version":2,"decision":"allow","audit":{{"confidence":null,"custom":{{"correlation_id":{}}}}}}}"#,
             event["correlation_id"]
         );
-        crate::frames::socket_frame(0x20, payload.as_bytes())
+        crate::events::socket_frame(0x20, payload.as_bytes())
     }
 
     #[test]

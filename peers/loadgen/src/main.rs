@@ -2,7 +2,7 @@
 //! used from the kernel. Prints one JSON object.
 
 mod answers;
-mod frames;
+mod events;
 mod grpc;
 mod load;
 mod process;
@@ -20,7 +20,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
-use crate::frames::{Mix, MixOptions, Wire};
+use crate::events::{Mix, MixOptions, Wire};
 use crate::load::{MAX_SLOTS, Pace, Plan, Requests, Tally, Writes};
 
 /// Load for an agent, and what it costs the agent.

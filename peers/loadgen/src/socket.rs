@@ -10,7 +10,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
-use crate::frames::{PREFIX, Wire, socket_frame};
+use crate::events::{PREFIX, Wire, socket_frame};
 use crate::load::{DRAIN, Plan, Requests, Writes};
 
 const HANDSHAKE_REQUEST: u8 = 0x01;

@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::answers::{Answers, Decided, Frame};
-use crate::frames::{Wire, first_event};
+use crate::events::{Wire, first_event};
 use crate::process;
 use crate::socket;
 
