@@ -6,37 +6,12 @@ use prost::Message as _;
 use zentinel_agent_protocol::grpc_v2::{self, agent_response, agent_to_proxy};
 use zentinel_agent_protocol::{AgentResponse, Decision};
 
-use crate::events::{PREFIX, Wire};
+use crate::decision::Decided;
+use crate::wire::{PREFIX, Wire};
 
 const AGENT_RESPONSE: u8 = 0x20;
 const MAX_FRAME: usize = 16 * 1024 * 1024;
 const PARSE_EVERY: u64 = 64;
-
-/// What an agent decided, as far as the load cares.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Decided {
-    Allow,
-    Block(u16),
-    Other,
-}
-
-/// What an agent should decide.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Expected {
-    Allow,
-    Block(u16),
-    Any,
-}
-
-impl Expected {
-    pub(crate) fn met_by(self, decided: Decided) -> bool {
-        match self {
-            Self::Allow => decided == Decided::Allow,
-            Self::Block(status) => decided == Decided::Block(status),
-            Self::Any => true,
-        }
-    }
-}
 
 /// One whole frame.
 pub(crate) struct Frame<'a> {
@@ -309,7 +284,7 @@ mod tests {
     #[test]
     fn a_frame_that_is_not_whole_waits() {
         let answers = Answers::new(Wire::Json);
-        let frame = crate::events::socket_frame(AGENT_RESPONSE, b"{}");
+        let frame = crate::wire::socket_frame(AGENT_RESPONSE, b"{}");
         assert!(answers.next_frame(&frame[..6]).unwrap().is_none());
         let whole = answers.next_frame(&frame).unwrap().unwrap();
         assert_eq!((whole.length, whole.payload), (7, Some(&b"{}"[..])));

@@ -4,15 +4,12 @@ use std::collections::HashMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use clap::ValueEnum;
-use prost::Message as _;
-use zentinel_agent_protocol::grpc_v2::{self, ProxyToAgent, proxy_to_agent};
+use zentinel_agent_protocol::grpc_v2::{self, proxy_to_agent};
 use zentinel_agent_protocol::{RequestBodyChunkEvent, RequestHeadersEvent, RequestMetadata};
 
-use crate::answers::Expected;
+use crate::decision::Expected;
+use crate::wire::{Wire, grpc_message, socket_frame};
 
-/// Length and kind on the socket, compression flag and length in gRPC: five bytes either way.
-pub(crate) const PREFIX: usize = 5;
 const REQUEST_HEADERS: u8 = 0x10;
 const REQUEST_BODY: u8 = 0x11;
 
@@ -25,17 +22,6 @@ pub(crate) const ID_DIGITS: usize = 12;
 const VARIANTS: usize = 32;
 /// One request in so many goes to `/admin`, which the page's module blocks.
 const ADMIN_EVERY: usize = 8;
-
-/// How events are written on the wire.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub(crate) enum Wire {
-    /// Unix socket, JSON
-    Json,
-    /// Unix socket, MessagePack
-    Msgpack,
-    /// gRPC
-    Grpc,
-}
 
 /// One encoded event and the places where its id goes.
 pub(crate) struct Event {
@@ -256,23 +242,6 @@ fn message_pack<T: serde::Serialize>(event: &T) -> Vec<u8> {
     rmp_serde::to_vec_named(event).expect("an event can be written as MessagePack")
 }
 
-pub(crate) fn socket_frame(kind: u8, payload: &[u8]) -> Vec<u8> {
-    let mut frame = Vec::with_capacity(PREFIX + payload.len());
-    frame.extend_from_slice(&(1 + payload.len() as u32).to_be_bytes());
-    frame.push(kind);
-    frame.extend_from_slice(payload);
-    frame
-}
-
-pub(crate) fn grpc_message(message: proxy_to_agent::Message) -> Vec<u8> {
-    let payload = ProxyToAgent { message: Some(message) }.encode_to_vec();
-    let mut frame = Vec::with_capacity(PREFIX + payload.len());
-    frame.push(0);
-    frame.extend_from_slice(&(payload.len() as u32).to_be_bytes());
-    frame.extend_from_slice(&payload);
-    frame
-}
-
 /// What browsers and APIs send, lower-case as the proxy hands names on; past these, made-up ones.
 fn headers(count: usize, variant: usize) -> HashMap<String, Vec<String>> {
     let usual = [
@@ -320,6 +289,7 @@ fn body_text(bytes: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::PREFIX;
 
     fn options(wire: Wire) -> MixOptions {
         MixOptions { wire, headers: vec![4, 12], body_bytes: None, headers_before_body: false, admin_blocked: true, loop_every: None }

@@ -14,8 +14,8 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use zentinel_agent_protocol::grpc_v2::{HandshakeRequest, proxy_to_agent};
 
-use crate::events::{PREFIX, grpc_message};
 use crate::load::{DRAIN, Pace, Plan, Requests, Writes};
+use crate::wire::{PREFIX, grpc_message};
 
 /// Answers never wait for the generator to make room.
 const WINDOW: u32 = 1 << 20;

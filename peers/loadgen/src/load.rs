@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 
 use crate::answers::{Answers, Frame};
-use crate::events::{Mix, Wire};
+use crate::events::Mix;
+use crate::wire::Wire;
 
 /// Slots and connections each have three of an id's digits, the sequence number six.
 pub(crate) const MAX_SLOTS: usize = 1 << 12;
@@ -263,7 +264,8 @@ impl Requests {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::events::{MixOptions, PREFIX};
+    use crate::events::MixOptions;
+    use crate::wire::PREFIX;
 
     fn requests(pace: Pace) -> Requests {
         let mix = Mix::new(&MixOptions {
@@ -285,7 +287,7 @@ mod tests {
             r#"{{"version":2,"decision":"allow","audit":{{"confidence":null,"custom":{{"correlation_id":{}}}}}}}"#,
             event["correlation_id"]
         );
-        crate::events::socket_frame(0x20, payload.as_bytes())
+        crate::wire::socket_frame(0x20, payload.as_bytes())
     }
 
     #[test]

@@ -2,12 +2,14 @@
 //! used from the kernel. Prints one JSON object.
 
 mod answers;
+mod decision;
 mod events;
 mod grpc;
 mod load;
 mod process;
 mod socket;
 mod start;
+mod wire;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -20,8 +22,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
-use crate::events::{Mix, MixOptions, Wire};
+use crate::events::{Mix, MixOptions};
 use crate::load::{MAX_SLOTS, Pace, Plan, Requests, Tally, Writes};
+use crate::wire::Wire;
 
 /// Load for an agent, and what it costs the agent.
 #[derive(Parser)]

@@ -10,8 +10,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
-use crate::events::{PREFIX, Wire, socket_frame};
 use crate::load::{DRAIN, Plan, Requests, Writes};
+use crate::wire::{PREFIX, Wire, socket_frame};
 
 const HANDSHAKE_REQUEST: u8 = 0x01;
 const HANDSHAKE_RESPONSE: u8 = 0x02;

@@ -11,10 +11,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::answers::{Answers, Decided, Frame};
-use crate::events::{Wire, first_event};
+use crate::answers::{Answers, Frame};
+use crate::decision::Decided;
+use crate::events::first_event;
 use crate::process;
 use crate::socket;
+use crate::wire::Wire;
 
 /// Between two tries to connect: short beside what is measured, long enough to leave the agent the core.
 const RETRY: Duration = Duration::from_micros(200);
