@@ -12,8 +12,9 @@ use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use zentinel_wasm_contract::Encode;
 use zentinel_wasm_contract::{HeaderCase, Hook};
 use zentinel_wasm_guest_json::{answer, input};
-use zentinel_wasm_protocol::frame::kind;
-use zentinel_wasm_protocol::{Encoding, Phase, Proxy, Wire, decode};
+use zentinel_wasm_protocol::socket::decode;
+use zentinel_wasm_protocol::socket::frame::kind;
+use zentinel_wasm_protocol::{Encoding, Phase, Proxy, Wire};
 use zentinel_wasm_runtime::{Isolation, Module, Pool, Request, Runtime, Settings};
 
 const MODULE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/rust/target/wasm32-unknown-unknown/release/security.wasm");

@@ -18,8 +18,9 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use tracing::{debug, info};
 use zentinel_wasm_bounds::log_limited;
-use zentinel_wasm_protocol::connection::{HANDSHAKE_TIMEOUT, Stage};
+use zentinel_wasm_protocol::Stage;
 use zentinel_wasm_protocol::grpc;
+use zentinel_wasm_protocol::socket::HANDSHAKE_TIMEOUT;
 
 use crate::agent::Agent;
 use crate::listener::drains;

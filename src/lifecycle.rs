@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{info, warn};
 use zentinel_wasm_contract::report::REPORT_INTERVAL;
-use zentinel_wasm_protocol::connection::Stage;
+use zentinel_wasm_protocol::Stage;
 use zentinel_wasm_runtime::Cache;
 
 use crate::agent::Agent;

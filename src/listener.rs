@@ -19,7 +19,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info};
 use zentinel_wasm_bounds::log_limited;
-use zentinel_wasm_protocol::connection::{self, ConnectionError, Stage};
+use zentinel_wasm_protocol::Stage;
+use zentinel_wasm_protocol::socket::{self, ConnectionError};
 
 use crate::agent::Agent;
 use crate::tasks::note_end;
@@ -146,7 +147,7 @@ async fn serve(mut listener: UnixListener, mut keeper: KeeperHandle, agent: Arc<
         connections.spawn(async move {
             let _slot = slot;
             let _connected = agent.metrics().connected();
-            match connection::serve(stream, agent, stage).await {
+            match socket::serve(stream, agent, stage).await {
                 Ok(()) => debug!("a connection has ended"),
                 // Clients come and go, and some go while something is being sent to them.
                 Err(ConnectionError::Io(error)) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {

@@ -8,8 +8,9 @@ use serde_json::Value;
 use zentinel_wasm_contract::Encode;
 use zentinel_wasm_contract::{BodyAction, Decision, Event, HeaderCase, HeaderOp, Hook, header};
 use zentinel_wasm_guest_json::{answer, input};
-use zentinel_wasm_protocol::frame::{self, kind};
-use zentinel_wasm_protocol::{Encoding, Phase, Proxy, Wire, decode, grpc};
+use zentinel_wasm_protocol::socket::decode;
+use zentinel_wasm_protocol::socket::frame::{self, kind};
+use zentinel_wasm_protocol::{Encoding, Phase, Proxy, Wire, grpc};
 
 /// A stream of frames as a client may send it. The first byte chooses the encoding.
 pub fn frames(data: &[u8]) {

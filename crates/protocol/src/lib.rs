@@ -1,24 +1,19 @@
 //! The agent's side of the Zentinel agent protocol, version 2.
 //!
-//! The way of an event: [`frame`] cuts it from the stream of a socket, [`decode`] makes an [`Event`] of it that borrows
-//! from the frame, a [`Handler`](zentinel_wasm_contract::Handler) decides, and [`answer`] writes the decision as the proxy wants it. [`connection`] keeps all events of a socket
+//! The way of an event over a Unix [`socket`]: `frame` cuts it from the stream, `decode` makes an event of it that borrows
+//! from the frame, a [`Handler`](zentinel_wasm_contract::Handler) decides, and `encode` writes the decision as the proxy wants it. `connection` keeps all events of a socket
 //! going at once; [`grpc`] does the same over HTTP/2.
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 
-pub mod answer;
-pub mod connection;
-pub mod decode;
-pub mod frame;
 pub mod grpc;
-pub mod handshake;
-mod json;
-mod report;
 mod session;
+pub mod socket;
 
-pub use answer::{Encoding, Phase, Proxy, Wire};
+pub use socket::connection::Stage;
+pub use socket::encode::{Encoding, Phase, Proxy, Wire};
 
 /// Name that the agent goes by in the protocol and in logs.
 pub const AGENT_ID: &str = "zentinel-wasm-agent";

@@ -11,7 +11,7 @@ use tonic::Status;
 use super::SERVICE;
 use super::health_proto::health_check_response::ServingStatus;
 use super::health_proto::{HealthCheckRequest, HealthCheckResponse};
-use crate::connection::Stage;
+use crate::socket::connection::Stage;
 use zentinel_wasm_contract::Handler;
 use zentinel_wasm_contract::report::Reports;
 

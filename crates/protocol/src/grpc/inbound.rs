@@ -10,7 +10,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Status;
 
-use crate::connection::STALL_TIMEOUT;
+use crate::socket::connection::STALL_TIMEOUT;
 
 /// Length of what stands before each message: a flag, and the message's length in four bytes.
 const PREFIX: usize = 5;

@@ -7,8 +7,9 @@ use zentinel_wasm_contract::{Capabilities, Hook};
 
 use super::proto;
 use super::proto::agent_to_proxy::Message;
-use crate::report::state_number;
-use crate::{AGENT_ID, handshake};
+use crate::AGENT_ID;
+use crate::socket::handshake;
+use crate::socket::report::state_number;
 
 /// The number of a hook's event over gRPC: as on the socket, except that zero means nothing here.
 const fn event_number(hook: Hook) -> i32 {

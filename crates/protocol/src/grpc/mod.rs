@@ -1,21 +1,21 @@
 //! The gRPC transport.
 //!
-//! `server` keeps a whole HTTP/2 connection on one task: hyper's state machine and the streams within it. The streams are those of `process` (a
-//! proxy's events), `control` (requests to drain, configurations) and `health` (the standard health service). What comes in passes `inbound`, which
-//! awaits no message for ever. Messages are read by `event`, headers mostly by `borrowed`, and written by `answer` and `message`; `fields` finds its
+//! `server` keeps a whole HTTP/2 connection on one task: hyper's state machine and the streams within it. The streams are those of `process_stream` (a
+//! proxy's events), `control_stream` (requests to drain, configurations) and `health` (the standard health service). What comes in passes `inbound`, which
+//! awaits no message for ever. Messages are read by `event`, headers mostly by `borrowed`, and written by `encode` and `message`; `fields` finds its
 //! way in the bytes of a message.
 
-mod answer;
 mod borrowed;
 mod codec;
-mod control;
+mod control_stream;
+mod encode;
 mod event;
 mod fields;
 mod health;
 mod inbound;
 mod message;
 mod outbound;
-mod process;
+mod process_stream;
 mod server;
 
 pub use server::{ConnectionError, serve};
@@ -34,11 +34,11 @@ pub mod health_proto {
 
 /// Largest message that is read, in bytes: the largest body that may be handed to a module, and room for what stands around it. A body over the
 /// module's own limit must arrive, so that it is answered.
-pub const MAX_MESSAGE: usize = crate::frame::MAX_FRAME + (1 << 20);
+pub const MAX_MESSAGE: usize = crate::socket::frame::MAX_FRAME + (1 << 20);
 
 /// Largest answer that is sent, in bytes, its correlation id apart: the proxy's client takes 4 MiB, and one message above that would end its stream
 /// with everything on it.
-pub const MAX_ANSWER: usize = (4 << 20) - crate::connection::MAX_ID;
+pub const MAX_ANSWER: usize = (4 << 20) - crate::socket::connection::MAX_ID;
 
 /// The agent's service.
 pub const SERVICE: &str = "zentinel.agent.v2.AgentServiceV2";

@@ -26,8 +26,8 @@ use tonic::{Request, Response, Status, Streaming};
 use super::codec::Codec;
 use super::inbound::Inbound;
 use super::outbound::{Outbound, Unwritten};
-use super::{MAX_MESSAGE, SERVICE, control, health, process};
-use crate::connection::{HANDSHAKE_TIMEOUT, STALL_TIMEOUT, Stage};
+use super::{MAX_MESSAGE, SERVICE, control_stream, health, process_stream};
+use crate::socket::connection::{HANDSHAKE_TIMEOUT, STALL_TIMEOUT, Stage};
 use zentinel_wasm_contract::Handler;
 
 /// Streams at once on one connection. A proxy opens one; single events take one each, and a proxy has no more than this under way.
@@ -209,13 +209,13 @@ struct ProcessStream<H>(Services<H>);
 
 impl<H: Handler> StreamingService<Bytes> for ProcessStream<H> {
     type Response = super::proto::AgentToProxy;
-    type ResponseStream = process::Answers;
+    type ResponseStream = process_stream::Answers;
     type Future = Outcome<Self::ResponseStream>;
 
     fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
         // Nothing is read before the response has begun: the proxy's client says nothing until then.
         let (answers, driver) =
-            process::open(Arc::clone(&self.0.handler), self.0.stage.clone(), self.0.drained.subscribe(), request.into_inner());
+            process_stream::open(Arc::clone(&self.0.handler), self.0.stage.clone(), self.0.drained.subscribe(), request.into_inner());
         self.0.tasks.start(Box::pin(driver));
         done(Ok(answers))
     }
@@ -229,7 +229,7 @@ impl<H: Handler> UnaryService<Bytes> for ProcessEvent<H> {
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
         let handler = Arc::clone(&self.0.handler);
-        Box::pin(async move { process::answer_one(handler, request.into_inner()).await.map(Response::new) })
+        Box::pin(async move { process_stream::answer_one(handler, request.into_inner()).await.map(Response::new) })
     }
 }
 
@@ -241,7 +241,8 @@ impl<H: Handler> StreamingService<Bytes> for ControlStream<H> {
     type Future = Outcome<Self::ResponseStream>;
 
     fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
-        let answers = control::open(Arc::clone(&self.0.handler), self.0.stage.clone(), Arc::clone(&self.0.drained), request.into_inner());
+        let answers =
+            control_stream::open(Arc::clone(&self.0.handler), self.0.stage.clone(), Arc::clone(&self.0.drained), request.into_inner());
         done(Ok(answers.boxed()))
     }
 }

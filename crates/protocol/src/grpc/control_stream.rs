@@ -17,8 +17,8 @@ use zentinel_wasm_contract::Handler;
 
 use super::fields::{Fields, Value};
 use super::proto::proxy_control::Message;
-use super::{message, process, proto};
-use crate::connection::Stage;
+use super::{message, process_stream, proto};
+use crate::socket::connection::Stage;
 
 /// Messages in a row after which others on this thread get their turn.
 const MAX_MESSAGES: u64 = 32;
@@ -69,7 +69,7 @@ pub(super) fn open<H: Handler>(
                     }
                 }
                 Some(Message::Configure(configure)) => {
-                    let applied = match process::config(&configure.config_json) {
+                    let applied = match process_stream::config(&configure.config_json) {
                         Ok(config) => handler.configure(config).await,
                         Err(reason) => Err(reason),
                     };

@@ -5,9 +5,9 @@ use serde::de::IgnoredAny;
 use zentinel_wasm_contract::event::{GuardrailInspect, RequestComplete, WebsocketFrame};
 use zentinel_wasm_contract::{Bounded, Event, Text, shortened};
 
-use crate::answer::Encoding;
-use crate::frame::kind;
-use crate::json;
+use crate::socket::encode::Encoding;
+use crate::socket::frame::kind;
+use crate::socket::json;
 
 /// Deepest nesting of a MessagePack payload. Events are four levels deep; reading is recursive, and a client must not choose how far.
 const MAX_DEPTH: usize = 64;

@@ -12,7 +12,7 @@ use zentinel_wasm_contract::{
 use super::proto::agent_response::Decision as DecisionWire;
 use super::proto::agent_to_proxy::Message;
 use super::{MAX_ANSWER, proto};
-use crate::answer::{Phase, Proxy, for_proxy, guardrail};
+use crate::socket::encode::{Phase, Proxy, for_proxy, guardrail};
 
 /// What the answers of one stream have in common.
 #[derive(Debug, Default)]

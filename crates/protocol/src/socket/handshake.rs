@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 use zentinel_wasm_contract::{Capabilities, Hook, Hooks, Text};
 
-use crate::answer::Encoding;
-use crate::decode::Config;
+use crate::socket::decode::Config;
+use crate::socket::encode::Encoding;
 use crate::{AGENT_ID, PROTOCOL_VERSION};
 
 /// The events that are worth sending, as the socket numbers them.

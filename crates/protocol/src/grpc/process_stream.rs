@@ -21,19 +21,19 @@ use zentinel_wasm_bounds::{log_limited, run_blocking_if_large};
 use zentinel_wasm_contract::report::Reports;
 use zentinel_wasm_contract::{Arrival, Event, Failure, FailureKind, Handler, Hook};
 
-use super::answer::{Peer, Wire};
+use super::encode::{Peer, Wire};
 use super::event::{Unreadable, event, read};
 use super::proto::agent_to_proxy::Message as Outgoing;
 use super::proto::proxy_to_agent::Message;
 use super::server::ConnectionError;
 use super::{borrowed, message, proto};
-use crate::answer::{Phase, Proxy};
-use crate::connection::{
+use crate::session::{Call, Session, Ticket};
+use crate::socket::connection::{
     BATCH, FRAME_WORK, HANDSHAKE_TIMEOUT, MAX_CONFIGURE, MAX_ID, MAX_UNSENT, MAX_WORK, QUIET, SLOW_BATCH, Stage, TOO_LONG_ID,
 };
-use crate::decode::Config;
-use crate::handshake::{MAX_IN_FLIGHT, check_versions};
-use crate::session::{Call, Session, Ticket};
+use crate::socket::decode::Config;
+use crate::socket::encode::{Phase, Proxy};
+use crate::socket::handshake::{MAX_IN_FLIGHT, check_versions};
 
 /// Longest reason in a status, in bytes: it travels in a header, and clients take few of these.
 const MAX_REASON: usize = 1024;

@@ -22,12 +22,12 @@ use zentinel_wasm_bounds::{LARGE, log_limited, run_blocking_if_large};
 use zentinel_wasm_contract::report::Reports;
 use zentinel_wasm_contract::{Answer, Decision, Encode, Failure, FailureKind, Handler, Hook, Text};
 
-use crate::answer::{Encoding, Phase, Proxy, Wire};
-use crate::decode;
-use crate::frame::{self, Frame, FrameError, MAX_FRAME, kind};
-use crate::handshake::{self, MAX_IN_FLIGHT};
-use crate::report::{health_json, metrics_json};
 use crate::session::{Call, Session, Ticket};
+use crate::socket::decode;
+use crate::socket::encode::{Encoding, Phase, Proxy, Wire};
+use crate::socket::frame::{self, Frame, FrameError, MAX_FRAME, kind};
+use crate::socket::handshake::{self, MAX_IN_FLIGHT};
+use crate::socket::report::{health_json, metrics_json};
 
 /// Time that a client has to send its handshake, and then to take the answer to it. The proxy does both at once. What the agent does in between
 /// has limits of its own.

@@ -11,7 +11,7 @@ use zentinel_wasm_contract::{
 };
 
 use crate::PROTOCOL_VERSION;
-use crate::frame::{self, kind};
+use crate::socket::frame::{self, kind};
 
 /// How payloads are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
