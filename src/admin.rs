@@ -21,7 +21,7 @@ use zentinel_wasm_bounds::log_limited;
 use zentinel_wasm_contract::report::HealthState;
 
 use crate::agent::Agent;
-use crate::metrics::Metrics;
+use crate::logging;
 
 /// Connections at once: a scraper or two, and a person.
 const MAX_CONNECTIONS: usize = 32;
@@ -95,7 +95,7 @@ fn respond(request: &Request<Incoming>, agent: Option<&Agent>) -> Response<Full<
     match request.uri().path() {
         "/metrics" => {
             // All names are there from the start, and nothing has been counted yet.
-            let metrics = agent.map_or_else(|| Metrics::new().text(), |agent| agent.metrics().text());
+            let metrics = agent.map_or_else(|| logging::metrics().text(), |agent| agent.metrics().text());
             let mut response = Response::new(Full::from(metrics));
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4"));
             response

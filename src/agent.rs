@@ -6,7 +6,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use serde_json::Value;
 use tokio::sync::watch;
-use tokio_rustls::rustls::ServerConfig;
 use tracing::{error, info, warn};
 use zentinel_wasm_bounds::{LARGE, RateLimit, log_limited, run_blocking_if_large};
 use zentinel_wasm_contract::event::{BodyChunk, Data, RequestHeaders};
@@ -16,7 +15,7 @@ use zentinel_wasm_contract::{
     WebsocketDecision,
 };
 use zentinel_wasm_guest_json::{answer, input};
-use zentinel_wasm_runtime::{Cache, Lease, Module, Pool, Request, Runtime};
+use zentinel_wasm_runtime::{Cache, Lease, Module, Pool, Request, Runtime, StartError};
 
 use crate::bodies::{self, Body, Length};
 use crate::breaker::Breaker;
@@ -25,7 +24,6 @@ use crate::context::{Contexts, Remembered};
 use crate::inputs;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
-use crate::source::{Contents, Source};
 
 /// A refusal that takes no longer surely ends its request. After a longer time the proxy may have given up the call and let the request through; its timeout is
 /// not known here, but is hardly ever shorter than this.
@@ -58,7 +56,6 @@ struct Generation {
 /// Decides about events, and can be given another module or other settings meanwhile.
 pub struct Agent {
     runtime: Runtime,
-    source: Source,
     cache: Option<Cache>,
     current: ArcSwap<Generation>,
     /// Held while a new generation is made, so that changes come one after another.
@@ -71,6 +68,17 @@ pub struct Agent {
     /// Instances that pools of earlier generations have discarded. Held while generations are swapped, so that no count is seen on both sides.
     discarded_before: Mutex<u64>,
     reports: watch::Sender<Arc<Reports>>,
+}
+
+/// Why a reload has changed nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// The module cannot be served.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The proxy's configuration cannot be applied to it.
+    #[error("{0}")]
+    Settings(String),
 }
 
 /// Where the settings that serve come from.
@@ -95,7 +103,13 @@ impl Agent {
     /// # Errors
     ///
     /// The module cannot be served: one message with everything that is wrong.
-    pub async fn start(runtime: Runtime, source: Source, settings: Settings, cache: Option<Cache>) -> anyhow::Result<Arc<Self>> {
+    pub async fn start(
+        runtime: Runtime,
+        module: Arc<Module>,
+        settings: Settings,
+        cache: Option<Cache>,
+        metrics: Metrics,
+    ) -> Result<Arc<Self>, StartError> {
         if settings.start_timeout > PROXY_CONFIG_TIMEOUT {
             warn!(
                 "`--start-timeout-ms` is {}, but the proxy waits {} ms for its configuration to be applied: a slower start then fails there",
@@ -103,16 +117,11 @@ impl Agent {
                 PROXY_CONFIG_TIMEOUT.as_millis()
             );
         }
-        let Contents { module, module_config, tls } = read(&source).await?;
-        let settings = settings.with_module_config(module_config);
-        let generation = Generation::make(&runtime, module, settings.clone(), cache.as_ref()).await.map_err(|error| source.blame(error))?;
-        install_tls(&source, tls);
-        let metrics = Metrics::new();
+        let generation = Generation::make(&runtime, module, settings.clone(), cache.as_ref()).await?;
         metrics.serving(generation.digest());
-        info!(module = generation.digest(), pool_size = settings.pool_size, "the module `{}` serves", source.module.display());
+        info!(module = generation.digest(), pool_size = settings.pool_size, "the module `{}` serves", generation.module.path());
         let agent = Self {
             runtime,
-            source,
             cache,
             current: ArcSwap::from_pointee(generation),
             configured: tokio::sync::Mutex::new(Configured { base: settings, proxy: Value::Null }),
@@ -129,40 +138,34 @@ impl Agent {
         Ok(agent)
     }
 
-    /// Reads every file of the [`Source`] again and serves what is in them from now on. What is in
-    /// flight ends on the old module, and connections keep the TLS configuration that they began
-    /// with.
+    /// Serves `module`, with what `on_configure` gets if that lies in a file of its own, from now on. Events in flight end on the old
+    /// module.
     ///
     /// # Errors
     ///
-    /// One of the files cannot be used. Nothing changes then, and health is degraded until a reload
-    /// succeeds.
-    pub async fn reload(&self) -> anyhow::Result<()> {
+    /// The module cannot be served. Nothing changes then.
+    pub async fn reload(&self, mut module: Arc<Module>, module_config: Option<Arc<[u8]>>) -> Result<(), ReloadError> {
         let mut configured = self.configured.lock().await;
-        let result = self.reload_into(&mut configured).await;
-        self.state().reload_failure = result.as_ref().err().map(|error| format!("{error:#}"));
-        self.metrics.reloaded(result.is_ok());
-        self.publish();
-        result
-    }
-
-    async fn reload_into(&self, configured: &mut Configured) -> anyhow::Result<()> {
-        let Contents { mut module, module_config, tls } = read(&self.source).await?;
         let current = self.current.load_full();
         if module.digest() == current.module.digest() {
             // It was compiled already.
             module = Arc::clone(&current.module);
         }
         let base = configured.base.clone().with_module_config(module_config);
-        let settings = base.with_proxy_config(&configured.proxy).map_err(anyhow::Error::msg)?;
-        let generation = Generation::make(&self.runtime, module, settings, self.cache.as_ref()).await;
-        let generation = generation.map_err(|error| self.source.blame(error))?;
+        let settings = base.with_proxy_config(&configured.proxy).map_err(ReloadError::Settings)?;
+        let generation = Generation::make(&self.runtime, module, settings, self.cache.as_ref()).await?;
         generation.warm(WARM_TIMEOUT).await;
         // Nothing fails from here on.
         self.install(generation);
-        install_tls(&self.source, tls);
         configured.base = base;
         Ok(())
+    }
+
+    /// Counts a reload of everything that the agent is made of. After one that has failed health is degraded until another succeeds.
+    pub fn reloaded(&self, failure: Option<String>) {
+        self.metrics.reloaded(failure.is_none());
+        self.state().reload_failure = failure;
+        self.publish();
     }
 
     async fn apply(&self, config: Value) -> Result<(), String> {
@@ -171,7 +174,7 @@ impl Agent {
         let current = self.current.load_full();
         if settings != current.settings {
             let generation =
-                current.with_settings(&self.runtime, settings, self.cache.as_ref()).await.map_err(|error| format!("{error:#}"))?;
+                current.with_settings(&self.runtime, settings, self.cache.as_ref()).await.map_err(|error| error.to_string())?;
             if !generation.pool.is_same(&current.pool) {
                 generation.warm(CONFIG_WARM_TIMEOUT).await;
             }
@@ -191,7 +194,7 @@ impl Agent {
     }
 
     fn install(&self, generation: Generation) {
-        log_limited!(info, module = generation.digest(), "the module `{}` serves", self.source.module.display());
+        log_limited!(info, module = generation.digest(), "the module `{}` serves", generation.module.path());
         self.metrics.serving(generation.digest());
         let mut discarded_before = self.discarded_before();
         let old = self.current.swap(Arc::new(generation));
@@ -498,17 +501,6 @@ impl Agent {
     }
 }
 
-async fn read(source: &Source) -> anyhow::Result<Contents> {
-    let source = source.clone();
-    tokio::task::spawn_blocking(move || source.read()).await?
-}
-
-fn install_tls(source: &Source, config: Option<Arc<ServerConfig>>) {
-    if let Some((tls, config)) = source.tls.as_ref().zip(config) {
-        tls.install(config);
-    }
-}
-
 /// What an event comes to.
 #[expect(
     clippy::large_enum_variant,
@@ -566,13 +558,13 @@ struct Prepared {
 }
 
 impl Generation {
-    async fn make(runtime: &Runtime, module: Arc<Module>, settings: Settings, cache: Option<&Cache>) -> anyhow::Result<Self> {
+    async fn make(runtime: &Runtime, module: Arc<Module>, settings: Settings, cache: Option<&Cache>) -> Result<Self, StartError> {
         let pool = Pool::start(runtime, &module, settings.pool(), cache).await?;
         Ok(Self { module, pool, settings, breaker: Breaker::new() })
     }
 
     /// The same module under other settings. Its instances are kept where the settings do not concern them.
-    async fn with_settings(&self, runtime: &Runtime, settings: Settings, cache: Option<&Cache>) -> anyhow::Result<Self> {
+    async fn with_settings(&self, runtime: &Runtime, settings: Settings, cache: Option<&Cache>) -> Result<Self, StartError> {
         let module = Arc::clone(&self.module);
         if settings.pool() == self.settings.pool() {
             return Ok(Self { module, pool: self.pool.clone(), settings, breaker: Breaker::new() });

@@ -18,6 +18,7 @@ use zentinel_wasm_runtime::Cache;
 use crate::agent::Agent;
 use crate::grpc;
 use crate::listener::Listener;
+use crate::source::Source;
 use crate::tasks::note_end;
 use crate::watch::Cause;
 pub use crate::watch::Watched;
@@ -76,11 +77,11 @@ impl Signals {
 impl Lifecycle {
     /// A lifecycle in which nothing is served yet. SIGHUP reloads from now on, and so do changes of
     /// the `watched` files.
-    pub fn new(agent: Arc<Agent>, grace: Duration, signals: Signals, watched: Option<Watched>) -> Self {
+    pub fn new(agent: Arc<Agent>, source: Source, grace: Duration, signals: Signals, watched: Option<Watched>) -> Self {
         let Signals { terminate, interrupt, hangup } = signals;
         let stage = watch::Sender::new(Stage::Serving);
         let mut helpers = JoinSet::new();
-        helpers.spawn(reload_when_due(Arc::clone(&agent), hangup, watched));
+        helpers.spawn(reload_when_due(Arc::clone(&agent), source, hangup, watched));
         Self { agent, grace, stage, servers: JoinSet::new(), helpers, terminate, interrupt }
     }
 
@@ -148,7 +149,7 @@ async fn join_all(tasks: &mut JoinSet<()>) {
 }
 
 /// Reloads one at a time, so that signals that arrive during a reload become one more.
-async fn reload_when_due(agent: Arc<Agent>, mut hangup: Signal, mut watched: Option<Watched>) {
+async fn reload_when_due(agent: Arc<Agent>, source: Source, mut hangup: Signal, mut watched: Option<Watched>) {
     loop {
         tokio::select! {
             _ = hangup.recv() => info!("reloading because of SIGHUP"),
@@ -160,7 +161,7 @@ async fn reload_when_due(agent: Arc<Agent>, mut hangup: Signal, mut watched: Opt
         if let Some(watched) = &mut watched {
             watched.reloading().await;
         }
-        let succeeded = reload(&agent).await;
+        let succeeded = reload(&agent, &source).await;
         if let Some(watched) = &mut watched {
             watched.reloaded(succeeded);
         }
@@ -175,9 +176,9 @@ async fn due(watched: Option<&mut Watched>) -> Cause {
 }
 
 /// Whether it has succeeded.
-async fn reload(agent: &Agent) -> bool {
+async fn reload(agent: &Agent, source: &Source) -> bool {
     notify(&[NotifyState::Reloading, NotifyState::monotonic_usec_now().unwrap_or(NotifyState::MonotonicUsec(0))]);
-    let result = agent.reload().await;
+    let result = source.reload(agent).await;
     if let Err(error) = &result {
         warn!("reload failed, keeping the current module, configuration and certificates: {error:#}");
     }

@@ -12,7 +12,6 @@ use std::time::Duration;
 use anyhow::Context as _;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use zentinel_agent_wasm::admin;
-use zentinel_agent_wasm::agent::Agent;
 use zentinel_agent_wasm::cli::Cli;
 use zentinel_agent_wasm::grpc;
 use zentinel_agent_wasm::lifecycle::{Lifecycle, Signals, Watched, open_cache};
@@ -116,13 +115,13 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
     let cache = open_cache(cli.cache_dir.as_deref());
     let watched = if cli.watch { Some(Watched::start(source.files()).context(NO_THREADS)?) } else { None };
     let agent = tokio::select! {
-        agent = Agent::start(Runtime::start().context(NO_THREADS)?, source, cli.settings(), cache) => agent?,
+        agent = source.start(Runtime::start().context(NO_THREADS)?, cli.settings(), cache) => agent?,
         () = signals.end() => return Ok(()),
     };
 
     // Before its log says that it serves.
     let _ = started.set(Arc::clone(&agent));
-    let mut lifecycle = Lifecycle::new(agent, cli.grace(), signals, watched);
+    let mut lifecycle = Lifecycle::new(agent, source, cli.grace(), signals, watched);
     lifecycle.serve_socket(listener).context(NO_THREADS)?;
     if let Some(grpc) = grpc {
         lifecycle.serve_grpc(grpc);

@@ -11,8 +11,6 @@ use zentinel_wasm_contract::report::{self, REPORT_INTERVAL};
 use zentinel_wasm_contract::{FailureKind, Hook};
 use zentinel_wasm_runtime::PoolStats;
 
-use crate::logging;
-
 /// Upper bounds of the duration buckets, in seconds: from a call of a small module to the longest deadline that `--timeout-ms` takes.
 const BUCKETS: [f64; 22] = [
     0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
@@ -140,8 +138,6 @@ impl Metrics {
             &["hook"]
         );
         // They are counted before and outside of any agent.
-        register(Box::new(logging::LINES_LOST.clone()));
-        register(Box::new(logging::PANICS.clone()));
         let reloads =
             metric!(IntCounterVec, Opts::new("wasm_agent_reloads_total", "Changes of module or settings, by result."), &["result"]);
         Self {
@@ -184,6 +180,17 @@ impl Metrics {
             recent: Mutex::default(),
             registry,
         }
+    }
+
+    /// Adds a counter of the process, such as one of its log.
+    ///
+    /// # Panics
+    ///
+    /// There is a metric of that name already.
+    #[must_use]
+    pub fn with(self, counter: &IntCounter) -> Self {
+        self.registry.register(Box::new(counter.clone())).expect("the names are distinct");
+        self
     }
 
     /// Counts a module error.
@@ -335,9 +342,7 @@ mod tests {
                 "wasm_agent_in_flight gauge",
                 "wasm_agent_instance_start_failures_total counter",
                 "wasm_agent_instances_discarded_total counter",
-                "wasm_agent_log_lines_lost_total counter",
                 "wasm_agent_module_info gauge",
-                "wasm_agent_panics_total counter",
                 "wasm_agent_pool_available gauge",
                 "wasm_agent_pool_waiting gauge",
                 "wasm_agent_reloads_total counter",
@@ -347,8 +352,6 @@ mod tests {
             ]
         );
         for line in [
-            "wasm_agent_log_lines_lost_total 0",
-            "wasm_agent_panics_total 0",
             r#"wasm_agent_errors_total{kind="trap"} 0"#,
             r#"wasm_agent_reloads_total{result="success"} 0"#,
             r#"wasm_agent_reloads_total{result="failure"} 0"#,

@@ -8,10 +8,12 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
 use tokio_rustls::rustls::ServerConfig;
-use zentinel_wasm_runtime::{Module, StartError};
+use zentinel_wasm_runtime::{Cache, Module, Runtime, StartError};
 
+use crate::agent::{Agent, ReloadError};
 use crate::grpc::Tls;
-use crate::settings::{Limits, checked_module_config};
+use crate::logging;
+use crate::settings::{Limits, Settings, checked_module_config};
 
 /// The files, and what is known of them beforehand.
 #[derive(Clone)]
@@ -56,12 +58,66 @@ impl Source {
         Ok(Contents { module: Arc::new(module), module_config, tls })
     }
 
+    /// Reads every file, off the async workers.
+    ///
+    /// # Errors
+    ///
+    /// As for [`read`](Self::read).
+    pub(crate) async fn read_blocking(&self) -> anyhow::Result<Contents> {
+        let source = self.clone();
+        tokio::task::spawn_blocking(move || source.read()).await?
+    }
+
     /// Adds to `error` the file that is at fault, when the module has rejected its configuration:
     /// the error names the module's.
-    pub(crate) fn blame(&self, error: anyhow::Error) -> anyhow::Error {
-        match (&self.module_config, error.downcast_ref()) {
-            (Some(file), Some(StartError::Rejected { .. })) => error.context(format!("cannot use `--module-config @{}`", file.display())),
-            _ => error,
+    pub(crate) fn blame(&self, error: StartError) -> anyhow::Error {
+        match (&self.module_config, &error) {
+            (Some(file), StartError::Rejected { .. }) => {
+                anyhow::Error::from(error).context(format!("cannot use `--module-config @{}`", file.display()))
+            }
+            _ => error.into(),
+        }
+    }
+
+    /// Starts an agent from the files. `settings` are those of the command line.
+    ///
+    /// # Errors
+    ///
+    /// One of the files cannot be used: one message with everything that is wrong.
+    pub async fn start(&self, runtime: Runtime, settings: Settings, cache: Option<Cache>) -> anyhow::Result<Arc<Agent>> {
+        let Contents { module, module_config, tls } = self.read_blocking().await?;
+        let settings = settings.with_module_config(module_config);
+        let agent = Agent::start(runtime, module, settings, cache, logging::metrics()).await.map_err(|error| self.blame(error))?;
+        self.install(tls);
+        Ok(agent)
+    }
+
+    /// Reads every file again and serves what is in them from now on. What is in flight ends on the
+    /// old module, and connections keep the TLS configuration that they began with.
+    ///
+    /// # Errors
+    ///
+    /// One of the files cannot be used. Nothing changes then, and health is degraded until a reload
+    /// succeeds.
+    pub async fn reload(&self, agent: &Agent) -> anyhow::Result<()> {
+        let result = self.reload_into(agent).await;
+        agent.reloaded(result.as_ref().err().map(|error| format!("{error:#}")));
+        result
+    }
+
+    async fn reload_into(&self, agent: &Agent) -> anyhow::Result<()> {
+        let Contents { module, module_config, tls } = self.read_blocking().await?;
+        agent.reload(module, module_config).await.map_err(|error| match error {
+            ReloadError::Start(error) => self.blame(error),
+            error @ ReloadError::Settings(_) => error.into(),
+        })?;
+        self.install(tls);
+        Ok(())
+    }
+
+    fn install(&self, config: Option<Arc<ServerConfig>>) {
+        if let Some((tls, config)) = self.tls.as_ref().zip(config) {
+            tls.install(config);
         }
     }
 }

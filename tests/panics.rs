@@ -9,7 +9,6 @@ use tokio::net::UnixListener;
 use tokio::sync::watch;
 use zentinel_agent_wasm::cli::LogFormat;
 use zentinel_agent_wasm::logging::Log;
-use zentinel_agent_wasm::metrics::Metrics;
 use zentinel_wasm_contract::report::Reports;
 use zentinel_wasm_contract::{Answer, Arrival, Capabilities, Encode, Event, Failure, Handler, Hook};
 use zentinel_wasm_protocol::{Stage, socket};
@@ -73,7 +72,7 @@ fn child() {
     bad.send(testkit::kind::REQUEST_HEADERS, &testkit::request("2", "/panic"));
     assert!(bad.answer_or_end().is_none());
     assert_eq!(id_of(&good.get("3", "/")), "3");
-    let metrics = String::from_utf8(Metrics::new().text()).unwrap();
+    let metrics = String::from_utf8(zentinel_agent_wasm::logging::metrics().text()).unwrap();
     assert!(metrics.lines().any(|line| line == "wasm_agent_panics_total 1"), "{metrics}");
     runtime.shutdown_background();
 }

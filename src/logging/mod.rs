@@ -21,6 +21,7 @@ use tracing_subscriber::filter::Directive;
 use zentinel_wasm_contract::shortened;
 
 use crate::cli::LogFormat;
+use crate::metrics::Metrics;
 use queue::{Queue, captured};
 
 /// Time that the last lines have to be written when the process ends. A reader that reads takes all that may be queued within milliseconds; one that
@@ -34,11 +35,16 @@ const MAX_BACKTRACE: usize = 8000;
 const MAX_IGNORED: usize = 100;
 
 /// Lines that were lost because they could not be written.
-pub(crate) static LINES_LOST: LazyLock<IntCounter> =
+static LINES_LOST: LazyLock<IntCounter> =
     LazyLock::new(|| counter("wasm_agent_log_lines_lost_total", "Log lines lost because nobody read them or they could not be written."));
 
 /// Panics of any thread.
-pub(crate) static PANICS: LazyLock<IntCounter> = LazyLock::new(|| counter("wasm_agent_panics_total", "Panics in the agent's own code."));
+static PANICS: LazyLock<IntCounter> = LazyLock::new(|| counter("wasm_agent_panics_total", "Panics in the agent's own code."));
+
+/// The metrics of an agent, with what the process counts beside them.
+pub fn metrics() -> Metrics {
+    Metrics::new().with(&LINES_LOST).with(&PANICS)
+}
 
 fn counter(name: &str, help: &str) -> IntCounter {
     IntCounter::new(name, help).expect("the name is valid")

@@ -95,6 +95,11 @@ impl Module {
         Ok(Self { path, bytes, digest, log, compiled: Mutex::new(None) })
     }
 
+    /// The file, as messages name it.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
     /// SHA-256 of the file, in lower-case hexadecimal.
     pub fn digest(&self) -> &str {
         &self.digest
