@@ -20,8 +20,8 @@ use tracing::{debug, info};
 use zentinel_wasm_bounds::log_limited;
 use zentinel_wasm_contract::report::HealthState;
 
-use crate::agent::Agent;
 use crate::logging;
+use zentinel_wasm_engine::agent::Agent;
 
 /// Connections at once: a scraper or two, and a person.
 const MAX_CONNECTIONS: usize = 32;

@@ -15,8 +15,8 @@ use zentinel_wasm_contract::HeaderCase;
 use zentinel_wasm_protocol::socket::frame::MAX_FRAME;
 
 use crate::grpc::{Tls, TlsFiles};
-use crate::settings::{Limits, Settings, checked_module_config};
 use crate::source::Source;
+use zentinel_wasm_engine::settings::{Limits, Settings, checked_module_config};
 
 /// Second name of the variable of `--grpc-address`.
 const GRPC_ADDRESS_ALIAS: &str = "WASM_GRPC_ADDRESS";

@@ -22,10 +22,10 @@ use zentinel_wasm_protocol::Stage;
 use zentinel_wasm_protocol::grpc;
 use zentinel_wasm_protocol::socket::HANDSHAKE_TIMEOUT;
 
-use crate::agent::Agent;
 use crate::listener::drains;
 use crate::source;
 use crate::tasks::note_end;
+use zentinel_wasm_engine::agent::Agent;
 
 /// Connections at once. A proxy opens four per agent; what is more is turned away. Each may hold a few messages of the largest size.
 const MAX_CONNECTIONS: usize = 256;

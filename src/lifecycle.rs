@@ -15,13 +15,13 @@ use zentinel_wasm_contract::report::REPORT_INTERVAL;
 use zentinel_wasm_protocol::Stage;
 use zentinel_wasm_runtime::Cache;
 
-use crate::agent::Agent;
 use crate::grpc;
 use crate::listener::Listener;
 use crate::source::Source;
 use crate::tasks::note_end;
 use crate::watch::Cause;
 pub use crate::watch::Watched;
+use zentinel_wasm_engine::agent::Agent;
 
 /// Time beyond the grace in which the last answers are written.
 const LAST_WORDS: Duration = Duration::from_secs(1);

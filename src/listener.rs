@@ -22,8 +22,8 @@ use zentinel_wasm_bounds::log_limited;
 use zentinel_wasm_protocol::Stage;
 use zentinel_wasm_protocol::socket::{self, ConnectionError};
 
-use crate::agent::Agent;
 use crate::tasks::note_end;
+use zentinel_wasm_engine::agent::Agent;
 
 /// Connections at once. A proxy opens four per agent; what is more is turned away.
 const MAX_CONNECTIONS: usize = 1024;

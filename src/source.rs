@@ -10,10 +10,10 @@ use anyhow::{Context as _, anyhow};
 use tokio_rustls::rustls::ServerConfig;
 use zentinel_wasm_runtime::{Cache, Module, Runtime, StartError};
 
-use crate::agent::{Agent, ReloadError};
 use crate::grpc::Tls;
 use crate::logging;
-use crate::settings::{Limits, Settings, checked_module_config};
+use zentinel_wasm_engine::agent::{Agent, ReloadError};
+use zentinel_wasm_engine::settings::{Limits, Settings, checked_module_config};
 
 /// The files, and what is known of them beforehand.
 #[derive(Clone)]

@@ -21,8 +21,8 @@ use tracing_subscriber::filter::Directive;
 use zentinel_wasm_contract::shortened;
 
 use crate::cli::LogFormat;
-use crate::metrics::Metrics;
 use queue::{Queue, captured};
+use zentinel_wasm_engine::metrics::Metrics;
 
 /// Time that the last lines have to be written when the process ends. A reader that reads takes all that may be queued within milliseconds; one that
 /// does not must not keep a service manager waiting.

@@ -86,7 +86,7 @@ impl Settings {
 
     /// These settings with the configuration that a file holds, if there is such a file.
     #[must_use]
-    pub(crate) fn with_module_config(self, file: Option<Arc<[u8]>>) -> Self {
+    pub fn with_module_config(self, file: Option<Arc<[u8]>>) -> Self {
         Self { module_config: file.or(self.module_config), ..self }
     }
 

@@ -220,7 +220,7 @@ impl Agent {
     }
 
     /// Says that nobody can connect to the socket, and why, or that it is there again.
-    pub(crate) fn socket_lost(&self, reason: Option<String>) {
+    pub fn socket_lost(&self, reason: Option<String>) {
         let changed = {
             let mut state = self.state();
             let changed = state.socket_lost != reason;
