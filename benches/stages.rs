@@ -12,9 +12,9 @@ use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use zentinel_wasm_contract::Encode;
 use zentinel_wasm_contract::{HeaderCase, Hook};
 use zentinel_wasm_guest_json::{answer, input};
-use zentinel_wasm_protocol::socket::decode;
 use zentinel_wasm_protocol::socket::frame::kind;
-use zentinel_wasm_protocol::{Encoding, Phase, Proxy, Wire};
+use zentinel_wasm_protocol::socket::{Encoding, SocketEncoder, decode};
+use zentinel_wasm_protocol::{Phase, Proxy};
 use zentinel_wasm_runtime::{Isolation, Module, Pool, Request, Runtime, Settings};
 
 const MODULE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/rust/target/wasm32-unknown-unknown/release/security.wasm");
@@ -94,7 +94,7 @@ fn stages(c: &mut Criterion) {
     let answers = [("allow", &br#"{"decision":"allow"}"#[..]), ("block", br#"{"decision":"block","status":403,"body":"Forbidden"}"#)];
     for (name, bytes) in answers {
         c.bench_function(&format!("parse/{name}"), |b| b.iter(|| black_box(answer::read(black_box(bytes)).unwrap())));
-        let wire = Wire {
+        let encoder = SocketEncoder {
             encoding: Encoding::Json,
             proxy: Proxy::default(),
             phase: Phase { hook: Hook::RequestHeaders, chunk_index: 0 },
@@ -102,7 +102,7 @@ fn stages(c: &mut Criterion) {
             connection: 0,
         };
         let answer = answer::read(bytes).unwrap();
-        c.bench_function(&format!("encode/{name}"), |b| b.iter(|| black_box(wire.encode(black_box(&answer)).unwrap())));
+        c.bench_function(&format!("encode/{name}"), |b| b.iter(|| black_box(encoder.encode(black_box(&answer)).unwrap())));
     }
 }
 

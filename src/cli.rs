@@ -12,7 +12,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use zentinel_wasm_contract::HeaderCase;
-use zentinel_wasm_protocol::socket::frame::MAX_FRAME;
+use zentinel_wasm_protocol::MAX_FRAME;
 
 use crate::grpc::{Tls, TlsFiles};
 use crate::source::Source;

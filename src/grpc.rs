@@ -18,9 +18,7 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use tracing::{debug, info};
 use zentinel_wasm_bounds::log_limited;
-use zentinel_wasm_protocol::Stage;
-use zentinel_wasm_protocol::grpc;
-use zentinel_wasm_protocol::socket::HANDSHAKE_TIMEOUT;
+use zentinel_wasm_protocol::{Stage, Timeouts, grpc};
 
 use crate::listener::drains;
 use crate::source;
@@ -162,12 +160,13 @@ impl Listener {
 async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, agent: Arc<Agent>, stage: watch::Receiver<Stage>) -> anyhow::Result<()> {
     // An answer is small, and waited for.
     stream.set_nodelay(true)?;
-    let Some(tls) = tls else { return Ok(grpc::serve(stream, agent, stage).await?) };
-    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
+    let timeouts = Timeouts::default();
+    let Some(tls) = tls else { return Ok(grpc::serve(stream, agent, stage, &timeouts).await?) };
+    let stream = match tokio::time::timeout(timeouts.handshake, tls.accept(stream)).await {
         Ok(accepted) => accepted.context("the TLS handshake failed")?,
-        Err(_) => bail!("the client did not finish its TLS handshake within {HANDSHAKE_TIMEOUT:?}"),
+        Err(_) => bail!("the client did not finish its TLS handshake within {:?}", timeouts.handshake),
     };
-    Ok(grpc::serve(stream, agent, stage).await?)
+    Ok(grpc::serve(stream, agent, stage, &timeouts).await?)
 }
 
 fn server_config(files: &TlsFiles) -> anyhow::Result<Arc<ServerConfig>> {

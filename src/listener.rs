@@ -19,8 +19,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info};
 use zentinel_wasm_bounds::log_limited;
-use zentinel_wasm_protocol::Stage;
-use zentinel_wasm_protocol::socket::{self, ConnectionError};
+use zentinel_wasm_protocol::socket::{self, SocketError};
+use zentinel_wasm_protocol::{Stage, Timeouts};
 
 use crate::tasks::note_end;
 use zentinel_wasm_engine::agent::Agent;
@@ -147,10 +147,10 @@ async fn serve(mut listener: UnixListener, mut keeper: KeeperHandle, agent: Arc<
         connections.spawn(async move {
             let _slot = slot;
             let _connected = agent.metrics().connected();
-            match socket::serve(stream, agent, stage).await {
+            match socket::serve(stream, agent, stage, &Timeouts::default()).await {
                 Ok(()) => debug!("a connection has ended"),
                 // Clients come and go, and some go while something is being sent to them.
-                Err(ConnectionError::Io(error)) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+                Err(SocketError::Io(error)) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
                     debug!("a client has closed its connection: {error}");
                 }
                 Err(error) => log_limited!(warn, "closed a connection: {error}"),

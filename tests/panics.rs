@@ -11,7 +11,7 @@ use zentinel_agent_wasm::cli::LogFormat;
 use zentinel_agent_wasm::logging::Log;
 use zentinel_wasm_contract::report::Reports;
 use zentinel_wasm_contract::{Answer, Arrival, Capabilities, Encode, Event, Failure, Handler, Hook};
-use zentinel_wasm_protocol::{Stage, socket};
+use zentinel_wasm_protocol::{Stage, Timeouts, socket};
 
 /// Set for the process whose standard error is looked at.
 const CHILD: &str = "PANICS_TEST_CHILD";
@@ -64,7 +64,7 @@ fn child() {
         let handler = Arc::new(Fragile(watch::Sender::default()));
         loop {
             let (stream, _) = listener.accept().await.unwrap();
-            tokio::spawn(socket::serve(stream, Arc::clone(&handler), serving.clone()));
+            tokio::spawn(socket::serve(stream, Arc::clone(&handler), serving.clone(), &Timeouts::default()));
         }
     });
     let [mut bad, mut good] = [(); 2].map(|()| Connection::open(&socket));

@@ -8,16 +8,16 @@ use serde_json::Value;
 use zentinel_wasm_contract::Encode;
 use zentinel_wasm_contract::{BodyAction, Decision, Event, HeaderCase, HeaderOp, Hook, header};
 use zentinel_wasm_guest_json::{answer, input};
-use zentinel_wasm_protocol::socket::decode;
 use zentinel_wasm_protocol::socket::frame::{self, kind};
-use zentinel_wasm_protocol::{Encoding, Phase, Proxy, Wire, grpc};
+use zentinel_wasm_protocol::socket::{Encoding, SocketEncoder, decode};
+use zentinel_wasm_protocol::{MAX_FRAME, Phase, Proxy, grpc};
 
 /// A stream of frames as a client may send it. The first byte chooses the encoding.
 pub fn frames(data: &[u8]) {
     let Some((choice, mut rest)) = data.split_first() else { return };
     let encoding = if choice & 1 == 0 { Encoding::Json } else { Encoding::MessagePack };
     while let Ok(Some((frame, len))) = frame::next(rest) {
-        assert!(len <= rest.len() && len <= 4 + frame::MAX_FRAME);
+        assert!(len <= rest.len() && len <= 4 + MAX_FRAME);
         let _ = decode::configure(encoding, frame.payload);
         let _ = decode::correlation_id(encoding, frame.kind, frame.payload);
         if let Ok(event) = decode::event(encoding, frame.kind, frame.payload) {
@@ -141,9 +141,14 @@ pub fn answers(data: &[u8]) {
     for hook in Hook::ALL {
         for encoding in [Encoding::Json, Encoding::MessagePack] {
             for proxy in [Proxy::default(), Proxy::of_version("0.6.45")] {
-                let wire =
-                    Wire { encoding, proxy, phase: Phase { hook, chunk_index: 7 }, correlation_id: Arc::from("id\"\\\n"), connection: 0 };
-                let Ok(bytes) = wire.encode(&answer) else {
+                let encoder = SocketEncoder {
+                    encoding,
+                    proxy,
+                    phase: Phase { hook, chunk_index: 7 },
+                    correlation_id: Arc::from("id\"\\\n"),
+                    connection: 0,
+                };
+                let Ok(bytes) = encoder.encode(&answer) else {
                     // The proxy takes only text for a request body; everything else can be carried.
                     assert!(matches!(answer.request_body_mutation.as_ref().map(|mutation| &mutation.action), Some(BodyAction::Replace(_))));
                     continue;

@@ -8,15 +8,21 @@
 #![deny(missing_docs)]
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 
+#[cfg(test)]
+mod allow_all;
+mod config;
 pub mod grpc;
+mod guardrail;
+mod handshake;
+mod limits;
+mod phase;
+mod proxy;
+mod report;
 mod session;
 pub mod socket;
+mod stage;
 
-pub use socket::connection::Stage;
-pub use socket::encode::{Encoding, Phase, Proxy, Wire};
-
-/// Name that the agent goes by in the protocol and in logs.
-pub const AGENT_ID: &str = "zentinel-wasm-agent";
-
-/// Version of the protocol that is spoken.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub use limits::{MAX_FRAME, Timeouts};
+pub use phase::Phase;
+pub use proxy::Proxy;
+pub use stage::Stage;

@@ -6,8 +6,10 @@
 use zentinel_wasm_contract::event::{Metadata, RequestHeaders, ResponseHeaders};
 use zentinel_wasm_contract::{Event, MAX_ENTRIES, Text};
 
-use super::event::{Grouped, present, rfc3339};
+use super::event::present;
 use super::fields::{Fields, Value};
+use super::headers::HeaderGroups;
+use super::timestamp::rfc3339;
 
 /// The headers of a request or response, if the message is such an event.
 pub(super) fn headers(message: &[u8]) -> Option<Event<'_>> {
@@ -27,7 +29,7 @@ pub(super) fn headers(message: &[u8]) -> Option<Event<'_>> {
 fn request(event: &[u8]) -> Option<RequestHeaders<'_>> {
     let mut known = None;
     let (mut method, mut uri, mut http_version) = ("", "", "");
-    let mut headers = Grouped::default();
+    let mut headers = HeaderGroups::default();
     each(event, |number, value| {
         match number {
             // Two metadata would have to be merged.
@@ -83,7 +85,7 @@ fn metadata(bytes: &[u8]) -> Option<Metadata<'_>> {
 
 fn response(event: &[u8]) -> Option<ResponseHeaders<'_>> {
     let (mut correlation_id, mut status) = ("", 0);
-    let mut headers = Grouped::default();
+    let mut headers = HeaderGroups::default();
     each(event, |number, value| {
         match number {
             1 => correlation_id = value.text()?,
@@ -96,7 +98,7 @@ fn response(event: &[u8]) -> Option<ResponseHeaders<'_>> {
     Some(ResponseHeaders { correlation_id: correlation_id.into(), status, headers: headers.finish() })
 }
 
-fn header<'a>(header: Value<'a>, headers: &mut Grouped<'a>) -> Option<()> {
+fn header<'a>(header: Value<'a>, headers: &mut HeaderGroups<'a>) -> Option<()> {
     let (mut name, mut text) = ("", "");
     each(header.bytes()?, |number, value| {
         match number {

@@ -17,8 +17,9 @@ use zentinel_wasm_contract::Handler;
 
 use super::fields::{Fields, Value};
 use super::proto::proxy_control::Message;
-use super::{message, process_stream, proto};
-use crate::socket::connection::Stage;
+use super::{message, proto};
+use crate::config;
+use crate::stage::Stage;
 
 /// Messages in a row after which others on this thread get their turn.
 const MAX_MESSAGES: u64 = 32;
@@ -69,7 +70,7 @@ pub(super) fn open<H: Handler>(
                     }
                 }
                 Some(Message::Configure(configure)) => {
-                    let applied = match process_stream::config(&configure.config_json) {
+                    let applied = match config::parse(&configure.config_json) {
                         Ok(config) => handler.configure(config).await,
                         Err(reason) => Err(reason),
                     };

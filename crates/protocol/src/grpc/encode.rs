@@ -9,10 +9,17 @@ use zentinel_wasm_contract::{
     Answer, Audit, BodyAction, BodyMutation, Decision, Encode, Failure, FailureKind, HeaderOp, Text, WebsocketDecision,
 };
 
+use super::proto;
 use super::proto::agent_response::Decision as DecisionWire;
 use super::proto::agent_to_proxy::Message;
-use super::{MAX_ANSWER, proto};
-use crate::socket::encode::{Phase, Proxy, for_proxy, guardrail};
+use crate::guardrail::guardrail;
+use crate::limits::MAX_ID;
+use crate::phase::Phase;
+use crate::proxy::{Proxy, for_proxy};
+
+/// Largest answer that is sent, in bytes, its correlation id apart: the proxy's client takes 4 MiB, and one message above that would end its stream
+/// with everything on it.
+const MAX_ANSWER: usize = (4 << 20) - MAX_ID;
 
 /// What the answers of one stream have in common.
 #[derive(Debug, Default)]
@@ -31,7 +38,7 @@ impl Peer {
 
 /// Writes answers to one event of a stream as messages.
 #[derive(Clone, Debug)]
-pub(super) struct Wire {
+pub(super) struct GrpcEncoder {
     pub(super) peer: Arc<Peer>,
     /// The event's place.
     pub(super) phase: Phase,
@@ -39,7 +46,7 @@ pub(super) struct Wire {
     pub(super) correlation_id: Arc<str>,
 }
 
-impl Encode for Wire {
+impl Encode for GrpcEncoder {
     type Encoded = proto::AgentToProxy;
 
     fn correlation_id(&self) -> &Arc<str> {
@@ -76,7 +83,7 @@ impl Encode for Wire {
     }
 }
 
-impl Wire {
+impl GrpcEncoder {
     /// Says once a stream that an answer holds something for which gRPC has no field, and which no
     /// proxy decides by.
     fn tell_of_loss(&self, answer: &Answer<'_>) {
@@ -172,12 +179,12 @@ mod tests {
 
     use super::*;
 
-    fn wire(hook: Hook, proxy: Proxy) -> Wire {
-        Wire { peer: Arc::new(Peer::new(proxy)), phase: Phase { hook, chunk_index: 0 }, correlation_id: Arc::from("c") }
+    fn encoder(hook: Hook, proxy: Proxy) -> GrpcEncoder {
+        GrpcEncoder { peer: Arc::new(Peer::new(proxy)), phase: Phase { hook, chunk_index: 0 }, correlation_id: Arc::from("c") }
     }
 
-    fn sent(wire: &Wire, answer: &str) -> proto::AgentResponse {
-        match wire.encode(&answer::read(answer.as_bytes()).unwrap()).unwrap().message {
+    fn sent(encoder: &GrpcEncoder, answer: &str) -> proto::AgentResponse {
+        match encoder.encode(&answer::read(answer.as_bytes()).unwrap()).unwrap().message {
             Some(Message::Response(response)) => response,
             other => panic!("{other:?}"),
         }
@@ -185,7 +192,7 @@ mod tests {
 
     #[test]
     fn an_allow_is_short() {
-        let allow = sent(&wire(Hook::RequestHeaders, Proxy::default()), "");
+        let allow = sent(&encoder(Hook::RequestHeaders, Proxy::default()), "");
         assert_eq!(allow.encode_to_vec(), [0x0a, 1, b'c', 0x12, 0]);
     }
 
@@ -193,7 +200,7 @@ mod tests {
     fn everything_that_grpc_has_a_field_for_is_sent() {
         let answer = r#"{"decision":"block","status":451,"body":"no","add_response_headers":{"A":"1"},"remove_response_headers":["B"],
             "add_request_headers":{"C":["1","2"]},"tags":["t"],"rule_ids":["r"],"confidence":0.5,"reason_codes":["x"],"needs_more":true}"#;
-        let response = sent(&wire(Hook::RequestHeaders, Proxy::default()), answer);
+        let response = sent(&encoder(Hook::RequestHeaders, Proxy::default()), answer);
         assert_eq!(response.decision, Some(block(451, Some(&Text::borrowed("no")), &[("A".into(), "1".into())])));
         let ops = [HeaderOp::Set("C".into(), "1".into()), HeaderOp::Add("C".into(), "2".into())];
         assert_eq!(response.request_headers, ops.iter().map(header_op).collect::<Vec<_>>());
@@ -206,16 +213,16 @@ mod tests {
     #[test]
     fn old_proxies_get_a_block_for_a_challenge() {
         let answer = r#"{"decision":"challenge","challenge_type":"captcha","challenge_params":{"body":"prove it"}}"#;
-        let to_old = sent(&wire(Hook::RequestHeaders, Proxy::of_version("0.6.45")), answer);
+        let to_old = sent(&encoder(Hook::RequestHeaders, Proxy::of_version("0.6.45")), answer);
         assert_eq!(to_old.decision, Some(block(403, Some(&Text::borrowed("prove it")), &[])));
-        let to_new = sent(&wire(Hook::RequestHeaders, Proxy::of_version("0.6.54")), answer);
+        let to_new = sent(&encoder(Hook::RequestHeaders, Proxy::of_version("0.6.54")), answer);
         assert!(matches!(to_new.decision, Some(DecisionWire::Challenge(_))));
     }
 
     #[test]
     fn what_cannot_be_carried_is_a_module_error() {
-        let wire = wire(Hook::RequestBody, Proxy::default());
-        let encode = |answer: &str| wire.encode(&answer::read(answer.as_bytes()).unwrap());
+        let encoder = encoder(Hook::RequestBody, Proxy::default());
+        let encode = |answer: &str| encoder.encode(&answer::read(answer.as_bytes()).unwrap());
         for (answer, field) in [
             (r#"{"request_body_mutation":{"action":"replace","data":"x"}}"#, "request_body_mutation"),
             (r#"{"request_body_mutation":{"action":"drop"}}"#, "request_body_mutation"),
@@ -245,7 +252,7 @@ mod tests {
             r#""websocket_decision":"drop""#,
             r#""request_body_mutation":{"action":"drop"}"#,
         ] {
-            let refused = sent(&wire(Hook::WebsocketFrame, Proxy::default()), &format!(r#"{{"decision":"block",{beside}}}"#));
+            let refused = sent(&encoder(Hook::WebsocketFrame, Proxy::default()), &format!(r#"{{"decision":"block",{beside}}}"#));
             assert_eq!(refused.decision, Some(block(403, None, &[])));
         }
     }
@@ -253,17 +260,17 @@ mod tests {
     #[test]
     fn a_guardrail_verdict_travels_in_the_audit_data() {
         let response =
-            sent(&wire(Hook::GuardrailInspect, Proxy::default()), r#"{"guardrail_response":{"detected":true,"confidence":0.5}}"#);
+            sent(&encoder(Hook::GuardrailInspect, Proxy::default()), r#"{"guardrail_response":{"detected":true,"confidence":0.5}}"#);
         assert_eq!(response.audit.unwrap().custom["guardrail_response"], r#"{"confidence":0.5,"detected":true}"#);
     }
 
     #[test]
     fn an_answer_that_the_proxy_would_not_take_is_a_module_error() {
         let answer = format!(r#"{{"decision":"block","body":"{}"}}"#, "x".repeat(MAX_ANSWER));
-        let wire = wire(Hook::RequestHeaders, Proxy::default());
-        let failure = wire.encode(&answer::read(answer.as_bytes()).unwrap()).unwrap_err();
+        let encoder = encoder(Hook::RequestHeaders, Proxy::default());
+        let failure = encoder.encode(&answer::read(answer.as_bytes()).unwrap()).unwrap_err();
         assert_eq!(failure.kind, FailureKind::OutputLimit);
-        let long = Wire { correlation_id: Arc::from("x".repeat(MAX_ANSWER)), ..wire };
+        let long = GrpcEncoder { correlation_id: Arc::from("x".repeat(MAX_ANSWER)), ..encoder };
         long.encode(&Answer::default()).unwrap();
     }
 }

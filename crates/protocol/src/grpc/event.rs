@@ -1,21 +1,17 @@
 //! From a message of the proxy to an event that borrows from it.
 
-use std::borrow::Cow;
-
 use bytes::Bytes;
-use hashbrown::HashMap;
 use prost::Message as _;
 use zentinel_wasm_contract::event::{
-    BodyChunk, Data, GuardrailInspect, HeaderValues, Headers, Metadata, RequestComplete, RequestHeaders, ResponseHeaders, WebsocketFrame,
+    BodyChunk, Data, GuardrailInspect, Metadata, RequestComplete, RequestHeaders, ResponseHeaders, WebsocketFrame,
 };
-use zentinel_wasm_contract::{Event, Hook, MAX_ENTRIES, Pairs, Text};
+use zentinel_wasm_contract::{Event, Failure, FailureKind, Hook, MAX_ENTRIES, Pairs, Text};
 
 use super::fields::{Fields, Value};
+use super::headers::grouped;
 use super::proto;
 use super::proto::proxy_to_agent::Message;
-
-/// Headers up to which looking through all of them is faster than a map.
-const FEW_HEADERS: usize = 32;
+use super::timestamp::rfc3339;
 
 /// Most fields of a message: as many headers as there may be, and others.
 const MAX_FIELDS: usize = MAX_ENTRIES + 1000;
@@ -64,6 +60,11 @@ impl Unreadable {
     }
 }
 
+/// The failure of an event that cannot be read.
+pub(super) fn invalid(hook: Hook, reason: &str) -> Failure {
+    Failure::new(FailureKind::InvalidEvent, format!("the event for `{hook}` cannot be read: {reason}"))
+}
+
 /// The hook of an event's field, or that of a configuration.
 const fn hook_of(number: u32) -> Hook {
     match number {
@@ -90,7 +91,7 @@ pub(super) fn event(message: &Message) -> Option<Result<Event<'_>, Unreadable>> 
             Ok(status) => Event::ResponseHeaders(ResponseHeaders {
                 correlation_id: Text::from(event.correlation_id.as_str()),
                 status,
-                headers: headers(&event.headers),
+                headers: grouped(&event.headers),
             }),
             Err(_) => return unreadable(Hook::ResponseHeaders, &event.correlation_id, "its status is none"),
         },
@@ -149,7 +150,7 @@ fn request_headers(event: &proto::RequestHeadersEvent) -> Option<RequestHeaders<
         },
         method: Text::from(event.method.as_str()),
         uri: Text::from(event.uri.as_str()),
-        headers: headers(&event.headers),
+        headers: grouped(&event.headers),
     })
 }
 
@@ -195,139 +196,9 @@ const fn opcode(frame_type: i32) -> Option<&'static str> {
     }
 }
 
-/// Headers with the values of one name together.
-fn headers(list: &[proto::Header]) -> Headers<'_> {
-    let mut headers = Grouped::default();
-    for header in list {
-        headers.push(&header.name, &header.value);
-    }
-    headers.finish()
-}
-
-/// Puts the values of one name together.
-#[derive(Default)]
-pub(super) struct Grouped<'a> {
-    headers: Vec<(Text<'a>, HeaderValues<'a>)>,
-    /// Used when there are many: a client must not have the agent compare each with each.
-    places: HashMap<&'a str, usize>,
-    values: usize,
-}
-
-impl<'a> Grouped<'a> {
-    pub(super) fn push(&mut self, name: &'a str, value: &'a str) {
-        self.values += 1;
-        let known = if self.headers.len() < FEW_HEADERS {
-            self.headers.iter().position(|(known, _)| known.as_str() == name)
-        } else {
-            self.place(name)
-        };
-        match known {
-            Some(place) => self.headers[place].1.push(value.into()),
-            None => {
-                if self.headers.is_empty() {
-                    self.headers.reserve(FEW_HEADERS / 2);
-                }
-                self.headers.push((name.into(), HeaderValues::One(value.into())));
-            }
-        }
-    }
-
-    /// Looks a name up in the map, and puts it there with the place that it will have.
-    fn place(&mut self, name: &'a str) -> Option<usize> {
-        if self.places.is_empty() {
-            for (place, (known, _)) in self.headers.iter().enumerate() {
-                if let Text(Cow::Borrowed(known)) = known {
-                    self.places.insert(known, place);
-                }
-            }
-        }
-        let place = *self.places.entry(name).or_insert(self.headers.len());
-        (place < self.headers.len()).then_some(place)
-    }
-
-    /// Values that were pushed.
-    pub(super) fn len(&self) -> usize {
-        self.values
-    }
-
-    pub(super) fn finish(self) -> Headers<'a> {
-        Headers(self.headers)
-    }
-}
-
-/// Milliseconds since 1970 as RFC 3339 has them; None for none, and beyond the year 9999.
-pub(super) fn rfc3339(timestamp_ms: u64) -> Option<String> {
-    /// The first millisecond of the year 10000.
-    const END: u64 = 253_402_300_800_000;
-
-    if timestamp_ms == 0 || timestamp_ms >= END {
-        return None;
-    }
-    let (seconds, milliseconds) = (timestamp_ms / 1000, timestamp_ms % 1000);
-    let (year, month, day) = date(seconds / 86_400);
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-    let mut text = String::with_capacity(24);
-    let parts =
-        [(year, 4, '-'), (month, 2, '-'), (day, 2, 'T'), (hour, 2, ':'), (minute, 2, ':'), (second, 2, '.'), (milliseconds, 3, 'Z')];
-    for (number, digits, after) in parts {
-        text.extend((0..digits).rev().map(|place| char::from(b'0' + (number / 10_u64.pow(place) % 10) as u8)));
-        text.push(after);
-    }
-    Some(text)
-}
-
-/// The date of a day since 1970. Years are counted from March, so that the leap day is a year's last.
-const fn date(days: u64) -> (u64, u64, u64) {
-    const ERA: u64 = 146_097; // days of 400 years
-    let days = days + 719_468; // since 1 March of the year 0
-    let day_of_era = days % ERA;
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / (ERA - 1)) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153; // 0 is March
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = days / ERA * 400 + year_of_era;
-    (if month <= 2 { year + 1 } else { year }, month, day)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn header(name: &str, value: &str) -> proto::Header {
-        proto::Header { name: name.into(), value: value.into() }
-    }
-
-    fn grouped(list: &[proto::Header]) -> Vec<(String, Vec<String>)> {
-        let Headers(headers) = headers(list);
-        headers.iter().map(|(name, values)| (name.to_string(), values.as_slice().iter().map(Text::to_string).collect())).collect()
-    }
-
-    #[test]
-    fn values_of_one_name_are_put_together() {
-        let list = [header("accept", "a"), header("host", "h"), header("accept", "b")];
-        assert_eq!(grouped(&list), [("accept".into(), vec!["a".into(), "b".into()]), ("host".into(), vec!["h".into()])]);
-    }
-
-    #[test]
-    fn many_headers_are_put_together_as_well() {
-        let list: Vec<_> = (0..100).map(|at| header(&format!("x-{}", at % 50), &at.to_string())).collect();
-        let headers = grouped(&list);
-        assert_eq!(headers.len(), 50);
-        assert_eq!(headers[40], ("x-40".into(), vec!["40".into(), "90".into()]));
-    }
-
-    #[test]
-    fn a_timestamp_is_a_date() {
-        assert_eq!(rfc3339(0), None);
-        assert_eq!(rfc3339(1).as_deref(), Some("1970-01-01T00:00:00.001Z"));
-        assert_eq!(rfc3339(951_782_400_000).as_deref(), Some("2000-02-29T00:00:00.000Z"));
-        assert_eq!(rfc3339(1_767_323_045_678).as_deref(), Some("2026-01-02T03:04:05.678Z"));
-        assert_eq!(rfc3339(4_107_542_399_999).as_deref(), Some("2100-02-28T23:59:59.999Z"));
-        assert_eq!(rfc3339(4_107_542_400_000).as_deref(), Some("2100-03-01T00:00:00.000Z"));
-        assert_eq!(rfc3339(253_402_300_799_999).as_deref(), Some("9999-12-31T23:59:59.999Z"));
-        assert_eq!(rfc3339(u64::MAX), None);
-    }
 
     #[test]
     fn what_cannot_be_read_still_says_whose_it_is() {

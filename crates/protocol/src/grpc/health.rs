@@ -8,10 +8,10 @@ use prost::Message as _;
 use tokio::sync::watch;
 use tonic::Status;
 
-use super::SERVICE;
 use super::health_proto::health_check_response::ServingStatus;
 use super::health_proto::{HealthCheckRequest, HealthCheckResponse};
-use crate::socket::connection::Stage;
+use super::proto::SERVICE;
+use crate::stage::Stage;
 use zentinel_wasm_contract::Handler;
 use zentinel_wasm_contract::report::Reports;
 

@@ -10,8 +10,6 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Status;
 
-use crate::socket::connection::STALL_TIMEOUT;
-
 /// Length of what stands before each message: a flag, and the message's length in four bytes.
 const PREFIX: usize = 5;
 
@@ -31,13 +29,13 @@ pub(super) struct Inbound<B = Incoming> {
 
 impl<B> Inbound<B> {
     /// The body of a stream of messages.
-    pub(super) fn of_many(body: B) -> Self {
-        Self { body, place: Place::default(), is_one: false, limit: STALL_TIMEOUT, deadline: None, timer: None }
+    pub(super) fn of_many(body: B, limit: Duration) -> Self {
+        Self { body, place: Place::default(), is_one: false, limit, deadline: None, timer: None }
     }
 
     /// The body of a call that has one message, and must come to its end.
-    pub(super) fn of_one(body: B) -> Self {
-        Self { is_one: true, ..Self::of_many(body) }
+    pub(super) fn of_one(body: B, limit: Duration) -> Self {
+        Self { is_one: true, ..Self::of_many(body, limit) }
     }
 
     fn arrived(&mut self, data: &[u8]) {
@@ -212,7 +210,7 @@ mod tests {
     async fn half_a_message_is_not_awaited_for_ever() {
         let message = framed_message();
         for half in 1..message.len() {
-            let mut inbound = Inbound { limit: Duration::ZERO, ..Inbound::of_many(Given::default()) };
+            let mut inbound = Inbound::of_many(Given::default(), Duration::ZERO);
             // Nothing has begun: no time is set.
             assert!(!stalls(&mut inbound).await);
             inbound.body.0.push_back(message.slice(..half));
@@ -222,7 +220,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_comes_bit_by_bit_gets_no_more_time() {
-        let mut inbound = Inbound::of_many(Given::default());
+        let mut inbound = Inbound::of_many(Given::default(), Duration::from_secs(30));
         let mut deadline = None;
         for _ in 0..3 {
             for byte in framed_message().chunks(1) {
@@ -248,10 +246,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_call_of_one_message_does_not_await_it_for_ever() {
-        let mut inbound = Inbound { limit: Duration::ZERO, ..Inbound::of_one(Given::default()) };
+        let mut inbound = Inbound::of_one(Given::default(), Duration::ZERO);
         poll_fn(|context| poll_stalls(&mut inbound, context)).await;
         // Nor its end.
-        let mut inbound = Inbound { limit: Duration::ZERO, ..Inbound::of_one(Given([framed_message()].into())) };
+        let mut inbound = Inbound::of_one(Given([framed_message()].into()), Duration::ZERO);
         poll_fn(|context| poll_stalls(&mut inbound, context)).await;
     }
 }

@@ -7,9 +7,8 @@ use zentinel_wasm_contract::{Capabilities, Hook};
 
 use super::proto;
 use super::proto::agent_to_proxy::Message;
-use crate::AGENT_ID;
-use crate::socket::handshake;
-use crate::socket::report::state_number;
+use crate::handshake::{self, AGENT_ID, AgentCapabilities, PROTOCOL_VERSION};
+use crate::report::state_number;
 
 /// The number of a hook's event over gRPC: as on the socket, except that zero means nothing here.
 const fn event_number(hook: Hook) -> i32 {
@@ -21,16 +20,14 @@ const fn event_number(hook: Hook) -> i32 {
 
 /// The agent's side of the handshake, with the error for which it is refused.
 pub(super) fn handshake(capabilities: Capabilities, error: Option<String>) -> Message {
-    let handshake::Response { protocol_version, capabilities: wire, success, error, .. } =
-        handshake::Response::new(capabilities, crate::Encoding::Json, error);
-    let (features, limits) = (wire.features, wire.limits);
+    let AgentCapabilities { agent_id, name, version, supported_events: _, features, limits } = AgentCapabilities::new(capabilities);
     Message::Handshake(proto::HandshakeResponse {
-        protocol_version,
+        protocol_version: PROTOCOL_VERSION,
         capabilities: Some(proto::AgentCapabilities {
-            protocol_version,
-            agent_id: wire.agent_id.to_owned(),
-            name: wire.name.to_owned(),
-            version: wire.version.to_owned(),
+            protocol_version: PROTOCOL_VERSION,
+            agent_id: agent_id.to_owned(),
+            name: name.to_owned(),
+            version: version.to_owned(),
             supported_events: capabilities.hooks.iter().map(event_number).collect(),
             features: Some(proto::AgentFeatures {
                 streaming_body: features.streaming_body,
@@ -56,7 +53,7 @@ pub(super) fn handshake(capabilities: Capabilities, error: Option<String>) -> Me
                 include_resource_metrics: true,
             }),
         }),
-        success,
+        success: error.is_none(),
         error,
     })
 }

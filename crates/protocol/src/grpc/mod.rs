@@ -10,38 +10,26 @@ mod codec;
 mod control_stream;
 mod encode;
 mod event;
+mod exchange;
 mod fields;
+mod handshake;
+mod headers;
 mod health;
+pub mod health_proto;
 mod inbound;
 mod message;
 mod outbound;
+mod process_event;
 mod process_stream;
+pub mod proto;
 mod server;
+mod services;
+mod status;
+mod tasks;
+mod timestamp;
 
-pub use server::{ConnectionError, serve};
-
-/// The messages, as `proto/agent_v2.proto` has them.
-#[allow(missing_docs, unreachable_pub, clippy::all)]
-pub mod proto {
-    include!(concat!(env!("OUT_DIR"), "/zentinel.agent.v2.rs"));
-}
-
-/// The messages of the standard health service, as `proto/health.proto` has them.
-#[allow(missing_docs, unreachable_pub, clippy::all)]
-pub mod health_proto {
-    include!(concat!(env!("OUT_DIR"), "/grpc.health.v1.rs"));
-}
-
-/// Largest message that is read, in bytes: the largest body that may be handed to a module, and room for what stands around it. A body over the
-/// module's own limit must arrive, so that it is answered.
-pub const MAX_MESSAGE: usize = crate::socket::frame::MAX_FRAME + (1 << 20);
-
-/// Largest answer that is sent, in bytes, its correlation id apart: the proxy's client takes 4 MiB, and one message above that would end its stream
-/// with everything on it.
-pub const MAX_ANSWER: usize = (4 << 20) - crate::socket::connection::MAX_ID;
-
-/// The agent's service.
-pub const SERVICE: &str = "zentinel.agent.v2.AgentServiceV2";
+pub use server::{GrpcError, serve};
+pub use services::MAX_MESSAGE;
 
 /// Reads a message as the streams do, and shows the event in it. For fuzzing, which needs a way in that does not lead through HTTP/2.
 #[doc(hidden)]

@@ -1,4 +1,4 @@
-//! `ProcessStream`: the events of a proxy's connection, and `ProcessEvent` for one alone.
+//! `ProcessStream`: the events of a proxy's connection.
 //!
 //! A stream has two halves on the connection's task. The driver reads what has arrived, runs it, and puts the answers into the [`Exchange`]; the
 //! response body takes them out when the client has room for them. A client that takes no answers thereby holds up its own stream and nothing else:
@@ -6,199 +6,48 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures_util::Stream;
-use prost::Message as _;
-use serde_json::Value;
+use futures_util::Stream as _;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::{Code, Status, Streaming};
 use tracing::debug;
 use zentinel_wasm_bounds::{log_limited, run_blocking_if_large};
 use zentinel_wasm_contract::report::Reports;
-use zentinel_wasm_contract::{Arrival, Event, Failure, FailureKind, Handler, Hook};
+use zentinel_wasm_contract::{Event, Handler, Hook};
 
-use super::encode::{Peer, Wire};
-use super::event::{Unreadable, event, read};
-use super::proto::agent_to_proxy::Message as Outgoing;
+use super::encode::{GrpcEncoder, Peer};
+use super::event::{Unreadable, event, invalid, read};
+use super::exchange::{Answers, Exchange, SharedExchange};
+use super::handshake::agree;
 use super::proto::proxy_to_agent::Message;
-use super::server::ConnectionError;
+use super::status::refusal;
 use super::{borrowed, message, proto};
-use crate::session::{Call, Session, Ticket};
-use crate::socket::connection::{
-    BATCH, FRAME_WORK, HANDSHAKE_TIMEOUT, MAX_CONFIGURE, MAX_ID, MAX_UNSENT, MAX_WORK, QUIET, SLOW_BATCH, Stage, TOO_LONG_ID,
-};
-use crate::socket::decode::Config;
-use crate::socket::encode::{Phase, Proxy};
-use crate::socket::handshake::{MAX_IN_FLIGHT, check_versions};
-
-/// Longest reason in a status, in bytes: it travels in a header, and clients take few of these.
-const MAX_REASON: usize = 1024;
-
-/// A status that tells why a stream is ended.
-pub(super) fn refusal(code: Code, reason: &str) -> Status {
-    let mut end = reason.len().min(MAX_REASON);
-    while !reason.is_char_boundary(end) {
-        end -= 1;
-    }
-    Status::new(code, &reason[..end])
-}
-
-/// Reads a configuration. No text at all stands for none.
-pub(super) fn config(json: &str) -> Result<Value, String> {
-    if json.is_empty() {
-        return Ok(Value::Null);
-    }
-    if json.len() > MAX_CONFIGURE {
-        return Err("the configuration has more than 4 MiB".into());
-    }
-    run_blocking_if_large(json.len(), || serde_json::from_str(json))
-        .map(|config: Config| config.0)
-        .map_err(|error| format!("the configuration is not JSON: {error}"))
-}
-
-/// What both halves of a stream share. They run on one task, so that neither ever waits for the lock.
-struct Exchange {
-    session: Session<proto::AgentToProxy>,
-    /// Messages that wait to be taken.
-    output: VecDeque<Waiting>,
-    /// Memory in bytes that they take, roughly.
-    unsent: usize,
-    /// How the stream ends, once the output is empty.
-    end: Option<Result<(), Status>>,
-    /// The response body has gone: nobody will take anything.
-    gone: bool,
-    body: Option<Waker>,
-    driver: Option<Waker>,
-    /// Something waits, and the driver wants to go on when nothing does any more.
-    awaits_empty: bool,
-}
-
-struct Waiting {
-    /// The ticket of the event that is answered, if any.
-    ticket: Option<Ticket>,
-    message: proto::AgentToProxy,
-    size: usize,
-}
-
-#[derive(Clone)]
-struct Shared(Arc<Mutex<Exchange>>);
-
-impl Shared {
-    fn new() -> Self {
-        Self(Arc::new(Mutex::new(Exchange {
-            session: Session::new(),
-            output: VecDeque::new(),
-            unsent: 0,
-            end: None,
-            gone: false,
-            body: None,
-            driver: None,
-            awaits_empty: false,
-        })))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Exchange> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Exchange {
-    fn push(&mut self, ticket: Option<Ticket>, message: proto::AgentToProxy) {
-        // A short answer takes far more as a message than it has bytes.
-        let size = message.encoded_len() + size_of::<Waiting>();
-        self.unsent += size;
-        self.output.push_back(Waiting { ticket, message, size });
-        self.wake_body();
-    }
-
-    fn say(&mut self, message: Outgoing) {
-        self.push(None, proto::AgentToProxy { message: Some(message) });
-    }
-
-    fn finish(&mut self, end: Result<(), Status>) {
-        self.end = Some(end);
-        self.wake_body();
-    }
-
-    fn wake_body(&mut self) {
-        if let Some(body) = self.body.take() {
-            body.wake();
-        }
-    }
-
-    /// The next message that may still go out: answers to events that a newer one has superseded may not.
-    fn pop(&mut self) -> Option<proto::AgentToProxy> {
-        while let Some(Waiting { ticket, message, size }) = self.output.pop_front() {
-            self.unsent -= size;
-            match ticket {
-                Some(ticket) if !self.session.is_newest(ticket) => {}
-                Some(ticket) => {
-                    self.session.answered(ticket);
-                    return Some(message);
-                }
-                None => return Some(message),
-            }
-        }
-        None
-    }
-}
-
-/// The response body of a stream.
-pub(super) struct Answers(Shared);
-
-impl Stream for Answers {
-    type Item = Result<proto::AgentToProxy, Status>;
-
-    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let mut exchange = self.0.lock();
-        let message = exchange.pop();
-        if exchange.output.is_empty()
-            && exchange.awaits_empty
-            && let Some(driver) = exchange.driver.take()
-        {
-            driver.wake();
-        }
-        if let Some(message) = message {
-            return Poll::Ready(Some(Ok(message)));
-        }
-        match exchange.end.take() {
-            Some(Ok(())) => Poll::Ready(None),
-            Some(Err(status)) => Poll::Ready(Some(Err(status))),
-            None => {
-                exchange.body = Some(context.waker().clone());
-                Poll::Pending
-            }
-        }
-    }
-}
-
-impl Drop for Answers {
-    fn drop(&mut self) {
-        let mut exchange = self.0.lock();
-        exchange.gone = true;
-        if let Some(driver) = exchange.driver.take() {
-            driver.wake();
-        }
-    }
-}
+use crate::config;
+use crate::limits::{BATCH, FRAME_WORK, MAX_ID, MAX_IN_FLIGHT, MAX_UNSENT, MAX_WORK, SLOW_BATCH, TOO_LONG_ID, Timeouts};
+use crate::phase::Phase;
+use crate::proxy::Proxy;
+use crate::session::{Call, Ticket};
+use crate::stage::Stage;
 
 /// Opens a stream: its response body, and the driver that must be polled beside it.
 pub(super) fn open<H: Handler>(
     handler: Arc<H>,
     stage: watch::Receiver<Stage>,
     drained: watch::Receiver<bool>,
+    timeouts: Timeouts,
     inbound: Streaming<Bytes>,
-) -> (Answers, impl Future<Output = Result<(), ConnectionError>> + Send + 'static) {
-    let shared = Shared::new();
+) -> (Answers, impl Future<Output = ()> + Send + 'static) {
+    let shared = SharedExchange::new();
     let driver = Driver {
         handler,
         inbound,
         drained,
         shared: shared.clone(),
+        timeouts,
         peer: Arc::default(),
         batch: VecDeque::new(),
         applying: None,
@@ -214,7 +63,8 @@ struct Driver<H> {
     inbound: Streaming<Bytes>,
     /// Whether the client has asked for a drain on this connection.
     drained: watch::Receiver<bool>,
-    shared: Shared,
+    shared: SharedExchange,
+    timeouts: Timeouts,
     peer: Arc<Peer>,
     /// Events that have arrived and were not run yet.
     batch: VecDeque<(Ticket, Call<proto::AgentToProxy>)>,
@@ -228,8 +78,9 @@ struct Driver<H> {
 }
 
 impl<H: Handler> Driver<H> {
-    async fn run(mut self, stage: watch::Receiver<Stage>) -> Result<(), ConnectionError> {
-        let greeting = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.read_handshake()).await;
+    async fn run(mut self, stage: watch::Receiver<Stage>) {
+        let limit = self.timeouts.handshake;
+        let greeting = tokio::time::timeout(limit, self.read_handshake()).await;
         let refused = match greeting {
             Ok(Ok(Some(request))) => match self.answer_handshake(&request).await {
                 Ok(()) => return self.serve(stage).await,
@@ -237,13 +88,12 @@ impl<H: Handler> Driver<H> {
             },
             Ok(Ok(None)) => Ok(()),
             Ok(Err(status)) => Err(status),
-            Err(_) => Err(Status::deadline_exceeded(format!("no handshake came within {HANDSHAKE_TIMEOUT:?}"))),
+            Err(_) => Err(Status::deadline_exceeded(format!("no handshake came within {limit:?}"))),
         };
         if let Err(status) = &refused {
             log_limited!(warn, "a stream is refused: {}", status.message());
         }
         self.shared.lock().finish(refused);
-        Ok(())
     }
 
     /// Reads the handshake. None when the client has closed the stream without a word.
@@ -265,12 +115,13 @@ impl<H: Handler> Driver<H> {
         Ok(())
     }
 
-    async fn serve(mut self, mut stage: watch::Receiver<Stage>) -> Result<(), ConnectionError> {
+    async fn serve(mut self, mut stage: watch::Receiver<Stage>) {
         let mut reports = self.handler.reports();
         let mut drained = self.drained.clone();
         drained.mark_unchanged();
         self.report(&reports.borrow_and_update().clone());
-        let timer = tokio::time::sleep(QUIET);
+        let quiet_time = self.timeouts.quiet;
+        let timer = tokio::time::sleep(quiet_time);
         tokio::pin!(timer);
         let mut quiet_since = Instant::now();
         let mut stage_known = true;
@@ -284,20 +135,20 @@ impl<H: Handler> Driver<H> {
             let idle = {
                 let mut exchange = self.shared.lock();
                 if exchange.gone {
-                    return Ok(());
+                    return;
                 }
                 let awaits_empty = draining || self.ending.is_some() || exchange.unsent >= MAX_UNSENT;
                 exchange.awaits_empty = awaits_empty && !exchange.output.is_empty();
                 exchange.session.pending() == 0 && exchange.output.is_empty() && self.applying.is_none()
             };
-            let quiet = draining && quiet_since.elapsed() >= QUIET;
+            let quiet = draining && quiet_since.elapsed() >= quiet_time;
             if idle && (quiet || self.ending.is_some() || now_stage == Stage::Closing) {
                 self.shared.lock().finish(self.ending.take().unwrap_or(Ok(())));
-                return Ok(());
+                return;
             }
             let ends_quietly = idle && draining;
             if ends_quietly {
-                timer.as_mut().reset(quiet_since + QUIET);
+                timer.as_mut().reset(quiet_since + quiet_time);
             }
 
             let reads = now_stage < Stage::Closing;
@@ -403,8 +254,8 @@ impl<H: Handler> Driver<H> {
             return self.unanswerable(TOO_LONG_ID);
         }
         let ticket = exchange.session.arrived(id);
-        let wire = Wire { peer: Arc::clone(&self.peer), phase: Phase::of(event), correlation_id: Arc::from(id) };
-        self.batch.push_back((ticket, Box::pin(self.handler.handle(event, ticket.arrival, wire))));
+        let encoder = GrpcEncoder { peer: Arc::clone(&self.peer), phase: Phase::of(event), correlation_id: Arc::from(id) };
+        self.batch.push_back((ticket, Box::pin(self.handler.handle(event, ticket.arrival, encoder))));
     }
 
     fn control(&mut self, message: Message, exchange: &mut Exchange) {
@@ -416,7 +267,7 @@ impl<H: Handler> Driver<H> {
                 self.batch.retain(|(ticket, _)| session.is_newest(*ticket));
                 debug!(correlation_id = cancel.correlation_id, "cancelled");
             }
-            Message::Configure(configure) => match config(&configure.config_json) {
+            Message::Configure(configure) => match config::parse(&configure.config_json) {
                 Ok(config) => self.applying = Some(Box::pin(self.handler.configure(config))),
                 Err(reason) => self.unconfigurable(&reason),
             },
@@ -432,8 +283,8 @@ impl<H: Handler> Driver<H> {
         }
         let Some(id) = correlation_id.filter(|id| id.len() <= MAX_ID) else { return self.unanswerable(&reason) };
         let ticket = exchange.session.arrived(&id);
-        let wire = Wire { peer: Arc::clone(&self.peer), phase: Phase { hook, chunk_index: 0 }, correlation_id: Arc::from(id) };
-        let answer = self.handler.reject(hook, invalid(hook, &reason), wire);
+        let encoder = GrpcEncoder { peer: Arc::clone(&self.peer), phase: Phase { hook, chunk_index: 0 }, correlation_id: Arc::from(id) };
+        let answer = self.handler.reject(hook, invalid(hook, &reason), encoder);
         exchange.push(Some(ticket), answer);
     }
 
@@ -483,21 +334,6 @@ impl<H: Handler> Driver<H> {
     }
 }
 
-/// Whether the agent can work with this proxy, and under the configuration that it brings.
-async fn agree<H: Handler>(request: &proto::HandshakeRequest, handler: &Arc<H>) -> Result<(), String> {
-    check_versions(&request.supported_versions)?;
-    match config(&request.config_json)? {
-        Value::Null => Ok(()),
-        // What a proxy without a configuration says.
-        Value::Object(object) if object.is_empty() => Ok(()),
-        config => handler.configure(config).await,
-    }
-}
-
-fn invalid(hook: Hook, reason: &str) -> Failure {
-    Failure::new(FailureKind::InvalidEvent, format!("the event for `{hook}` cannot be read: {reason}"))
-}
-
 /// Lets the rest of the connection go first.
 async fn yield_now() {
     let mut yielded = false;
@@ -509,38 +345,4 @@ async fn yield_now() {
         Poll::Pending
     })
     .await;
-}
-
-/// Answers one message that came alone.
-pub(super) async fn answer_one<H: Handler>(handler: Arc<H>, bytes: Bytes) -> Result<proto::AgentToProxy, Status> {
-    let wire = |phase, id: &str| Wire { peer: Arc::default(), phase, correlation_id: Arc::from(id) };
-    let reject = |unreadable: Unreadable| {
-        let Unreadable { hook, correlation_id, reason } = unreadable;
-        let id = correlation_id
-            .filter(|id| id.len() <= MAX_ID && hook != Hook::Configure)
-            .ok_or_else(|| refusal(Code::InvalidArgument, &format!("the message cannot be read: {reason}")))?;
-        Ok(handler.reject(hook, invalid(hook, &reason), wire(Phase { hook, chunk_index: 0 }, &id)))
-    };
-    let len = bytes.len();
-    let message = match run_blocking_if_large(len, || read(bytes)) {
-        Ok(message) => message,
-        Err(unreadable) => return reject(unreadable),
-    };
-    let call = match run_blocking_if_large(len, || event(&message)) {
-        Some(Ok(event)) if event.correlation_id().len() > MAX_ID => return Err(Status::invalid_argument(TOO_LONG_ID)),
-        Some(Ok(event)) => {
-            run_blocking_if_large(len, || handler.handle(&event, Arrival::Alone, wire(Phase::of(&event), event.correlation_id())))
-        }
-        Some(Err(unreadable)) => return reject(unreadable),
-        None => {
-            let said = match message {
-                Message::Handshake(request) => message::handshake(handler.capabilities(), agree(&request, &handler).await.err()),
-                Message::Ping(ping) => message::pong(ping),
-                _ => return Err(Status::unimplemented("this needs a stream: only events, handshakes and pings may come alone")),
-            };
-            return Ok(proto::AgentToProxy { message: Some(said) });
-        }
-    };
-    drop(message);
-    Ok(call.await)
 }

@@ -6,215 +6,68 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::io::{self, IoSlice};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::Duration;
 
-use rustix::buffer::spare_capacity;
-use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::debug;
-use zentinel_wasm_bounds::{LARGE, log_limited, run_blocking_if_large};
+use zentinel_wasm_bounds::{log_limited, run_blocking_if_large};
 use zentinel_wasm_contract::report::Reports;
 use zentinel_wasm_contract::{Answer, Decision, Encode, Failure, FailureKind, Handler, Hook, Text};
 
+use super::decode;
+use super::encode::SocketEncoder;
+use super::encoding::Encoding;
+use super::error::SocketError;
+use super::frame::{self, Frame, kind};
+use super::handshake::shake_hands;
+use super::inbox::{Inbox, READ_ROOM, ReadOutcome};
+use super::outbox::Outbox;
+use super::report::{health_json, metrics_json};
+use crate::config::{MAX_CONFIGURE, TOO_LARGE};
+use crate::limits::{BATCH, FRAME_WORK, MAX_ID, MAX_IN_FLIGHT, MAX_WORK, SLOW_BATCH, TOO_LONG_ID, Timeouts};
+use crate::phase::Phase;
+use crate::proxy::Proxy;
 use crate::session::{Call, Session, Ticket};
-use crate::socket::decode;
-use crate::socket::encode::{Encoding, Phase, Proxy, Wire};
-use crate::socket::frame::{self, Frame, FrameError, MAX_FRAME, kind};
-use crate::socket::handshake::{self, MAX_IN_FLIGHT};
-use crate::socket::report::{health_json, metrics_json};
-
-/// Time that a client has to send its handshake, and then to take the answer to it. The proxy does both at once. What the agent does in between
-/// has limits of its own.
-pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Time from a frame's first byte to its last, and time that a client may take no answer while one is waiting for it. An idle connection is never
-/// closed.
-pub const STALL_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How long a connection of a draining agent must be quiet before it is closed: events that were on their way have arrived then.
-pub(crate) const QUIET: Duration = Duration::from_millis(100);
-
-/// Room that is made in the buffer before a read, in bytes. A busy connection's events are read by the dozen.
-const READ_ROOM: usize = 64 << 10;
-
-/// What a connection keeps of its buffer between frames, in bytes: bodies that come in pieces of usual sizes need no new memory for each.
-const MAX_KEPT: usize = 256 << 10;
-
-/// Events that are run before their answers are written. More save system calls, fewer let the first answers out sooner.
-pub(crate) const BATCH: usize = 32;
+use crate::stage::Stage;
 
 /// Rounds in a row after which others on this thread get their turn: a client that never pauses would keep the thread for itself.
 const MAX_BUSY_ROUNDS: u32 = 8;
 
-/// Longest correlation id that is answered, in bytes. A proxy takes it from a header, and those are shorter; an answer with a longer one may not fit
-/// into a frame.
-pub(crate) const MAX_ID: usize = 64 << 10;
-
-/// Why an event with a longer one is not answered.
-pub(crate) const TOO_LONG_ID: &str = "its correlation id has more than 64 KiB";
-
-/// Largest configuration event, in bytes: what a module's configuration may have, as text within JSON, and room for the rest.
-pub(crate) const MAX_CONFIGURE: usize = 4 << 20;
-
-/// Why a larger one is not read.
-const TOO_LARGE: &str = "it has more than 4 MiB";
-
 /// Configurations of one connection that may be under way. A proxy sends one and waits.
 const MAX_CONFIGURING: usize = 4;
-
-/// Work after which others on this thread get their turn, in bytes of frames: they are read within a few milliseconds, whatever they are.
-pub(crate) const MAX_WORK: usize = LARGE;
-
-/// What a frame adds to the work besides its bytes. A thousand short ones take about as long.
-pub(crate) const FRAME_WORK: usize = 256;
-
-/// What a frame that waits takes besides its bytes, roughly: short ones must not be many for nothing.
-const FRAME_OVERHEAD: usize = 64;
-
-/// After this long the rest of a batch waits until the others on this thread had their turn.
-pub(crate) const SLOW_BATCH: Duration = Duration::from_millis(1);
-
-/// Frames that one system call writes at most.
-const WRITE_SLICES: usize = 64;
 
 /// Time of a batch after which the socket is looked at again before its answers go out. Events that have superseded them are likely then, and the
 /// system call costs little beside it.
 const LONG_BATCH: Duration = Duration::from_micros(50);
-
-/// Answers that wait for a client to read before no more events are read from it or run, in bytes.
-pub(crate) const MAX_UNSENT: usize = 1 << 20;
-
-/// Why a connection has ended before the client closed it.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectionError {
-    /// The socket failed.
-    #[error("the socket failed: {0}")]
-    Io(#[from] io::Error),
-    /// The client sent what are no frames.
-    #[error("the client sent {0}")]
-    Frame(#[from] FrameError),
-    /// The first frame was not a handshake, or not one that can be agreed to.
-    #[error("the handshake failed: {0}")]
-    Handshake(String),
-    /// The client was too slow.
-    #[error("the client {0} for {1:?}")]
-    Stalled(&'static str, Duration),
-    /// A part of an answer was out when a newer event of the same id arrived.
-    #[error("an answer was superseded while it was being sent")]
-    Superseded,
-}
-
-/// How far the agent has come with ending.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Stage {
-    /// It serves.
-    #[default]
-    Serving,
-    /// Connections end as soon as they are quiet.
-    Draining,
-    /// Connections take no more events and end when those under way are answered.
-    Closing,
-}
 
 /// Serves one connection until its client closes it, or the agent has come to its end.
 ///
 /// # Errors
 ///
 /// The client breaks the protocol or stalls, or the socket fails.
-pub async fn serve<H: Handler>(stream: UnixStream, handler: Arc<H>, stage: watch::Receiver<Stage>) -> Result<(), ConnectionError> {
-    let mut input = Input::default();
-    let Some((encoding, proxy)) = shake_hands(&stream, &mut input, &handler, HANDSHAKE_TIMEOUT).await? else { return Ok(()) };
-    let reports = handler.reports();
-    let number = CONNECTIONS.fetch_add(1, Relaxed);
-    let _ended = Ended { handler: Arc::clone(&handler), number };
-    let mut connection = Connection::new(stream, handler, number, encoding, proxy, input);
-    connection.report(&reports);
-    connection.run(stage, reports).await
-}
-
-/// Reads the handshake and answers it, with `limit` for each of the client's two parts. None when the client has closed the connection without
-/// a word.
-async fn shake_hands<H: Handler>(
-    stream: &UnixStream,
-    input: &mut Input,
-    handler: &Arc<H>,
-    limit: Duration,
-) -> Result<Option<(Encoding, Proxy)>, ConnectionError> {
-    let stalled = |what| move |_| ConnectionError::Stalled(what, limit);
-    let request = tokio::time::timeout(limit, read_handshake(stream, input)).await.map_err(stalled("said no handshake"))??;
-    let Some(request) = request else { return Ok(None) };
-    let (response, agreed) = answer_handshake(&request, handler).await;
-    drop(request);
-    tokio::time::timeout(limit, write_handshake(stream, &response)).await.map_err(stalled("took no answer to its handshake"))??;
-    agreed.map(Some).map_err(ConnectionError::Handshake)
-}
-
-/// Reads the handshake. None when the client has closed the connection without a word.
-async fn read_handshake(stream: &UnixStream, input: &mut Input) -> Result<Option<Vec<u8>>, ConnectionError> {
-    loop {
-        if let Some((frame, len)) = frame::next(input.bytes())? {
-            if frame.kind != kind::HANDSHAKE_REQUEST {
-                return Err(ConnectionError::Handshake(format!("the first frame has type {:#04x}", frame.kind)));
-            }
-            let payload = frame.payload.to_vec();
-            input.consume(len);
-            return Ok(Some(payload));
-        }
-        stream.readable().await?;
-        match input.read(stream)? {
-            Read::Some => {}
-            Read::Nothing => {}
-            Read::End if input.bytes().is_empty() => return Ok(None),
-            Read::End => return Err(ConnectionError::Handshake("the connection ended within it".into())),
-        }
+pub fn serve<H: Handler>(
+    stream: UnixStream,
+    handler: Arc<H>,
+    stage: watch::Receiver<Stage>,
+    timeouts: &Timeouts,
+) -> impl Future<Output = Result<(), SocketError>> + Send + use<H> {
+    let timeouts = *timeouts;
+    async move {
+        let mut inbox = Inbox::default();
+        let Some((encoding, proxy)) = shake_hands(&stream, &mut inbox, &handler, timeouts.handshake).await? else { return Ok(()) };
+        let reports = handler.reports();
+        let number = CONNECTIONS.fetch_add(1, Relaxed);
+        let _ended = Ended { handler: Arc::clone(&handler), number };
+        let mut connection = Connection::new(stream, handler, number, encoding, proxy, inbox, timeouts);
+        connection.report(&reports);
+        connection.run(stage, reports).await
     }
-}
-
-/// The answer to a handshake, as a frame, and what is agreed on. Includes applying the configuration that came with it.
-async fn answer_handshake<H: Handler>(payload: &[u8], handler: &Arc<H>) -> (Vec<u8>, Result<(Encoding, Proxy), String>) {
-    let request = if payload.len() > MAX_CONFIGURE {
-        Err(TOO_LARGE.to_owned())
-    } else {
-        run_blocking_if_large(payload.len(), || {
-            serde_json::from_slice::<handshake::Request<'_>>(payload).map_err(|error| error.to_string())
-        })
-    };
-    let agreed = match request {
-        Ok(request) => agree(&request, handler).await.map(|()| (request.encoding(), Proxy::greet(&request.proxy_version))),
-        Err(error) => Err(format!("the request cannot be read: {error}")),
-    };
-    let encoding = agreed.as_ref().map_or(Encoding::Json, |(encoding, _)| *encoding);
-    let response = handshake::Response::new(handler.capabilities(), encoding, agreed.as_ref().err().cloned());
-    let mut out = Vec::new();
-    frame::append(&mut out, kind::HANDSHAKE_RESPONSE, |out| {
-        // Writing to a vector does not fail.
-        let _ = serde_json::to_writer(out, &response);
-    });
-    (out, agreed)
-}
-
-async fn write_handshake(stream: &UnixStream, mut rest: &[u8]) -> io::Result<()> {
-    while !rest.is_empty() {
-        stream.writable().await?;
-        match stream.try_write(rest) {
-            Ok(written) => rest = &rest[written..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// Whether the agent can work with this proxy, and under the configuration that it brings.
-async fn agree<H: Handler>(request: &handshake::Request<'_>, handler: &Arc<H>) -> Result<(), String> {
-    request.check()?;
-    if request.config.0.is_null() { Ok(()) } else { handler.configure(request.config.0.clone()).await }
 }
 
 /// How many connections there have been.
@@ -239,11 +92,12 @@ struct Connection<H> {
     number: u64,
     encoding: Encoding,
     proxy: Proxy,
-    input: Input,
+    timeouts: Timeouts,
+    inbox: Inbox,
     session: Session<Vec<u8>>,
     /// Events that have arrived and were not run yet.
     batch: VecDeque<(Ticket, Call<Vec<u8>>)>,
-    output: Output,
+    outbox: Outbox,
     /// Held by each configuration that is under way.
     configuring: Arc<()>,
     /// Work since others on this thread had their turn: see [`MAX_WORK`].
@@ -262,17 +116,18 @@ struct Warned {
 }
 
 impl<H: Handler> Connection<H> {
-    fn new(stream: UnixStream, handler: Arc<H>, number: u64, encoding: Encoding, proxy: Proxy, input: Input) -> Self {
+    fn new(stream: UnixStream, handler: Arc<H>, number: u64, encoding: Encoding, proxy: Proxy, inbox: Inbox, timeouts: Timeouts) -> Self {
         Self {
             stream,
             handler,
             number,
             encoding,
             proxy,
-            input,
+            inbox,
+            timeouts,
             session: Session::new(),
             batch: VecDeque::new(),
-            output: Output::default(),
+            outbox: Outbox::default(),
             configuring: Arc::default(),
             work: 0,
             ended: false,
@@ -280,7 +135,7 @@ impl<H: Handler> Connection<H> {
         }
     }
 
-    async fn run(&mut self, mut stage: watch::Receiver<Stage>, mut reports: watch::Receiver<Arc<Reports>>) -> Result<(), ConnectionError> {
+    async fn run(&mut self, mut stage: watch::Receiver<Stage>, mut reports: watch::Receiver<Arc<Reports>>) -> Result<(), SocketError> {
         let timer = tokio::time::sleep(Duration::ZERO);
         tokio::pin!(timer);
         let mut quiet_since = Instant::now();
@@ -292,14 +147,14 @@ impl<H: Handler> Connection<H> {
                 self.read()?;
                 self.decode()?;
             }
-            let was_full = self.output.is_full();
-            self.output.write(&self.stream, &mut self.session)?;
+            let was_full = self.outbox.is_full();
+            self.outbox.write(&self.stream, &mut self.session)?;
             let has_worked = self.work >= MAX_WORK;
             if has_worked {
                 self.work = 0;
                 tokio::task::yield_now().await;
             }
-            let has_room = !self.output.is_full();
+            let has_room = !self.outbox.is_full();
             if self.batch.is_empty() && (has_worked || was_full && has_room) {
                 // There may be more of what has arrived already.
                 continue;
@@ -310,7 +165,7 @@ impl<H: Handler> Connection<H> {
                 quiet_since = Instant::now();
                 let took = quiet_since - began;
                 if took > LONG_BATCH && self.takes_events() {
-                    self.input.look_again(&self.stream);
+                    self.inbox.look_again(&self.stream);
                 }
                 busy_rounds += 1;
                 if busy_rounds == MAX_BUSY_ROUNDS || took > SLOW_BATCH {
@@ -321,19 +176,20 @@ impl<H: Handler> Connection<H> {
                 continue;
             }
             busy_rounds = 0;
-            let idle = self.session.pending() == 0 && self.output.is_empty();
+            let idle = self.session.pending() == 0 && self.outbox.is_empty();
             if idle && (self.ended || now_stage == Stage::Closing) {
                 return Ok(());
             }
             let drains = idle && now_stage == Stage::Draining && !self.handler.awaits_more(self.number);
-            if drains && quiet_since.elapsed() >= QUIET {
+            if drains && quiet_since.elapsed() >= self.timeouts.quiet {
                 return Ok(());
             }
 
             let wants_read = now_stage < Stage::Closing && self.takes_events();
-            let wants_write = !self.output.is_empty();
-            let quiet_end = drains.then(|| quiet_since + QUIET);
-            let deadline = [self.input.stalled_at(wants_read), self.output.stalled_at(), quiet_end].into_iter().flatten().min();
+            let wants_write = !self.outbox.is_empty();
+            let quiet_end = drains.then(|| quiet_since + self.timeouts.quiet);
+            let stall = self.timeouts.stall;
+            let deadline = [self.inbox.stalled_at(wants_read, stall), self.outbox.stalled_at(stall), quiet_end].into_iter().flatten().min();
             if let Some(deadline) = deadline
                 && timer.deadline() != deadline
             {
@@ -343,7 +199,7 @@ impl<H: Handler> Connection<H> {
                 biased;
                 ended = self.next(wants_read, wants_write) => {
                     if let Some((ticket, answer)) = ended? {
-                        self.output.answer(ticket, answer);
+                        self.outbox.answer(ticket, answer);
                     }
                 }
                 changed = stage.changed(), if stage_known => stage_known = changed.is_ok(),
@@ -356,11 +212,11 @@ impl<H: Handler> Connection<H> {
                 }
                 () = &mut timer, if deadline.is_some() => {
                     let now = Instant::now();
-                    if self.input.stalled_at(wants_read).is_some_and(|at| at <= now) {
-                        return Err(ConnectionError::Stalled("did not finish a frame", STALL_TIMEOUT));
+                    if self.inbox.stalled_at(wants_read, stall).is_some_and(|at| at <= now) {
+                        return Err(SocketError::Stalled("did not finish a frame", stall));
                     }
-                    if self.output.stalled_at().is_some_and(|at| at <= now) {
-                        return Err(ConnectionError::Stalled("took no answer", STALL_TIMEOUT));
+                    if self.outbox.stalled_at(stall).is_some_and(|at| at <= now) {
+                        return Err(SocketError::Stalled("took no answer", stall));
                     }
                 }
             }
@@ -368,7 +224,7 @@ impl<H: Handler> Connection<H> {
     }
 
     fn takes_events(&self) -> bool {
-        !self.ended && self.session.pending() + self.batch.len() < MAX_IN_FLIGHT && !self.output.is_full()
+        !self.ended && self.session.pending() + self.batch.len() < MAX_IN_FLIGHT && !self.outbox.is_full()
     }
 
     /// Waits until a call has ended or the socket can go on.
@@ -388,49 +244,49 @@ impl<H: Handler> Connection<H> {
         .await
     }
 
-    fn read(&mut self) -> Result<(), ConnectionError> {
-        while self.takes_events() && self.input.len() < READ_ROOM {
-            match self.input.read(&self.stream)? {
-                Read::Some => {}
-                Read::Nothing => return Ok(()),
-                Read::End => self.ended = true,
+    fn read(&mut self) -> Result<(), SocketError> {
+        while self.takes_events() && self.inbox.len() < READ_ROOM {
+            match self.inbox.read(&self.stream)? {
+                ReadOutcome::Some => {}
+                ReadOutcome::Nothing => return Ok(()),
+                ReadOutcome::End => self.ended = true,
             }
         }
         // A frame that is larger than the room is read on as long as there is no whole one.
-        while self.takes_events() && frame::next(self.input.bytes())?.is_none() {
-            match self.input.read(&self.stream)? {
-                Read::Some => {}
-                Read::Nothing => return Ok(()),
-                Read::End => self.ended = true,
+        while self.takes_events() && frame::next(self.inbox.bytes())?.is_none() {
+            match self.inbox.read(&self.stream)? {
+                ReadOutcome::Some => {}
+                ReadOutcome::Nothing => return Ok(()),
+                ReadOutcome::End => self.ended = true,
             }
         }
         Ok(())
     }
 
     /// Turns the frames that have arrived into calls, without running them.
-    fn decode(&mut self) -> Result<(), ConnectionError> {
-        let mut input = std::mem::take(&mut self.input);
-        let result = self.decode_from(&mut input);
-        self.input = input;
+    fn decode(&mut self) -> Result<(), SocketError> {
+        let mut inbox = std::mem::take(&mut self.inbox);
+        let result = self.decode_from(&mut inbox);
+        self.inbox = inbox;
         result
     }
 
-    fn decode_from(&mut self, input: &mut Input) -> Result<(), ConnectionError> {
+    fn decode_from(&mut self, inbox: &mut Inbox) -> Result<(), SocketError> {
         while self.session.pending() + self.batch.len() < MAX_IN_FLIGHT && self.batch.len() < BATCH && self.work < MAX_WORK {
-            let Some((frame, len)) = frame::next(input.bytes())? else { break };
+            let Some((frame, len)) = frame::next(inbox.bytes())? else { break };
             // While the client reads no answers, nothing more is answered. Events are taken nevertheless and wait to be run, because they
             // may supersede an answer that was not sent yet.
-            if self.output.is_full() && !kind::is_event(frame.kind) {
+            if self.outbox.is_full() && !kind::is_event(frame.kind) {
                 break;
             }
             self.work += frame.payload.len() + FRAME_WORK;
             self.take(frame)?;
-            input.consume(len);
+            inbox.consume(len);
         }
         Ok(())
     }
 
-    fn take(&mut self, frame: Frame<'_>) -> Result<(), ConnectionError> {
+    fn take(&mut self, frame: Frame<'_>) -> Result<(), SocketError> {
         match frame.kind {
             kind::CONFIGURE => run_blocking_if_large(frame.payload.len(), || self.configure(frame.payload)),
             kind if kind::is_event(kind) => run_blocking_if_large(frame.payload.len(), || self.event(kind, frame.payload)),
@@ -441,9 +297,9 @@ impl<H: Handler> Connection<H> {
                     self.cancel(&id);
                 }
             }
-            kind::PING => self.output.control(kind::PONG, frame.payload),
+            kind::PING => self.outbox.control(kind::PONG, frame.payload),
             kind::PONG => {}
-            kind::HANDSHAKE_REQUEST => return Err(ConnectionError::Handshake("there was a second one".into())),
+            kind::HANDSHAKE_REQUEST => return Err(SocketError::Handshake("there was a second one".into())),
             kind => {
                 if !std::mem::replace(&mut self.warned.of_type, true) {
                     log_limited!(warn, "frames of type {kind:#04x} are not known and passed over");
@@ -462,8 +318,8 @@ impl<H: Handler> Connection<H> {
             Ok(event) => {
                 let id = event.correlation_id();
                 let ticket = self.session.arrived(id);
-                let wire = self.wire(Arc::from(id), Phase::of(&event));
-                (ticket, Box::pin(self.handler.handle(&event, ticket.arrival, wire)) as Call<_>)
+                let encoder = self.encoder(Arc::from(id), Phase::of(&event));
+                (ticket, Box::pin(self.handler.handle(&event, ticket.arrival, encoder)) as Call<_>)
             }
             Err(error) => {
                 let Some(id) = decode::correlation_id(self.encoding, kind, payload).filter(|id| id.len() <= MAX_ID) else {
@@ -472,8 +328,8 @@ impl<H: Handler> Connection<H> {
                 };
                 let failure = Failure::new(FailureKind::InvalidEvent, format!("the event of type {kind:#04x} cannot be read: {error}"));
                 let hook = hook_of(kind);
-                let wire = self.wire(Arc::from(&*id), Phase { hook, chunk_index: 0 });
-                let answer = self.handler.reject(hook, failure, wire);
+                let encoder = self.encoder(Arc::from(&*id), Phase { hook, chunk_index: 0 });
+                let answer = self.handler.reject(hook, failure, encoder);
                 (self.session.arrived(&id), Box::pin(std::future::ready(answer)) as Call<_>)
             }
         };
@@ -510,7 +366,7 @@ impl<H: Handler> Connection<H> {
             }
         };
         let ticket = self.session.arrived(&configure.correlation_id);
-        let wire = self.wire(Arc::from(&*configure.correlation_id), Phase { hook: Hook::Configure, chunk_index: 0 });
+        let encoder = self.encoder(Arc::from(&*configure.correlation_id), Phase { hook: Hook::Configure, chunk_index: 0 });
         let too_many = Arc::strong_count(&self.configuring) > MAX_CONFIGURING;
         let under_way = Arc::clone(&self.configuring);
         let applying = self.handler.configure(configure.config.0);
@@ -525,7 +381,7 @@ impl<H: Handler> Connection<H> {
                     ..Answer::default()
                 },
             };
-            wire.encode(&answer).unwrap_or_default()
+            encoder.encode(&answer).unwrap_or_default()
         };
         self.batch.push_back((ticket, Box::pin(call)));
     }
@@ -538,8 +394,8 @@ impl<H: Handler> Connection<H> {
         debug!(correlation_id, "cancelled");
     }
 
-    fn wire(&self, correlation_id: Arc<str>, phase: Phase) -> Wire {
-        Wire { encoding: self.encoding, proxy: self.proxy, phase, correlation_id, connection: self.number }
+    fn encoder(&self, correlation_id: Arc<str>, phase: Phase) -> SocketEncoder {
+        SocketEncoder { encoding: self.encoding, proxy: self.proxy, phase, correlation_id, connection: self.number }
     }
 
     /// Runs every event of the batch for one slice, or as many as the time is for. Those that end are answered, the others kept going.
@@ -551,17 +407,17 @@ impl<H: Handler> Connection<H> {
                     continue;
                 }
                 match call.as_mut().poll(context) {
-                    Poll::Ready(answer) => self.output.answer(ticket, answer),
+                    Poll::Ready(answer) => self.outbox.answer(ticket, answer),
                     Poll::Pending => self.session.keep(ticket, call),
                 }
-                if began.elapsed() > SLOW_BATCH || self.output.is_full() {
+                if began.elapsed() > SLOW_BATCH || self.outbox.is_full() {
                     break;
                 }
             }
             // As long as events keep coming, nobody else looks at the calls that took longer.
             while let Poll::Ready(ended) = self.session.poll_ended(context) {
                 if let Some((ticket, answer)) = ended {
-                    self.output.answer(ticket, answer);
+                    self.outbox.answer(ticket, answer);
                 }
             }
             Poll::Ready(())
@@ -571,7 +427,7 @@ impl<H: Handler> Connection<H> {
 
     fn report(&mut self, reports: &watch::Receiver<Arc<Reports>>) {
         // A client that reads slowly gets the next one; they must not pile up.
-        if self.output.is_full() {
+        if self.outbox.is_full() {
             return;
         }
         let reports = Arc::clone(&reports.borrow());
@@ -581,7 +437,7 @@ impl<H: Handler> Connection<H> {
                 Encoding::MessagePack => rmp_serde::to_vec_named(&report).ok(),
             };
             if let Some(payload) = payload {
-                self.output.control(kind, &payload);
+                self.outbox.control(kind, &payload);
             }
         }
     }
@@ -600,270 +456,21 @@ fn hook_of(kind: u8) -> Hook {
     }
 }
 
-/// Bytes that have arrived and were not taken yet.
-#[derive(Default)]
-struct Input {
-    buffer: Vec<u8>,
-    taken: usize,
-    /// When the first byte of what is there arrived.
-    since: Option<Instant>,
-}
-
-enum Read {
-    Some,
-    Nothing,
-    End,
-}
-
-impl Input {
-    fn bytes(&self) -> &[u8] {
-        &self.buffer[self.taken..]
-    }
-
-    fn len(&self) -> usize {
-        self.buffer.len() - self.taken
-    }
-
-    fn consume(&mut self, len: usize) {
-        self.taken += len;
-        self.since = None;
-        if self.taken == self.buffer.len() {
-            self.taken = 0;
-            if self.buffer.capacity() > MAX_KEPT {
-                self.buffer = Vec::new();
-            } else {
-                self.buffer.clear();
-            }
-        }
-    }
-
-    fn read(&mut self, stream: &UnixStream) -> io::Result<Read> {
-        if self.buffer.capacity() - self.buffer.len() < READ_ROOM / 4 {
-            self.buffer.drain(..self.taken);
-            self.taken = 0;
-            // Grown by what has arrived, not by what a frame claims to be.
-            let room = self.buffer.len().clamp(READ_ROOM, MAX_FRAME);
-            self.buffer.reserve(room);
-        }
-        let before = self.buffer.len();
-        let read = stream.try_io(Interest::READABLE, || {
-            let read = rustix::io::retry_on_intr(|| rustix::io::read(stream, spare_capacity(&mut self.buffer)))?;
-            // A short read has emptied the socket: saying so spares the call that would only find out.
-            if read > 0 && self.buffer.len() < self.buffer.capacity() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(read) }
-        });
-        match read {
-            Ok(0) => Ok(Read::End),
-            Ok(_) => Ok(Read::Some),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.buffer.len() > before => Ok(Read::Some),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if self.len() > 0 && self.since.is_none() {
-                    self.since = Some(Instant::now());
-                }
-                Ok(Read::Nothing)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Takes what has arrived since the last read, whatever the runtime knows of it. An end or a failure it will know soon enough.
-    fn look_again(&mut self, stream: &UnixStream) {
-        if self.buffer.len() < self.buffer.capacity() {
-            let _ = rustix::io::read(stream, spare_capacity(&mut self.buffer));
-        }
-    }
-
-    /// When an incomplete frame has taken too long, if one is awaited.
-    fn stalled_at(&self, reading: bool) -> Option<Instant> {
-        self.since.filter(|_| reading && self.len() > 0).map(|since| since + STALL_TIMEOUT)
-    }
-}
-
-/// Frames that wait to be written.
-#[derive(Default)]
-struct Output {
-    /// Each with its event's ticket, unless it answers none.
-    frames: VecDeque<(Option<Ticket>, Vec<u8>)>,
-    /// Bytes of the first frame that are out.
-    written: usize,
-    /// Memory in bytes that they take, roughly.
-    unsent: usize,
-    blocked_since: Option<Instant>,
-}
-
-impl Output {
-    fn is_empty(&self) -> bool {
-        self.frames.is_empty()
-    }
-
-    /// Whether so much waits that nothing is to be added as long as that can be helped.
-    fn is_full(&self) -> bool {
-        self.unsent >= MAX_UNSENT
-    }
-
-    /// Appends the answer to an event.
-    fn answer(&mut self, ticket: Ticket, answer: Vec<u8>) {
-        self.push(Some(ticket), answer);
-    }
-
-    /// Appends a frame that answers no event.
-    fn control(&mut self, kind: u8, payload: &[u8]) {
-        let mut out = Vec::new();
-        frame::append(&mut out, kind, |out| out.extend_from_slice(payload));
-        self.push(None, out);
-    }
-
-    fn push(&mut self, ticket: Option<Ticket>, frame: Vec<u8>) {
-        self.unsent += frame.len() + FRAME_OVERHEAD;
-        self.frames.push_back((ticket, frame));
-    }
-
-    /// Leaves out the answers to events that a newer one has superseded, or that were cancelled.
-    fn retain_newest(&mut self, session: &Session<Vec<u8>>) -> Result<(), ConnectionError> {
-        let stale = |ticket: &Option<Ticket>| ticket.is_some_and(|ticket| !session.is_newest(ticket));
-        if self.written > 0 && self.frames.front().is_some_and(|(ticket, _)| stale(ticket)) {
-            return Err(ConnectionError::Superseded);
-        }
-        let unsent = &mut self.unsent;
-        self.frames.retain(|(ticket, frame)| {
-            let stale = stale(ticket);
-            if stale {
-                *unsent -= frame.len() + FRAME_OVERHEAD;
-            }
-            !stale
-        });
-        Ok(())
-    }
-
-    /// Writes as much as the socket takes.
-    fn write(&mut self, stream: &UnixStream, session: &mut Session<Vec<u8>>) -> Result<(), ConnectionError> {
-        if self.frames.is_empty() {
-            return Ok(());
-        }
-        self.retain_newest(session)?;
-        if self.frames.is_empty() {
-            self.blocked_since = None;
-        }
-        while let Some((_, first)) = self.frames.front() {
-            let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
-            slices[0] = IoSlice::new(&first[self.written..]);
-            let count = self.frames.len().min(WRITE_SLICES);
-            for (slice, (_, frame)) in slices[1..count].iter_mut().zip(self.frames.iter().skip(1)) {
-                *slice = IoSlice::new(frame);
-            }
-            match stream.try_write_vectored(&slices[..count]) {
-                Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
-                Ok(written) => self.advance(written, session),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.blocked_since.get_or_insert_with(Instant::now);
-                    return Ok(());
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
-    }
-
-    fn advance(&mut self, written: usize, session: &mut Session<Vec<u8>>) {
-        self.blocked_since = None;
-        self.unsent -= written;
-        self.written += written;
-        while let Some((ticket, frame)) = self.frames.front()
-            && frame.len() <= self.written
-        {
-            if let Some(ticket) = ticket {
-                session.answered(*ticket);
-            }
-            self.written -= frame.len();
-            self.unsent -= FRAME_OVERHEAD;
-            self.frames.pop_front();
-        }
-    }
-
-    fn stalled_at(&self) -> Option<Instant> {
-        self.blocked_since.map(|since| since + STALL_TIMEOUT)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use zentinel_wasm_contract::{Arrival, Capabilities, Event};
+    use zentinel_wasm_bounds::LARGE;
 
     use super::*;
-
-    /// Allows everything, and takes its time with configurations.
-    struct Slow {
-        configuring: Duration,
-        reports: watch::Sender<Arc<Reports>>,
-    }
-
-    impl Slow {
-        fn new(configuring: Duration) -> Arc<Self> {
-            Arc::new(Self { configuring, reports: watch::Sender::new(Arc::default()) })
-        }
-    }
-
-    impl Handler for Slow {
-        fn capabilities(&self) -> Capabilities {
-            Capabilities { hooks: std::iter::empty().collect(), max_body: 0 }
-        }
-
-        #[expect(clippy::manual_async_fn, reason = "the trait's future is 'static")]
-        fn handle<E: Encode>(self: &Arc<Self>, _: &Event<'_>, _: Arrival, encode: E) -> impl Future<Output = E::Encoded> + Send + 'static {
-            async move { encode.encode(&Answer::default()).unwrap() }
-        }
-
-        fn reject<E: Encode>(self: &Arc<Self>, _: Hook, _: Failure, encode: E) -> E::Encoded {
-            encode.encode(&Answer::default()).unwrap()
-        }
-
-        fn configure(self: &Arc<Self>, _: serde_json::Value) -> impl Future<Output = Result<(), String>> + Send + 'static {
-            let configuring = self.configuring;
-            async move {
-                tokio::time::sleep(configuring).await;
-                Ok(())
-            }
-        }
-
-        fn reports(&self) -> watch::Receiver<Arc<Reports>> {
-            self.reports.subscribe()
-        }
-    }
-
-    fn framed(kind: u8, payload: &[u8]) -> Vec<u8> {
-        let mut out = Vec::new();
-        frame::append(&mut out, kind, |out| out.extend_from_slice(payload));
-        out
-    }
-
-    #[tokio::test]
-    async fn the_time_for_the_handshake_is_the_client_s_alone() {
-        const LIMIT: Duration = Duration::from_secs(1);
-        let hello = framed(
-            kind::HANDSHAKE_REQUEST,
-            br#"{"supported_versions":[2],"proxy_id":"p","proxy_version":"0.6.54","config":{"pool-size":1}}"#,
-        );
-        let (mut client, server) = UnixStream::pair().unwrap();
-        client.write_all(&hello).await.unwrap();
-        let agreed = shake_hands(&server, &mut Input::default(), &Slow::new(2 * LIMIT), LIMIT).await;
-        assert!(matches!(agreed, Ok(Some((Encoding::Json, _)))), "{agreed:?}");
-        let mut head = [0; 5];
-        client.read_exact(&mut head).await.unwrap();
-        assert_eq!(head[4], kind::HANDSHAKE_RESPONSE);
-        // Without a handshake, and with half of one.
-        for sent in [0, 10] {
-            let (mut client, server) = UnixStream::pair().unwrap();
-            client.write_all(&hello[..sent]).await.unwrap();
-            let ended = shake_hands(&server, &mut Input::default(), &Slow::new(Duration::ZERO), Duration::from_millis(10)).await;
-            assert!(matches!(ended, Err(ConnectionError::Stalled("said no handshake", _))), "{ended:?}");
-        }
-    }
+    use crate::allow_all::AllowAll;
+    use crate::limits::MAX_UNSENT;
+    use crate::socket::frame::framed;
 
     /// A connection on which `frames` have arrived.
-    fn connection(frames: impl Iterator<Item = Vec<u8>>) -> (Connection<Slow>, UnixStream) {
+    fn connection(frames: impl Iterator<Item = Vec<u8>>) -> (Connection<AllowAll>, UnixStream) {
         let (client, server) = UnixStream::pair().unwrap();
-        let input = Input { buffer: frames.flatten().collect(), ..Input::default() };
-        (Connection::new(server, Slow::new(Duration::ZERO), 0, Encoding::Json, Proxy::default(), input), client)
+        let inbox = Inbox::of(frames.flatten().collect());
+        let handler = AllowAll::new(Duration::ZERO);
+        (Connection::new(server, handler, 0, Encoding::Json, Proxy::default(), inbox, Timeouts::default()), client)
     }
 
     #[tokio::test]
@@ -879,16 +486,16 @@ mod tests {
             (kind::REQUEST_BODY, body),
         ] {
             let (mut connection, _client) = connection((0..FRAMES).map(|_| framed(kind, payload.as_bytes())));
-            let before = connection.input.len();
+            let before = connection.inbox.len();
             connection.decode().unwrap();
-            let taken = before - connection.input.len();
+            let taken = before - connection.inbox.len();
             assert!((LARGE..2 * LARGE).contains(&taken), "{taken} bytes of {before} for {kind:#04x}");
         }
         // Short ones are work too.
         let (mut connection, _client) = connection((0..2000).map(|_| framed(kind::PONG, b"")));
-        let before = connection.input.len();
+        let before = connection.inbox.len();
         connection.decode().unwrap();
-        let taken = (before - connection.input.len()) / 5;
+        let taken = (before - connection.inbox.len()) / 5;
         assert_eq!(taken, MAX_WORK / FRAME_WORK);
     }
 
@@ -898,11 +505,11 @@ mod tests {
         let frames = [framed(kind::RESPONSE_HEADERS, &event("a")), framed(kind::PING, b""), framed(kind::RESPONSE_HEADERS, &event("b"))];
         let (mut connection, _client) = connection(frames.into_iter());
         let superseded = connection.session.arrived("a");
-        connection.output.answer(superseded, vec![0; MAX_UNSENT]);
+        connection.outbox.answer(superseded, vec![0; MAX_UNSENT]);
         connection.decode().unwrap();
-        assert_eq!((connection.batch.len(), connection.output.frames.len()), (1, 1));
+        assert_eq!((connection.batch.len(), connection.outbox.len()), (1, 1));
         assert!(!connection.session.is_newest(superseded));
         connection.run_batch(Instant::now()).await;
-        assert_eq!(connection.output.frames.len(), 1 + 1, "one is run before it is looked whether there is room");
+        assert_eq!(connection.outbox.len(), 1 + 1, "one is run before it is looked whether there is room");
     }
 }

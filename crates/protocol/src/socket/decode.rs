@@ -3,11 +3,12 @@
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use zentinel_wasm_contract::event::{GuardrailInspect, RequestComplete, WebsocketFrame};
-use zentinel_wasm_contract::{Bounded, Event, Text, shortened};
+use zentinel_wasm_contract::{Event, Text, shortened};
 
-use crate::socket::encode::Encoding;
-use crate::socket::frame::kind;
-use crate::socket::json;
+use super::encoding::Encoding;
+use super::frame::kind;
+use super::json;
+use crate::config::Config;
 
 /// Deepest nesting of a MessagePack payload. Events are four levels deep; reading is recursive, and a client must not choose how far.
 const MAX_DEPTH: usize = 64;
@@ -80,9 +81,6 @@ pub fn event(encoding: Encoding, kind: u8, payload: &[u8]) -> Result<Event<'_>, 
         _ => return Err(DecodeError(format!("frames of type {kind:#04x} are not known"))),
     })
 }
-
-/// A configuration as it comes. The module's own may be a list of as many addresses as it has room for.
-pub type Config = Bounded<100_000>;
 
 /// What the agent reads of a configuration event.
 #[derive(Debug, Deserialize)]

@@ -5,106 +5,21 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use serde::ser::{SerializeMap, SerializeStruct, Serializer};
-use zentinel_wasm_bounds::log_limited;
 use zentinel_wasm_contract::{
-    Answer, BodyAction, BodyMutation, Decision, Encode, Event, Failure, FailureKind, HeaderOp, Hook, Text, WebsocketDecision, json,
+    Answer, BodyAction, BodyMutation, Decision, Encode, Failure, FailureKind, HeaderOp, Hook, Text, WebsocketDecision, json,
 };
 
-use crate::PROTOCOL_VERSION;
-use crate::socket::frame::{self, kind};
-
-/// How payloads are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Encoding {
-    /// What the published proxy speaks.
-    #[default]
-    Json,
-    /// Maps with named fields, bodies as bytes.
-    MessagePack,
-}
-
-impl Encoding {
-    /// The name in the handshake.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Json => "json",
-            Self::MessagePack => "msgpack",
-        }
-    }
-}
-
-/// What is known of the proxy at the other end.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Proxy {
-    /// It lets a challenge through as if it were an allow: versions before 0.6.51.
-    pub lets_challenges_through: bool,
-}
-
-impl Proxy {
-    /// What is known of the proxy of this version. One that cannot be read counts as new.
-    pub fn of_version(version: &str) -> Self {
-        let mut numbers = version.split(['.', '-', '+']).map(str::parse::<u32>);
-        let known = match (numbers.next(), numbers.next(), numbers.next()) {
-            (Some(Ok(major)), Some(Ok(minor)), Some(Ok(patch))) => Some((major, minor, patch)),
-            _ => None,
-        };
-        Self { lets_challenges_through: known.is_some_and(|version| version < (0, 6, 51)) }
-    }
-
-    /// The same, and what that means is said in the log.
-    pub(crate) fn greet(version: &str) -> Self {
-        let proxy = Self::of_version(version);
-        if proxy.lets_challenges_through {
-            log_limited!(
-                info,
-                proxy_version = version,
-                "this proxy does not know challenges: they are sent as blocks, and redirects fail with a 500"
-            );
-        }
-        proxy
-    }
-}
-
-/// What an answer must know of its event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Phase {
-    /// The hook of the event.
-    pub hook: Hook,
-    /// The chunk of a body event.
-    pub chunk_index: u32,
-}
-
-impl Phase {
-    /// The phase of `event`.
-    pub const fn of(event: &Event<'_>) -> Self {
-        let chunk_index = match event {
-            Event::RequestBody(chunk) | Event::ResponseBody(chunk) => chunk.chunk_index,
-            _ => 0,
-        };
-        Self { hook: event.hook(), chunk_index }
-    }
-
-    /// Whether the proxy looks at something else than the decision.
-    const fn says_more(self) -> bool {
-        matches!(self.hook, Hook::WebsocketFrame | Hook::GuardrailInspect)
-    }
-}
-
-/// Turns an answer into what an old proxy understands.
-///
-/// A challenge becomes a block, for it would be waved through otherwise.
-pub fn for_proxy<'a, 'b>(answer: &'b Answer<'a>, proxy: Proxy) -> Cow<'b, Answer<'a>> {
-    let Decision::Challenge { params, .. } = &answer.decision else { return Cow::Borrowed(answer) };
-    if !proxy.lets_challenges_through {
-        return Cow::Borrowed(answer);
-    }
-    let body = params.iter().find(|(name, _)| name.eq_ignore_ascii_case("body")).map(|(_, body)| body.clone());
-    Cow::Owned(Answer { decision: Decision::Block { status: 403, body, headers: Vec::new() }, ..answer.clone() })
-}
+use super::encoding::Encoding;
+use super::frame::{self, kind};
+use crate::guardrail::guardrail;
+use crate::handshake::PROTOCOL_VERSION;
+use crate::limits::MAX_FRAME;
+use crate::phase::Phase;
+use crate::proxy::{Proxy, for_proxy};
 
 /// Writes answers to one event of a Unix socket as frames.
 #[derive(Clone, Debug)]
-pub struct Wire {
+pub struct SocketEncoder {
     /// The encoding that was agreed on.
     pub encoding: Encoding,
     /// The proxy at the other end.
@@ -117,7 +32,7 @@ pub struct Wire {
     pub connection: u64,
 }
 
-impl Encode for Wire {
+impl Encode for SocketEncoder {
     type Encoded = Vec<u8>;
 
     fn correlation_id(&self) -> &Arc<str> {
@@ -153,14 +68,14 @@ impl Encode for Wire {
                 Encoding::MessagePack => rmp_serde::encode::write_named(out, &payload).is_ok(),
             };
         });
-        if out.len() - 4 > frame::MAX_FRAME {
+        if out.len() - 4 > MAX_FRAME {
             return Err(Failure::new(FailureKind::OutputLimit, format!("the answer has {} bytes, more than a frame may have", out.len())));
         }
         Ok(out)
     }
 }
 
-impl Wire {
+impl SocketEncoder {
     /// The frame of an answer that allows and says no more, which most do: it differs in the id alone.
     fn plain_allow(&self, answer: &Answer<'_>) -> Option<Vec<u8>> {
         const BEFORE: &[u8] = br#"{"version":2,"decision":"allow","audit":{"custom":{"correlation_id":"#;
@@ -226,43 +141,6 @@ fn websocket_decision<'a>(answer: &'a Answer<'_>, hook: Hook) -> Option<Cow<'a, 
         (_, Decision::Allow) => Some(Cow::Owned(WebsocketDecision::Allow)),
         (_, _) => Some(Cow::Owned(WebsocketDecision::Close { code: POLICY, reason: Text::borrowed("refused") })),
     }
-}
-
-/// Whether a verdict is one against the text.
-fn detects(verdict: &str) -> bool {
-    #[derive(serde::Deserialize)]
-    struct Verdict {
-        detected: bool,
-    }
-
-    serde_json::from_str(verdict).is_ok_and(|Verdict { detected }| detected)
-}
-
-/// The verdict of a guardrail inspection. The proxy looks at nothing else, as above.
-pub(crate) fn guardrail<'a>(answer: &'a Answer<'_>, hook: Hook) -> Option<Cow<'a, str>> {
-    if let Some(response) = &answer.guardrail_response
-        && (answer.decision == Decision::Allow || detects(response))
-    {
-        return Some(Cow::Borrowed(response));
-    }
-    if hook != Hook::GuardrailInspect {
-        return None;
-    }
-    if answer.decision == Decision::Allow {
-        return Some(Cow::Borrowed(r#"{"detected":false,"confidence":0.0,"detections":[]}"#));
-    }
-    let confidence = answer.audit.confidence.unwrap_or(1.0);
-    let category = answer.audit.reason_codes.first().map_or("blocked", Text::as_str);
-    let description = match &answer.decision {
-        Decision::Block { body: Some(body), .. } => body,
-        _ => "refused by the module",
-    };
-    let verdict = serde_json::json!({
-        "detected": true,
-        "confidence": confidence,
-        "detections": [{"category": category, "description": description, "severity": "high", "confidence": confidence}],
-    });
-    Some(Cow::Owned(verdict.to_string()))
 }
 
 /// The agent response of the protocol. What is empty is left out: the proxy's defaults are the same.
@@ -446,8 +324,8 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn wire(hook: Hook) -> Wire {
-        Wire {
+    fn encoder(hook: Hook) -> SocketEncoder {
+        SocketEncoder {
             encoding: Encoding::Json,
             proxy: Proxy::default(),
             phase: Phase { hook, chunk_index: 7 },
@@ -456,12 +334,12 @@ mod tests {
         }
     }
 
-    fn sent(wire: &Wire, answer: &str) -> Value {
-        let frame = wire.encode(&answer::read(answer.as_bytes()).unwrap()).unwrap();
+    fn sent(encoder: &SocketEncoder, answer: &str) -> Value {
+        let frame = encoder.encode(&answer::read(answer.as_bytes()).unwrap()).unwrap();
         let (frame, _) = frame::next(&frame).unwrap().unwrap();
         assert_eq!(frame.kind, kind::AGENT_RESPONSE);
         let json: Value = serde_json::from_slice(frame.payload).unwrap();
-        let other = Wire { encoding: Encoding::MessagePack, ..wire.clone() };
+        let other = SocketEncoder { encoding: Encoding::MessagePack, ..encoder.clone() };
         let packed = other.encode(&answer::read(answer.as_bytes()).unwrap()).unwrap();
         assert_eq!(rmp_serde::from_slice::<Value>(&packed[frame::HEADER..]).unwrap(), json);
         json
@@ -470,7 +348,7 @@ mod tests {
     #[test]
     fn an_allow_is_short() {
         assert_eq!(
-            sent(&wire(Hook::RequestHeaders), ""),
+            sent(&encoder(Hook::RequestHeaders), ""),
             json!({"version": 2, "decision": "allow", "audit": {"custom": {"correlation_id": "c\"1"}}})
         );
     }
@@ -481,7 +359,7 @@ mod tests {
             "add_request_headers":{"C":["1","2"]},"tags":["t"],"rule_ids":["r"],"confidence":0.5,"reason_codes":["x"],
             "routing_metadata":{"upstream":"u"},"needs_more":true}"#;
         assert_eq!(
-            sent(&wire(Hook::RequestHeaders), answer),
+            sent(&encoder(Hook::RequestHeaders), answer),
             json!({
                 "version": 2,
                 "decision": {"block": {"status": 451, "body": "no", "headers": {"A": "1"}}},
@@ -496,25 +374,25 @@ mod tests {
 
     #[test]
     fn a_block_without_headers_says_null() {
-        let decision = &sent(&wire(Hook::RequestHeaders), r#"{"decision":"deny"}"#)["decision"];
+        let decision = &sent(&encoder(Hook::RequestHeaders), r#"{"decision":"deny"}"#)["decision"];
         assert_eq!(*decision, json!({"block": {"status": 403, "body": null, "headers": null}}));
     }
 
     #[test]
     fn request_bodies_are_text_and_response_bodies_base64() {
         let answer = r#"{"request_body_mutation":{"action":"replace","data":"hi"},"response_body_mutation":{"action":"replace","data":"hi","chunk_index":2}}"#;
-        let sent = sent(&wire(Hook::RequestBody), answer);
+        let sent = sent(&encoder(Hook::RequestBody), answer);
         assert_eq!(sent["request_body_mutation"], json!({"data": "hi", "chunk_index": 7}));
         assert_eq!(sent["response_body_mutation"], json!({"data": "aGk=", "chunk_index": 2}));
         let bytes = br#"{"request_body_mutation":{"action":"replace","data_base64":"/w=="}}"#;
-        let failure = wire(Hook::RequestBody).encode(&answer::read(bytes).unwrap()).unwrap_err();
+        let failure = encoder(Hook::RequestBody).encode(&answer::read(bytes).unwrap()).unwrap_err();
         assert_eq!(failure.kind, FailureKind::InvalidResult);
     }
 
     #[test]
     fn passing_through_and_dropping() {
         let sent = sent(
-            &wire(Hook::RequestBody),
+            &encoder(Hook::RequestBody),
             r#"{"request_body_mutation":{"action":"drop"},"response_body_mutation":{"action":"pass_through"}}"#,
         );
         assert_eq!(sent["request_body_mutation"], json!({"data": "", "chunk_index": 7}));
@@ -524,20 +402,20 @@ mod tests {
     #[test]
     fn a_refused_frame_closes_its_connection() {
         let hook = Hook::WebsocketFrame;
-        assert_eq!(sent(&wire(hook), "")["websocket_decision"], "allow");
-        assert_eq!(sent(&wire(hook), r#"{"websocket_decision":"drop"}"#)["websocket_decision"], "drop");
+        assert_eq!(sent(&encoder(hook), "")["websocket_decision"], "allow");
+        assert_eq!(sent(&encoder(hook), r#"{"websocket_decision":"drop"}"#)["websocket_decision"], "drop");
         assert_eq!(
-            sent(&wire(hook), r#"{"decision":"block"}"#)["websocket_decision"],
+            sent(&encoder(hook), r#"{"decision":"block"}"#)["websocket_decision"],
             json!({"close": {"code": 1008, "reason": "refused"}})
         );
-        let contradiction = sent(&wire(hook), r#"{"decision":"block","websocket_decision":"allow"}"#);
+        let contradiction = sent(&encoder(hook), r#"{"decision":"block","websocket_decision":"allow"}"#);
         assert_eq!(contradiction["websocket_decision"], json!({"close": {"code": 1008, "reason": "refused"}}));
     }
 
     #[test]
     fn a_guardrail_verdict_travels_in_the_routing_metadata() {
         let verdict = |answer: &str| -> Value {
-            let sent = sent(&wire(Hook::GuardrailInspect), answer);
+            let sent = sent(&encoder(Hook::GuardrailInspect), answer);
             serde_json::from_str(sent["routing_metadata"]["guardrail_response"].as_str().unwrap()).unwrap()
         };
         assert_eq!(verdict("")["detected"], false);
@@ -551,21 +429,12 @@ mod tests {
 
     #[test]
     fn old_proxies_get_a_block_for_a_challenge() {
-        let old = Wire { proxy: Proxy::of_version("0.6.45"), ..wire(Hook::RequestHeaders) };
+        let old = SocketEncoder { proxy: Proxy::of_version("0.6.45"), ..encoder(Hook::RequestHeaders) };
         // The proxy looks for the body in any case.
         let answer = r#"{"decision":"challenge","challenge_type":"captcha","challenge_params":{"Body":"prove it"},"tags":["t"]}"#;
         let to_old = sent(&old, answer);
         assert_eq!(to_old["decision"], json!({"block": {"status": 403, "body": "prove it", "headers": null}}));
         assert_eq!(to_old["audit"]["tags"], json!(["t"]));
-        assert!(sent(&wire(Hook::RequestHeaders), answer)["decision"].get("challenge").is_some());
-    }
-
-    #[test]
-    fn versions_that_cannot_be_read_count_as_new() {
-        for (version, old) in
-            [("0.6.50", true), ("0.6.51", false), ("0.5.99", true), ("1.0.0", false), ("0.6.45-rc1", true), ("", false), ("x.y.z", false)]
-        {
-            assert_eq!(Proxy::of_version(version).lets_challenges_through, old, "{version}");
-        }
+        assert!(sent(&encoder(Hook::RequestHeaders), answer)["decision"].get("challenge").is_some());
     }
 }

@@ -1,7 +1,6 @@
 //! Frames on the Unix socket: `u32` big-endian length of type and payload, `u8` type, payload.
 
-/// Largest frame, type byte included, in bytes: the limit of the protocol.
-pub const MAX_FRAME: usize = 16 << 20;
+use crate::limits::MAX_FRAME;
 
 /// Bytes before the payload.
 pub const HEADER: usize = 5;
@@ -76,6 +75,14 @@ pub fn append(out: &mut Vec<u8>, kind: u8, write: impl FnOnce(&mut Vec<u8>)) {
     write(out);
     let len = (out.len() - start - 4) as u32;
     out[start..start + 4].copy_from_slice(&len.to_be_bytes());
+}
+
+/// A frame, for tests.
+#[cfg(test)]
+pub(crate) fn framed(kind: u8, payload: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    append(&mut out, kind, |out| out.extend_from_slice(payload));
+    out
 }
 
 #[cfg(test)]

@@ -1,166 +1,178 @@
 //! The first exchange on a Unix socket.
 
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
-use zentinel_wasm_contract::{Capabilities, Hook, Hooks, Text};
+use tokio::net::UnixStream;
+use zentinel_wasm_bounds::run_blocking_if_large;
+use zentinel_wasm_contract::{Capabilities, Handler, Text};
 
-use crate::socket::decode::Config;
-use crate::socket::encode::Encoding;
-use crate::{AGENT_ID, PROTOCOL_VERSION};
-
-/// The events that are worth sending, as the socket numbers them.
-pub(crate) fn event_numbers(hooks: Hooks) -> Vec<i32> {
-    hooks.iter().map(event_number).collect()
-}
-
-/// The number of a hook's event on the Unix socket.
-pub const fn event_number(hook: Hook) -> i32 {
-    match hook {
-        Hook::Configure => 0,
-        Hook::RequestHeaders => 1,
-        Hook::RequestBody => 2,
-        Hook::ResponseHeaders => 3,
-        Hook::ResponseBody => 4,
-        Hook::RequestComplete => 5,
-        Hook::WebsocketFrame => 6,
-        Hook::GuardrailInspect => 7,
-    }
-}
+use super::encoding::Encoding;
+use super::error::SocketError;
+use super::frame::{self, kind};
+use super::inbox::{Inbox, ReadOutcome};
+use crate::config::{Config, MAX_CONFIGURE, TOO_LARGE};
+use crate::handshake::{AgentCapabilities, PROTOCOL_VERSION, check_versions};
+use crate::proxy::Proxy;
 
 /// What the agent reads of a proxy's handshake.
 #[derive(Debug, Deserialize)]
-pub(crate) struct Request<'a> {
+struct HandshakeRequest<'a> {
     supported_versions: Vec<u32>,
     #[serde(default, borrow)]
-    pub(crate) proxy_version: Text<'a>,
+    proxy_version: Text<'a>,
     #[serde(default, borrow)]
     supported_encodings: Vec<Text<'a>>,
     /// The agent's `config { }` block. Today's proxies send it as an event of its own.
     #[serde(default)]
-    pub(crate) config: Config,
+    config: Config,
 }
 
-impl Request<'_> {
+impl HandshakeRequest<'_> {
     /// The proxy's favourite among the encodings that the agent knows. JSON is always spoken.
-    pub(crate) fn encoding(&self) -> Encoding {
+    fn encoding(&self) -> Encoding {
         let known = [Encoding::Json, Encoding::MessagePack];
         self.supported_encodings.iter().find_map(|name| known.into_iter().find(|known| known.name() == &**name)).unwrap_or_default()
     }
-
-    pub(crate) fn check(&self) -> Result<(), String> {
-        check_versions(&self.supported_versions)
-    }
-}
-
-/// Versions of a proxy that are named when none of them will do.
-const MAX_NAMED: usize = 10;
-
-/// Whether one of a proxy's versions of the protocol is spoken here.
-pub(crate) fn check_versions(supported: &[u32]) -> Result<(), String> {
-    if supported.contains(&PROTOCOL_VERSION) {
-        return Ok(());
-    }
-    let named = &supported[..supported.len().min(MAX_NAMED)];
-    Err(format!("this agent speaks version {PROTOCOL_VERSION} of the protocol, the proxy only {named:?}"))
 }
 
 /// The agent's side of the handshake.
 #[derive(Debug, Serialize)]
-pub(crate) struct Response {
-    pub(crate) protocol_version: u32,
-    pub(crate) capabilities: CapabilitiesWire,
-    pub(crate) success: bool,
-    pub(crate) error: Option<String>,
-    pub(crate) encoding: &'static str,
+struct HandshakeResponse {
+    protocol_version: u32,
+    capabilities: AgentCapabilities,
+    success: bool,
+    error: Option<String>,
+    encoding: &'static str,
 }
 
-#[derive(Debug, Serialize)]
-pub(crate) struct CapabilitiesWire {
-    pub(crate) agent_id: &'static str,
-    pub(crate) name: &'static str,
-    pub(crate) version: &'static str,
-    pub(crate) supported_events: Vec<i32>,
-    pub(crate) features: Features,
-    pub(crate) limits: Limits,
-}
-
-#[derive(Debug, Serialize)]
-pub(crate) struct Features {
-    pub(crate) streaming_body: bool,
-    pub(crate) websocket: bool,
-    pub(crate) guardrails: bool,
-    pub(crate) config_push: bool,
-    pub(crate) metrics_export: bool,
-    pub(crate) concurrent_requests: u32,
-    pub(crate) cancellation: bool,
-    pub(crate) flow_control: bool,
-    pub(crate) health_reporting: bool,
-}
-
-#[derive(Debug, Serialize)]
-pub(crate) struct Limits {
-    pub(crate) max_body_size: u64,
-    pub(crate) max_concurrency: u32,
-    pub(crate) preferred_chunk_size: u64,
-}
-
-/// Events that one connection may have under way: what the proxy allows itself, and as much again.
-pub(crate) const MAX_IN_FLIGHT: usize = 200;
-
-/// Size of a body chunk that costs least per byte, in bytes.
-const PREFERRED_CHUNK: u64 = 64 << 10;
-
-/// Human-readable name of the agent.
-pub(crate) const NAME: &str = "Zentinel WebAssembly agent";
-
-impl Response {
-    pub(crate) fn new(capabilities: Capabilities, encoding: Encoding, error: Option<String>) -> Self {
-        let hooks = capabilities.hooks;
+impl HandshakeResponse {
+    fn new(capabilities: Capabilities, encoding: Encoding, error: Option<String>) -> Self {
         Self {
             protocol_version: PROTOCOL_VERSION,
             success: error.is_none(),
             error,
             encoding: encoding.name(),
-            capabilities: CapabilitiesWire {
-                agent_id: AGENT_ID,
-                name: NAME,
-                version: env!("CARGO_PKG_VERSION"),
-                supported_events: event_numbers(capabilities.hooks),
-                features: Features {
-                    streaming_body: hooks.contains_any(&[Hook::RequestBody, Hook::ResponseBody]),
-                    websocket: hooks.contains(Hook::WebsocketFrame),
-                    guardrails: hooks.contains(Hook::GuardrailInspect),
-                    config_push: true,
-                    metrics_export: true,
-                    concurrent_requests: MAX_IN_FLIGHT as u32,
-                    cancellation: true,
-                    flow_control: false,
-                    health_reporting: true,
-                },
-                limits: Limits {
-                    max_body_size: capabilities.max_body as u64,
-                    max_concurrency: MAX_IN_FLIGHT as u32,
-                    preferred_chunk_size: PREFERRED_CHUNK,
-                },
-            },
+            capabilities: AgentCapabilities::new(capabilities),
         }
     }
 }
 
+/// Reads the handshake and answers it, with `limit` for each of the client's two parts. None when the client has closed the connection without
+/// a word.
+pub(super) async fn shake_hands<H: Handler>(
+    stream: &UnixStream,
+    inbox: &mut Inbox,
+    handler: &Arc<H>,
+    limit: Duration,
+) -> Result<Option<(Encoding, Proxy)>, SocketError> {
+    let stalled = |what| move |_| SocketError::Stalled(what, limit);
+    let request = tokio::time::timeout(limit, read_handshake(stream, inbox)).await.map_err(stalled("said no handshake"))??;
+    let Some(request) = request else { return Ok(None) };
+    let (response, agreed) = answer_handshake(&request, handler).await;
+    drop(request);
+    tokio::time::timeout(limit, write_handshake(stream, &response)).await.map_err(stalled("took no answer to its handshake"))??;
+    agreed.map(Some).map_err(SocketError::Handshake)
+}
+
+/// Reads the handshake. None when the client has closed the connection without a word.
+async fn read_handshake(stream: &UnixStream, inbox: &mut Inbox) -> Result<Option<Vec<u8>>, SocketError> {
+    loop {
+        if let Some((frame, len)) = frame::next(inbox.bytes())? {
+            if frame.kind != kind::HANDSHAKE_REQUEST {
+                return Err(SocketError::Handshake(format!("the first frame has type {:#04x}", frame.kind)));
+            }
+            let payload = frame.payload.to_vec();
+            inbox.consume(len);
+            return Ok(Some(payload));
+        }
+        stream.readable().await?;
+        match inbox.read(stream)? {
+            ReadOutcome::Some => {}
+            ReadOutcome::Nothing => {}
+            ReadOutcome::End if inbox.bytes().is_empty() => return Ok(None),
+            ReadOutcome::End => return Err(SocketError::Handshake("the connection ended within it".into())),
+        }
+    }
+}
+
+/// The answer to a handshake, as a frame, and what is agreed on. Includes applying the configuration that came with it.
+async fn answer_handshake<H: Handler>(payload: &[u8], handler: &Arc<H>) -> (Vec<u8>, Result<(Encoding, Proxy), String>) {
+    let request = if payload.len() > MAX_CONFIGURE {
+        Err(TOO_LARGE.to_owned())
+    } else {
+        run_blocking_if_large(payload.len(), || serde_json::from_slice::<HandshakeRequest<'_>>(payload).map_err(|error| error.to_string()))
+    };
+    let agreed = match request {
+        Ok(request) => agree(&request, handler).await.map(|()| (request.encoding(), Proxy::greet(&request.proxy_version))),
+        Err(error) => Err(format!("the request cannot be read: {error}")),
+    };
+    let encoding = agreed.as_ref().map_or(Encoding::Json, |(encoding, _)| *encoding);
+    let response = HandshakeResponse::new(handler.capabilities(), encoding, agreed.as_ref().err().cloned());
+    let mut out = Vec::new();
+    frame::append(&mut out, kind::HANDSHAKE_RESPONSE, |out| {
+        // Writing to a vector does not fail.
+        let _ = serde_json::to_writer(out, &response);
+    });
+    (out, agreed)
+}
+
+async fn write_handshake(stream: &UnixStream, mut rest: &[u8]) -> io::Result<()> {
+    while !rest.is_empty() {
+        stream.writable().await?;
+        match stream.try_write(rest) {
+            Ok(written) => rest = &rest[written..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Whether the agent can work with this proxy, and under the configuration that it brings.
+async fn agree<H: Handler>(request: &HandshakeRequest<'_>, handler: &Arc<H>) -> Result<(), String> {
+    check_versions(&request.supported_versions)?;
+    if request.config.0.is_null() { Ok(()) } else { handler.configure(request.config.0.clone()).await }
+}
+
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
+    use crate::allow_all::AllowAll;
+    use crate::socket::frame::framed;
 
     #[test]
     fn the_proxy_s_favourite_encoding_is_taken() {
-        let encoding = |json: &str| serde_json::from_str::<Request<'_>>(json).unwrap().encoding();
+        let encoding = |json: &str| serde_json::from_str::<HandshakeRequest<'_>>(json).unwrap().encoding();
         assert_eq!(encoding(r#"{"supported_versions":[2]}"#), Encoding::Json);
         assert_eq!(encoding(r#"{"supported_versions":[2],"supported_encodings":["cbor","msgpack","json"]}"#), Encoding::MessagePack);
         assert_eq!(encoding(r#"{"supported_versions":[2],"supported_encodings":["json","msgpack"]}"#), Encoding::Json);
     }
 
-    #[test]
-    fn another_version_of_the_protocol_is_refused_with_a_reason() {
-        let request: Request<'_> = serde_json::from_str(r#"{"supported_versions":[1,3]}"#).unwrap();
-        assert!(request.check().unwrap_err().contains("[1, 3]"));
+    #[tokio::test]
+    async fn the_time_for_the_handshake_is_the_client_s_alone() {
+        const LIMIT: Duration = Duration::from_secs(1);
+        let hello = framed(
+            kind::HANDSHAKE_REQUEST,
+            br#"{"supported_versions":[2],"proxy_id":"p","proxy_version":"0.6.54","config":{"pool-size":1}}"#,
+        );
+        let (mut client, server) = UnixStream::pair().unwrap();
+        client.write_all(&hello).await.unwrap();
+        let agreed = shake_hands(&server, &mut Inbox::default(), &AllowAll::new(2 * LIMIT), LIMIT).await;
+        assert!(matches!(agreed, Ok(Some((Encoding::Json, _)))), "{agreed:?}");
+        let mut head = [0; 5];
+        client.read_exact(&mut head).await.unwrap();
+        assert_eq!(head[4], kind::HANDSHAKE_RESPONSE);
+        // Without a handshake, and with half of one.
+        for sent in [0, 10] {
+            let (mut client, server) = UnixStream::pair().unwrap();
+            client.write_all(&hello[..sent]).await.unwrap();
+            let ended = shake_hands(&server, &mut Inbox::default(), &AllowAll::new(Duration::ZERO), Duration::from_millis(10)).await;
+            assert!(matches!(ended, Err(SocketError::Stalled("said no handshake", _))), "{ended:?}");
+        }
     }
 }

@@ -1,11 +1,18 @@
 //! The Unix socket.
 
-pub mod connection;
+mod connection;
 pub mod decode;
-pub mod encode;
+mod encode;
+mod encoding;
+mod error;
 pub mod frame;
-pub mod handshake;
+mod handshake;
+mod inbox;
 mod json;
-pub(crate) mod report;
+mod outbox;
+mod report;
 
-pub use connection::{ConnectionError, HANDSHAKE_TIMEOUT, serve};
+pub use connection::serve;
+pub use encode::SocketEncoder;
+pub use encoding::Encoding;
+pub use error::SocketError;

@@ -4,7 +4,8 @@ use serde::ser::{Serialize, Serializer};
 use serde_json::{Value, json};
 use zentinel_wasm_contract::report::{HealthState, Metric, REPORT_INTERVAL, Reports, Series};
 
-use crate::AGENT_ID;
+use crate::handshake::AGENT_ID;
+use crate::report::state_number;
 
 /// The health, as the socket's JSON.
 pub(crate) fn health_json(reports: &Reports) -> Value {
@@ -53,15 +54,6 @@ fn series_json<T>(metric: &Metric<T>, mut value: Value) -> Value {
     value["help"] = json!(metric.help);
     value["labels"] = metric.labels.iter().map(|(name, value)| (name.clone(), Value::from(value.as_str()))).collect();
     value
-}
-
-/// The number of a health state in the protocol.
-pub(crate) const fn state_number(state: &HealthState) -> i32 {
-    match state {
-        HealthState::Healthy => 1,
-        HealthState::Degraded(_) => 2,
-        HealthState::Draining => 3,
-    }
 }
 
 /// An upper bound. JSON has no infinite number: the published types take this text for it.

@@ -1,0 +1,8 @@
+//! The messages, as `proto/agent_v2.proto` has them.
+
+#![allow(missing_docs, unreachable_pub, clippy::all)]
+
+include!(concat!(env!("OUT_DIR"), "/zentinel.agent.v2.rs"));
+
+/// The agent's service.
+pub const SERVICE: &str = "zentinel.agent.v2.AgentServiceV2";

@@ -1,0 +1,138 @@
+//! Which service answers a call.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{BoxStream, StreamExt};
+use hyper::body::Incoming;
+use prost::Message;
+use tokio::sync::watch;
+use tonic::body::Body;
+use tonic::server::{Grpc, ServerStreamingService, StreamingService, UnaryService};
+use tonic::{Request, Response, Status, Streaming};
+use zentinel_wasm_contract::Handler;
+
+use super::codec::Codec;
+use super::inbound::Inbound;
+use super::proto::SERVICE;
+use super::tasks::Tasks;
+use super::{control_stream, exchange, health, health_proto, process_event, process_stream, proto};
+use crate::limits::{MAX_FRAME, Timeouts};
+use crate::stage::Stage;
+
+/// Largest message that is read, in bytes: the largest body that may be handed to a module, and room for what stands around it. A body over the
+/// module's own limit must arrive, so that it is answered.
+pub const MAX_MESSAGE: usize = MAX_FRAME + (1 << 20);
+
+/// The services as one call finds them.
+pub(super) struct Services<H> {
+    pub(super) handler: Arc<H>,
+    pub(super) stage: watch::Receiver<Stage>,
+    /// Whether the client has asked for a drain. Ends with the connection.
+    pub(super) drained: Arc<watch::Sender<bool>>,
+    pub(super) tasks: Tasks,
+    pub(super) timeouts: Timeouts,
+}
+
+impl<H: Handler> Services<H> {
+    pub(super) async fn call(self, request: http::Request<Incoming>) -> http::Response<Body> {
+        let stall = self.timeouts.stall;
+        let path = request.uri().path().strip_prefix('/').and_then(|path| path.split_once('/'));
+        match path {
+            Some((SERVICE, "ProcessStream")) => {
+                grpc().streaming(ProcessStream(self), request.map(|body| Inbound::of_many(body, stall))).await
+            }
+            Some((SERVICE, "ProcessEvent")) => grpc().unary(ProcessEvent(self), request.map(|body| Inbound::of_one(body, stall))).await,
+            Some((SERVICE, "ControlStream")) => {
+                grpc().streaming(ControlStream(self), request.map(|body| Inbound::of_many(body, stall))).await
+            }
+            Some((health::HEALTH, "Check")) => grpc().unary(HealthCheck(self), request.map(|body| Inbound::of_one(body, stall))).await,
+            Some((health::HEALTH, "Watch")) => {
+                grpc().server_streaming(HealthWatch(self), request.map(|body| Inbound::of_one(body, stall))).await
+            }
+            _ => Status::unimplemented("there is no such method here").into_http(),
+        }
+    }
+}
+
+/// No limit for what is sent: answers have theirs, reports are short.
+fn grpc<M: Message + 'static>() -> Grpc<Codec<M>> {
+    Grpc::new(Codec::new()).max_decoding_message_size(MAX_MESSAGE)
+}
+
+type Outcome<T> = BoxFuture<'static, Result<Response<T>, Status>>;
+
+fn done<T: Send + 'static>(outcome: Result<T, Status>) -> Outcome<T> {
+    Box::pin(std::future::ready(outcome.map(Response::new)))
+}
+
+struct ProcessStream<H>(Services<H>);
+
+impl<H: Handler> StreamingService<Bytes> for ProcessStream<H> {
+    type Response = proto::AgentToProxy;
+    type ResponseStream = exchange::Answers;
+    type Future = Outcome<Self::ResponseStream>;
+
+    fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
+        // Nothing is read before the response has begun: the proxy's client says nothing until then.
+        let (answers, driver) = process_stream::open(
+            Arc::clone(&self.0.handler),
+            self.0.stage.clone(),
+            self.0.drained.subscribe(),
+            self.0.timeouts,
+            request.into_inner(),
+        );
+        self.0.tasks.start(Box::pin(driver));
+        done(Ok(answers))
+    }
+}
+
+struct ProcessEvent<H>(Services<H>);
+
+impl<H: Handler> UnaryService<Bytes> for ProcessEvent<H> {
+    type Response = proto::AgentToProxy;
+    type Future = Outcome<Self::Response>;
+
+    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+        let handler = Arc::clone(&self.0.handler);
+        Box::pin(async move { process_event::answer(handler, request.into_inner()).await.map(Response::new) })
+    }
+}
+
+struct ControlStream<H>(Services<H>);
+
+impl<H: Handler> StreamingService<Bytes> for ControlStream<H> {
+    type Response = proto::ProxyControl;
+    type ResponseStream = BoxStream<'static, Result<Self::Response, Status>>;
+    type Future = Outcome<Self::ResponseStream>;
+
+    fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
+        let answers =
+            control_stream::open(Arc::clone(&self.0.handler), self.0.stage.clone(), Arc::clone(&self.0.drained), request.into_inner());
+        done(Ok(answers.boxed()))
+    }
+}
+
+struct HealthCheck<H>(Services<H>);
+
+impl<H: Handler> UnaryService<Bytes> for HealthCheck<H> {
+    type Response = health_proto::HealthCheckResponse;
+    type Future = Outcome<Self::Response>;
+
+    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+        done(health::check(&*self.0.handler, *self.0.drained.borrow(), request.into_inner()))
+    }
+}
+
+struct HealthWatch<H>(Services<H>);
+
+impl<H: Handler> ServerStreamingService<Bytes> for HealthWatch<H> {
+    type Response = health_proto::HealthCheckResponse;
+    type ResponseStream = BoxStream<'static, Result<Self::Response, Status>>;
+    type Future = Outcome<Self::ResponseStream>;
+
+    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+        done(health::watch(&self.0.handler, self.0.stage.clone(), self.0.drained.subscribe(), request.into_inner()).map(StreamExt::boxed))
+    }
+}

@@ -1,0 +1,42 @@
+//! The verdict of a guardrail inspection.
+
+use std::borrow::Cow;
+
+use zentinel_wasm_contract::{Answer, Decision, Hook, Text};
+
+/// Whether a verdict is one against the text.
+fn detects(verdict: &str) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Verdict {
+        detected: bool,
+    }
+
+    serde_json::from_str(verdict).is_ok_and(|Verdict { detected }| detected)
+}
+
+/// The verdict of a guardrail inspection. The proxy looks at nothing else, as above.
+pub(crate) fn guardrail<'a>(answer: &'a Answer<'_>, hook: Hook) -> Option<Cow<'a, str>> {
+    if let Some(response) = &answer.guardrail_response
+        && (answer.decision == Decision::Allow || detects(response))
+    {
+        return Some(Cow::Borrowed(response));
+    }
+    if hook != Hook::GuardrailInspect {
+        return None;
+    }
+    if answer.decision == Decision::Allow {
+        return Some(Cow::Borrowed(r#"{"detected":false,"confidence":0.0,"detections":[]}"#));
+    }
+    let confidence = answer.audit.confidence.unwrap_or(1.0);
+    let category = answer.audit.reason_codes.first().map_or("blocked", Text::as_str);
+    let description = match &answer.decision {
+        Decision::Block { body: Some(body), .. } => body,
+        _ => "refused by the module",
+    };
+    let verdict = serde_json::json!({
+        "detected": true,
+        "confidence": confidence,
+        "detections": [{"category": category, "description": description, "severity": "high", "confidence": confidence}],
+    });
+    Some(Cow::Owned(verdict.to_string()))
+}
