@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use testkit::{Agent, Connection, Program, decision, id_of, kind, module_error, wait_for};
+use testkit::{Agent, Connection, Program, decision, id_of, kind, module, module_error, wait_for};
 use zentinel_wasm_contract::Hook;
 
 const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
@@ -24,30 +24,8 @@ const SHORT_START: [&str; 2] = ["--start-timeout-ms", "1000"];
 /// What the resident memory of the agent may differ by once a module's memory was taken back, in bytes: less than what any of the growing modules takes.
 const MEMORY_NOISE: u64 = 32 << 20;
 
-fn source(name: &str) -> String {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/hostile");
-    let read =
-        |name: &str| std::fs::read_to_string(folder.join(name).with_extension("wat")).unwrap_or_else(|error| panic!("{name}: {error}"));
-    let text = read(name);
-    // A whole module stands for itself; anything else is one way to misbehave within the frame.
-    let text = if text.contains("(module") { text } else { read("frame").replace(";; MISBEHAVIOUR", &text) };
-    repeated(&text)
-}
-
-/// Writes each line behind `;; n TIMES` that often.
-fn repeated(text: &str) -> String {
-    let (mut whole, mut times) = (String::new(), 1);
-    for line in text.lines() {
-        let line = format!("{line}\n");
-        whole.push_str(&line.repeat(times));
-        let announced = line.trim().strip_prefix(";; ").and_then(|rest| rest.strip_suffix(" TIMES"));
-        times = announced.map_or(1, |times| times.parse().unwrap());
-    }
-    whole
-}
-
 fn write(folder: &Path, name: &str) -> PathBuf {
-    testkit::module::write(folder, &format!("{name}.wasm"), &source(name))
+    module::write(folder, &format!("{name}.wasm"), &module::hostile(name))
 }
 
 /// A request that the modules answer well.
@@ -616,7 +594,7 @@ const REFUSED: &[(&str, &str)] = &[
 
 /// Things that are no modules at all, each with a part of the reason.
 fn no_modules(folder: &Path) -> Vec<(PathBuf, &'static str)> {
-    let good = wat::parse_str(source("result-zero")).unwrap();
+    let good = wat::parse_str(module::hostile("result-zero")).unwrap();
     let file = |name: &str, bytes: &[u8]| {
         let path = folder.join(name);
         std::fs::write(&path, bytes).unwrap();
@@ -714,7 +692,7 @@ fn instances_that_cannot_be_made_any_more_end_in_module_errors_until_another_mod
                 agent.log.wait_for_line("that it tries again", |line| line.contains("cannot make another instance, trying again"));
             }
             // The agent is not stuck with it.
-            testkit::module::write(folder.path(), &format!("{name}.wasm"), &source("result-zero"));
+            module::write(folder.path(), &format!("{name}.wasm"), &module::hostile("result-zero"));
             agent.signal(Signal::HUP);
             wait_for("the other module to serve", || {
                 module_error(&connection.ask(kind::REQUEST_HEADERS, &good("g"))).is_none().then_some(())
@@ -728,7 +706,7 @@ fn instances_that_cannot_be_made_any_more_end_in_module_errors_until_another_mod
 fn a_trap_in_any_hook_is_the_module_error_of_its_event() {
     let hooks: Vec<&str> = Hook::ALL.iter().filter(|hook| **hook != Hook::Configure).map(|hook| hook.export()).collect();
     let folder = tempfile::tempdir().unwrap();
-    let module = testkit::module::write(folder.path(), "m.wasm", &testkit::module::with_hooks(&hooks, |_| "unreachable".into(), ""));
+    let module = module::write(folder.path(), "m.wasm", &module::with_hooks(&hooks, |_| "unreachable".into(), ""));
     let data = testkit::base64(b"x");
     let events = [
         (kind::REQUEST_HEADERS, testkit::request("request", "/")),
@@ -775,14 +753,14 @@ fn an_answer_that_no_frame_has_room_for_is_too_large() {
     );
     let data = format!(r#"(data (i32.const 16) "{}") (data (i32.const 256) "{}")"#, quoted(before), quoted(after));
     let folder = tempfile::tempdir().unwrap();
-    let wat = testkit::module::with_hooks(
+    let wat = module::with_hooks(
         &["on_request_headers", "on_response_body"],
         |hook| {
             if hook == "on_response_body" { code.clone() } else { "i64.const 0".into() }
         },
         &data,
     );
-    let module = testkit::module::write(folder.path(), "m.wasm", &wat);
+    let module = module::write(folder.path(), "m.wasm", &wat);
     let agent = AGENT.start(&module, &["--max-output-bytes", "16777216", "--timeout-ms", LONG_TIMEOUT_MS]);
     let mut connection = agent.connect();
     let answer = connection.ask(kind::RESPONSE_BODY, &testkit::response_body("large", "x"));
@@ -798,7 +776,7 @@ fn an_answer_that_nests_in_its_texts_is_survived() {
         testkit::nested_texts()
     );
     let folder = tempfile::tempdir().unwrap();
-    let module = testkit::module::write(folder.path(), "m.wasm", &testkit::module::answering(&["on_request_headers"], &answer));
+    let module = module::write(folder.path(), "m.wasm", &module::answering(&["on_request_headers"], &answer));
     let agent = AGENT.start(&module, &["--timeout-ms", LONG_TIMEOUT_MS]);
     let mut connection = agent.connect();
     assert_eq!(decision(&connection.get("a", "/")), "allow");
@@ -815,7 +793,7 @@ fn names_that_a_module_chooses_are_told_in_short() {
         frame(&format!(r#"(import "{long}" "{long}" (func))"#)),
         frame(&format!(r#"(func (export "alloc") (param {params})) (func (export "on_request_headers") (param {params}))"#)),
     ] {
-        refusal(&testkit::module::write(folder.path(), "m.wasm", &wat), &[]);
+        refusal(&module::write(folder.path(), "m.wasm", &wat), &[]);
     }
 }
 

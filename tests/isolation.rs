@@ -1,9 +1,7 @@
 //! What one request leaves in a module's memory, and who can read it. The module is `fixtures/hostile/remember.wat`.
 
-use std::path::PathBuf;
-
 use serde_json::{Value, json};
-use testkit::{Agent, Connection, Program, kind, module_error};
+use testkit::{Agent, Connection, Program, kind, module, module_error};
 
 const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
 
@@ -12,8 +10,7 @@ const TIMEOUT_MS: &str = "10000";
 
 fn start(options: &[&str]) -> (Agent, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
-    let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/hostile/remember.wat");
-    let module = testkit::module::write(folder.path(), "remember.wasm", &std::fs::read_to_string(source).unwrap());
+    let module = module::write(folder.path(), "remember.wasm", &module::hostile("remember"));
     let mut all = vec!["--timeout-ms", TIMEOUT_MS];
     all.extend(options);
     (AGENT.start(&module, &all), folder)

@@ -11,12 +11,13 @@ use tempfile::TempDir;
 
 use crate::{Connection, Log, PATIENCE, wait_for};
 
-/// The agent's binary. Only integration tests of its package know where Cargo has put it.
+/// The path of the agent's binary. Cargo tells it to integration tests of its package alone, so
+/// they pass it in: `Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"))`.
 #[derive(Clone, Copy)]
 pub struct Program<P = &'static str>(pub P);
 
 impl<P: AsRef<OsStr>> Program<P> {
-    /// The program with a clean environment, whose home is `home`.
+    /// A command that runs the agent with `home` as its home directory and an empty environment.
     pub fn command(&self, home: &Path) -> Command {
         let mut command = Command::new(&self.0);
         let kept = ["PATH", "LLVM_PROFILE_FILE"].map(|name| (name, std::env::var_os(name)));
@@ -29,7 +30,7 @@ impl<P: AsRef<OsStr>> Program<P> {
         command
     }
 
-    /// Starts the agent with a module and further options, and waits until it serves.
+    /// Starts the agent with a module and further options, and waits until it serves the socket.
     #[track_caller]
     pub fn start(&self, module: &Path, options: &[&str]) -> Agent {
         self.start_with(module, |command| {
@@ -37,20 +38,21 @@ impl<P: AsRef<OsStr>> Program<P> {
         })
     }
 
-    /// The same, with whatever `prepare` does to the command.
+    /// Like [`start`](Self::start), after `prepare` has changed the command.
     #[track_caller]
     pub fn start_with(&self, module: &Path, prepare: impl FnOnce(&mut Command)) -> Agent {
         let agent = self.launch(module, prepare);
-        agent.log.wait_for_line("that it serves", |line| line.contains("serving the socket"));
+        agent.log.wait_for_line("serving the socket", |line| line.contains("serving the socket"));
         agent
     }
 
-    /// The same without waiting.
+    /// Starts the agent without waiting.
     pub fn launch(&self, module: &Path, prepare: impl FnOnce(&mut Command)) -> Agent {
         self.launch_in(tempfile::tempdir().unwrap(), "wasm.sock", module, prepare)
     }
 
-    /// The same in a home that is there already; `socket` may be absolute.
+    /// Starts the agent in an existing home without waiting. `socket` is relative to the home, or
+    /// absolute.
     pub fn launch_in(&self, home: TempDir, socket: impl AsRef<Path>, module: &Path, prepare: impl FnOnce(&mut Command)) -> Agent {
         let socket = home.path().join(socket);
         let mut command = self.command(home.path());
@@ -62,9 +64,9 @@ impl<P: AsRef<OsStr>> Program<P> {
     }
 }
 
-/// A running agent. Dropping it kills it.
+/// A running agent. It is killed when dropped.
 pub struct Agent {
-    /// Its home, in which its socket lies too.
+    /// Its home directory, with the socket in it.
     pub home: TempDir,
     pub socket: PathBuf,
     pub log: Log,
@@ -80,20 +82,20 @@ impl Agent {
         rustix::process::kill_process(self.pid(), signal).unwrap();
     }
 
-    /// Waits until it has ended.
+    /// Waits until the process has exited.
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
-        wait_for("the agent to end", || self.child.try_wait().unwrap())
+        wait_for("the agent to exit", || self.child.try_wait().unwrap())
     }
 
-    /// Ends it in order and checks that it says so.
+    /// Sends SIGTERM and checks that the exit code is 0.
     #[track_caller]
     pub fn end(mut self) {
         self.signal(Signal::TERM);
         assert_eq!(self.wait().code(), Some(0), "{}", self.log.whole());
     }
 
-    /// The same for an agent that was treated badly: nothing in it has panicked.
+    /// Like [`end`](Self::end), and checks that nothing in it panicked.
     #[track_caller]
     pub fn end_unharmed(self) {
         let log = self.log.clone();
@@ -102,13 +104,13 @@ impl Agent {
         assert!(!log.contains("panicked"), "{log}");
     }
 
-    /// Memory that it has in use, in bytes.
+    /// Resident memory, in bytes.
     pub fn resident(&self) -> u64 {
         let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.pid().as_raw_nonzero())).unwrap();
         statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
     }
 
-    /// The most memory that it ever had in use, in bytes.
+    /// The highest resident memory so far, in bytes.
     pub fn peak(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid().as_raw_nonzero())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -120,10 +122,10 @@ impl Agent {
         Connection::open(&self.socket)
     }
 
-    /// Where `--admin-address 127.0.0.1:0` has ended up.
+    /// The address that `--admin-address 127.0.0.1:0` was bound to.
     #[track_caller]
     pub fn admin(&self) -> Admin {
-        let line = self.log.wait_for_line("where the admin address is", |line| line.contains("serving /metrics"));
+        let line = self.log.wait_for_line("the admin address", |line| line.contains("serving /metrics"));
         let (_, rest) = line.split_once("http://").unwrap();
         let address: String = rest.chars().take_while(|c| c.is_ascii_digit() || ".:".contains(*c)).collect();
         Admin(address.parse().unwrap())
@@ -137,12 +139,12 @@ impl Drop for Agent {
     }
 }
 
-/// The agent's HTTP address.
+/// The agent's admin address.
 #[derive(Clone, Copy)]
 pub struct Admin(pub SocketAddr);
 
 impl Admin {
-    /// Status and body.
+    /// Status and body of a GET.
     #[track_caller]
     pub fn get(self, path: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(self.0).unwrap();
@@ -155,7 +157,7 @@ impl Admin {
         (status, body.to_owned())
     }
 
-    /// The value of one series, such as `wasm_agent_errors_total{kind="trap"}`.
+    /// The value of one series, such as `wasm_agent_errors_total{kind="trap"}`; 0 if there is none.
     #[track_caller]
     pub fn metric(self, series: &str) -> f64 {
         let (status, text) = self.get("/metrics");
@@ -164,7 +166,7 @@ impl Admin {
         value.map_or(0.0, |value| value.parse().unwrap())
     }
 
-    /// Waits until a series has the value.
+    /// Waits until a series has the value `wanted`.
     #[track_caller]
     pub fn wait_for_metric(self, series: &str, wanted: f64) {
         wait_for(&format!("{series} to be {wanted}"), || (self.metric(series) == wanted).then_some(()));

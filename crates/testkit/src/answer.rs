@@ -1,8 +1,8 @@
-//! What an answer says.
+//! Fields of answers.
 
 use serde_json::{Value, json};
 
-/// The id of the event that is answered.
+/// The id of the event that it answers.
 #[track_caller]
 pub fn id_of(answer: &Value) -> &str {
     answer["audit"]["custom"]["correlation_id"].as_str().unwrap_or_else(|| panic!("no id in {answer}"))
@@ -18,7 +18,7 @@ pub fn decision(answer: &Value) -> &str {
     }
 }
 
-/// The stable code of a module error, if the answer is one.
+/// The reason code, if the answer is that to a module error.
 pub fn module_error(answer: &Value) -> Option<&str> {
     let tags = answer["audit"]["tags"].as_array()?;
     tags.contains(&json!("wasm-error")).then(|| answer["audit"]["reason_codes"][0].as_str().unwrap())

@@ -1,8 +1,8 @@
-//! Events as today's proxy sends them.
+//! Events as today's proxy sends them. Each is a JSON object, so that a test can change its fields.
 
 use serde_json::{Value, json};
 
-/// The event of a GET, as today's proxy sends it.
+/// A request's headers: a GET of `uri`.
 pub fn request(id: &str, uri: &str) -> Value {
     json!({
         "metadata": {
@@ -16,27 +16,30 @@ pub fn request(id: &str, uri: &str) -> Value {
     })
 }
 
-/// The event of a request body that is one chunk.
-pub fn request_body(id: &str, body: &str) -> Value {
+/// A request's body, whole in one chunk.
+pub fn request_body(id: &str, body: impl AsRef<[u8]>) -> Value {
+    let body = body.as_ref();
     json!({
-        "correlation_id": id, "data": base64(body.as_bytes()), "is_last": true, "total_size": body.len(), "chunk_index": 0,
+        "correlation_id": id, "data": base64(body), "is_last": true, "total_size": body.len(), "chunk_index": 0,
         "bytes_received": body.len(),
     })
 }
 
-/// The event of a response's headers.
+/// A response's headers.
 pub fn response(id: &str, status: u16) -> Value {
     json!({"correlation_id": id, "status": status, "headers": {"content-type": ["text/plain"], "set-cookie": ["a=1", "b=2"]}})
 }
 
-/// The event of a response body that is one chunk.
-pub fn response_body(id: &str, body: &str) -> Value {
+/// A response's body, whole in one chunk.
+pub fn response_body(id: &str, body: impl AsRef<[u8]>) -> Value {
+    let body = body.as_ref();
     json!({
-        "correlation_id": id, "data": base64(body.as_bytes()), "is_last": true, "total_size": body.len(), "chunk_index": 0,
+        "correlation_id": id, "data": base64(body), "is_last": true, "total_size": body.len(), "chunk_index": 0,
         "bytes_sent": body.len(),
     })
 }
 
+/// Standard base64 with padding, as bodies are encoded in JSON.
 pub fn base64(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut out = String::new();
@@ -50,8 +53,9 @@ pub fn base64(bytes: &[u8]) -> String {
     out
 }
 
-/// JSON that is no deeper than any reader takes, but holds a key that serde_json may take for more JSON in the text behind it, and so on: deeper than a
-/// stack has room for, where that is followed.
+/// JSON that nests no deeper than any reader accepts, but has a key after which `serde_json` may
+/// read the text of the value as more JSON, and so on in that text. Whoever follows it goes deeper
+/// than a stack has room for.
 pub fn nested_texts() -> String {
     let mut text = String::from("1");
     for _ in 0..60 {
@@ -59,4 +63,17 @@ pub fn nested_texts() -> String {
         text = format!("{}{{\"$serde_json::private::RawValue\":\"{quoted}\"}}{}", "[".repeat(110), "]".repeat(110));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_matches_the_vectors_of_the_rfc() {
+        let vectors = [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")];
+        for (plain, encoded) in vectors {
+            assert_eq!(base64(plain.as_bytes()), encoded);
+        }
+    }
 }

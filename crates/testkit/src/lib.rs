@@ -1,6 +1,24 @@
-//! The built agent as a child process, and a proxy's side of its socket.
+//! What tests and chores share: the agent as a process ([`Program`], [`Agent`]), a proxy's side of
+//! its socket ([`Connection`]), events ([`request`] and its siblings) and small guest modules
+//! ([`module`]).
 //!
-//! Nothing here waits for a time to pass: every wait ends when what it waits for has happened, or fails after [`PATIENCE`].
+//! Most functions panic when something goes wrong, because a test has nothing better to do. Those
+//! whose names begin with `try_` return the error, for programs that report it.
+//!
+//! Nothing here sleeps for a fixed time: every wait ends when its condition holds, or fails after
+//! [`PATIENCE`].
+//!
+//! ```no_run
+//! use testkit::{Program, decision, module};
+//!
+//! let directory = tempfile::tempdir().unwrap();
+//! let wasm = module::write(directory.path(), "module.wasm", &module::tagging("good"));
+//! // In an integration test: `Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"))`.
+//! let agent = Program("/usr/bin/zentinel-wasm-agent").start(&wasm, &[]);
+//! let answer = agent.connect().get("id-1", "/index.html");
+//! assert_eq!(decision(&answer), "allow");
+//! ```
+#![forbid(unsafe_code)]
 
 mod agent;
 mod answer;
@@ -17,13 +35,14 @@ pub use agent::{Admin, Agent, Program};
 pub use answer::{decision, id_of, module_error};
 pub use client::Connection;
 pub use event::{base64, nested_texts, request, request_body, response, response_body};
-pub use frame::{frame, kind};
+pub use frame::{frame, kind, read_frame};
 pub use log::Log;
+pub use rustix::process::Signal;
 
-/// Longer than anything takes that is not broken, on a machine that does other things too.
+/// Longer than anything takes unless it is broken, also on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Waits until `condition` gives something.
+/// Calls `condition` until it returns something.
 #[track_caller]
 pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
@@ -31,12 +50,12 @@ pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = condition() {
             return found;
         }
-        assert!(started.elapsed() < PATIENCE, "waited in vain for {what}");
+        assert!(started.elapsed() < PATIENCE, "timed out waiting for {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// Ends what runs beside a check, also when the check fails.
+/// Sets a flag when dropped. What runs beside a check then ends even if the check fails.
 pub struct Stop<'a>(pub &'a AtomicBool);
 
 impl Drop for Stop<'_> {

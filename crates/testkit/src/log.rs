@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::PATIENCE;
 
-/// What a process has written to standard error so far.
+/// What a process has written to standard error so far, by lines. A thread reads it.
 #[derive(Clone, Default)]
 pub struct Log(Arc<(Mutex<LogState>, Condvar)>);
 
@@ -34,17 +34,17 @@ impl Log {
         log
     }
 
-    /// Every line so far.
+    /// The lines so far.
     pub fn lines(&self) -> Vec<String> {
         self.0.0.lock().unwrap().lines.clone()
     }
 
-    /// Every line so far that is a JSON object.
+    /// The lines so far that are JSON.
     pub fn entries(&self) -> Vec<Value> {
         self.lines().iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
-    /// Waits for a line that `wanted` takes.
+    /// Waits for a line for which `wanted` returns true, and returns it.
     #[track_caller]
     pub fn wait_for_line(&self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
         let deadline = Instant::now() + PATIENCE;
@@ -54,26 +54,26 @@ impl Log {
                 return line.clone();
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero() && !state.ended, "no line that says {what} in:\n{}", state.lines.join("\n"));
+            assert!(!left.is_zero() && !state.ended, "no log line: {what}\n{}", state.lines.join("\n"));
             state = self.0.1.wait_timeout(state, left).unwrap().0;
         }
     }
 
-    /// Waits for a JSON entry that `wanted` takes.
+    /// Waits for a JSON line for which `wanted` returns true, and returns it.
     #[track_caller]
     pub fn wait_for_entry(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let line = self.wait_for_line(what, |line| serde_json::from_str(line).is_ok_and(|entry| wanted(&entry)));
         serde_json::from_str(&line).unwrap()
     }
 
-    /// Waits until the process has closed standard error, and gives all that it wrote there.
+    /// Waits until the process has closed standard error, and returns all that it wrote there.
     #[track_caller]
     pub fn whole(&self) -> String {
         let deadline = Instant::now() + PATIENCE;
         let mut state = self.0.0.lock().unwrap();
         while !state.ended {
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "the log does not end");
+            assert!(!left.is_zero(), "the agent has not closed its standard error");
             state = self.0.1.wait_timeout(state, left).unwrap().0;
         }
         state.lines.join("\n")

@@ -1,4 +1,4 @@
-//! Modules for tests, written in the text form of Wasm, each as small as its behaviour allows.
+//! Guest modules for tests in the text format, each as small as its behaviour allows.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -6,15 +6,23 @@ use std::path::{Path, PathBuf};
 /// Every hook of an ordinary request.
 pub const PAGE_HOOKS: [&str; 4] = ["on_request_headers", "on_request_body", "on_response_headers", "on_response_body"];
 
-/// Where the input lies. It may be up to 60 pages long.
+/// Address of the input, which may be up to 60 pages long.
 const INPUT: u32 = 64 << 10;
 
-/// Where an answer that depends on the input is built.
+/// Address at which answers that depend on the input are built.
 const OUTPUT: u32 = 4 << 20;
 
-/// Compiles `wat` into `directory/name`. The file appears whole, so that a watcher never sees a part of it.
+/// Translates the text format into the binary format.
+#[track_caller]
+pub fn encode(wat: &str) -> Vec<u8> {
+    wat::parse_str(wat).unwrap_or_else(|error| panic!("{error}\n{wat}"))
+}
+
+/// Writes the binary format of `wat` to `directory/name`. The file is renamed into place, so a
+/// watcher never sees a part of it.
+#[track_caller]
 pub fn write(directory: &Path, name: &str, wat: &str) -> PathBuf {
-    let bytes = wat::parse_str(wat).unwrap_or_else(|error| panic!("{error}\n{wat}"));
+    let bytes = encode(wat);
     let path = directory.join(name);
     let unfinished = directory.join(format!("{name}.tmp"));
     std::fs::write(&unfinished, bytes).unwrap();
@@ -22,7 +30,29 @@ pub fn write(directory: &Path, name: &str, wat: &str) -> PathBuf {
     path
 }
 
-/// A module with `hooks`, each with the body that `code` gives for it, and `more` beside them. The input is the text at `$ptr`, `$len`.
+/// The text of a module in `fixtures/hostile`. A fixture that is not a whole module is one way to
+/// misbehave, to be put into `frame.wat`. A line after `;; n TIMES` is repeated `n` times.
+#[track_caller]
+pub fn hostile(name: &str) -> String {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/hostile"));
+    let read = |name: &str| {
+        let path = folder.join(name).with_extension("wat");
+        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("cannot read `{}`: {error}", path.display()))
+    };
+    let text = read(name);
+    let text = if text.contains("(module") { text } else { read("frame").replace(";; MISBEHAVIOUR", &text) };
+    let (mut whole, mut times) = (String::new(), 1);
+    for line in text.lines() {
+        let line = format!("{line}\n");
+        whole.push_str(&line.repeat(times));
+        let announced = line.trim().strip_prefix(";; ").and_then(|rest| rest.strip_suffix(" TIMES"));
+        times = announced.map_or(1, |times| times.parse().unwrap());
+    }
+    whole
+}
+
+/// A module with `hooks`, each with the body that `code` returns for it, and with `more` items.
+/// In a body, `$ptr` and `$len` are the address and length of the input.
 pub fn with_hooks(hooks: &[&str], code: impl Fn(&str) -> String, more: &str) -> String {
     let mut wat = format!(
         r#"(module {more}
@@ -37,7 +67,7 @@ pub fn with_hooks(hooks: &[&str], code: impl Fn(&str) -> String, more: &str) -> 
     wat + ")"
 }
 
-/// A text at `at`, and the result that points to it.
+/// A data segment with `text` at the address `at`, and the result that points to it.
 fn text(at: usize, text: &str) -> (String, String) {
     let bytes: String = text.bytes().map(|byte| format!("\\{byte:02x}")).collect();
     let result = (at as u64) << 32 | text.len() as u64;
@@ -50,12 +80,13 @@ pub fn answering(hooks: &[&str], json: &str) -> String {
     with_hooks(hooks, |_| result.clone(), &data)
 }
 
-/// A module that answers request headers with a tag, to be told from others.
+/// A module that allows every request with this tag, to tell it from other modules.
 pub fn tagging(tag: &str) -> String {
     answering(&["on_request_headers"], &format!(r#"{{"decision":"allow","tags":["{tag}"]}}"#))
 }
 
-/// Functions that escape the input as a JSON string between `$before` and `$after`, two texts of the module's.
+/// A function `$quote` whose result is the input, escaped as a JSON string, between the texts
+/// `before` and `after`.
 fn quoting(before: &str, after: &str) -> String {
     let (before_data, _) = text(1024, before);
     let (after_data, _) = text(2048, after);
@@ -88,32 +119,33 @@ fn quoting(before: &str, after: &str) -> String {
     )
 }
 
-/// A module that allows everything and shows, as `routing_metadata.event`, the JSON that it was given.
+/// A module that allows everything and returns its input as `routing_metadata.event`.
 pub fn echo(hooks: &[&str]) -> String {
     let more = quoting(r#"{"routing_metadata":{"event":""#, r#""}}"#);
     with_hooks(hooks, |_| "(call $quote (local.get $ptr) (local.get $len))".into(), &more)
 }
 
-/// A module that refuses everything and shows, as the body of the refusal, the JSON that it was given: gRPC carries no routing metadata.
+/// A module that blocks everything and returns its input as the body of the block, because gRPC
+/// carries no routing metadata.
 pub fn revealing(hooks: &[&str]) -> String {
     let more = quoting(r#"{"decision":"block","body":""#, r#""}"#);
     with_hooks(hooks, |_| "(call $quote (local.get $ptr) (local.get $len))".into(), &more)
 }
 
-/// What an [`echo`] was given.
+/// The input that an [`echo`] returned.
 #[track_caller]
 pub fn seen(answer: &serde_json::Value) -> serde_json::Value {
     let event = answer["routing_metadata"]["event"].as_str().unwrap_or_else(|| panic!("no event in {answer}"));
     serde_json::from_str(event).unwrap_or_else(|error| panic!("{error}: {event}"))
 }
 
-/// What a module needs for [`waiting`], at the address 16.
+/// The import and function that [`waiting`] needs. They use the memory at address 16.
 const CLOCK: &str = r#"(import "wasi_snapshot_preview1" "clock_time_get" (func $clock (param i32 i64 i32) (result i32)))
     (func $now (result i64)
         (drop (call $clock (i32.const 1) (i64.const 1) (i32.const 16)))
         (i64.load (i32.const 16)))"#;
 
-/// Code that is busy for some time, with a local `$until`.
+/// Code that spins for some time. It needs a local `$until`.
 fn waiting(milliseconds: u64) -> String {
     let nanoseconds = milliseconds * 1_000_000;
     format!(
@@ -122,14 +154,15 @@ fn waiting(milliseconds: u64) -> String {
     )
 }
 
-/// A module that is busy for some time on every request and then allows, tagged.
+/// A module that spins for some time on every request and then allows it with a tag.
 pub fn busy(milliseconds: u64, tag: &str) -> String {
     let (data, result) = text(1024, &format!(r#"{{"decision":"allow","tags":["{tag}"]}}"#));
     let wait = waiting(milliseconds);
     with_hooks(&["on_request_headers"], |_| format!("(local $until i64) {wait} {result}"), &format!("{CLOCK} {data}"))
 }
 
-/// A module that is busy for some time on a GET of `/r…` and then answers it with `refusal`. Beside that it is an [`echo`].
+/// A module that spins for some time on a GET of `/r…` and then returns `refusal`. On anything else
+/// it is an [`echo`].
 pub fn refusing_some(milliseconds: u64, refusal: &str) -> String {
     let (data, result) = text(3072, refusal);
     let more = format!("{CLOCK} {data} {}", quoting(r#"{"routing_metadata":{"event":""#, r#""}}"#));
@@ -144,7 +177,7 @@ pub fn refusing_some(milliseconds: u64, refusal: &str) -> String {
     with_hooks(&["on_request_headers", "on_response_headers"], |_| format!("{choice} {code}"), &more)
 }
 
-/// A module that does on each GET what the first letter of its path says: `/t…` traps, `/l…` loops, anything else allows.
+/// A module that traps on a GET of `/t…`, loops forever on `/l…`, and allows anything else.
 pub fn choosing() -> String {
     // {"method":"GET","uri":"/X
     let at = r#"{"method":"GET","uri":"/"#.len();
@@ -160,7 +193,8 @@ pub fn choosing() -> String {
     with_hooks(&["on_request_headers"], |_| code.clone(), "")
 }
 
-/// A module that blocks a GET of `/b…`, loops a little before it allows `/s…`, and allows anything else with the tag `good`.
+/// A module that blocks a GET of `/b…`, and allows anything else with the tag `good`, `/s…` after a
+/// short loop.
 pub fn judging() -> String {
     let first = r#"{"method":"GET","uri":"/"#.len();
     let more = r#"
@@ -181,7 +215,8 @@ pub fn judging() -> String {
     with_hooks(&["on_request_headers", "on_request_body", "on_response_headers"], |_| code.clone(), more)
 }
 
-/// What a client sends of one id to a [`judging`] module, the last of which is to be answered: one of eight variants.
+/// One of eight sequences that a client sends to a [`judging`] module under one id. Only the last
+/// event must be answered.
 pub fn twins(at: usize) -> &'static [&'static str] {
     match at % 8 {
         0 => &["/allowed", "/blocked"],
@@ -203,8 +238,8 @@ pub fn logging(line: &str) -> String {
     with_hooks(&["on_request_headers"], |_| code.clone(), &more)
 }
 
-/// A module that says what it has to say as AssemblyScript's `console`, `trace` and clocks do, and traps
-/// when what the agent tells it makes no sense.
+/// A module that calls the imports of AssemblyScript: `console`, `trace`, clocks and `seed`. It
+/// traps when a result is implausible.
 pub fn assemblyscript() -> String {
     let mut more = String::new();
     for name in ["log", "debug", "info", "warn", "error", "time", "timeLog", "timeEnd"] {
@@ -217,7 +252,7 @@ pub fn assemblyscript() -> String {
         (import "env" "performance.now" (func $now (result f64)))
         (import "env" "process.exit" (func $exit (param i32)))
         (func $check (param i32) (if (i32.eqz (local.get 0)) (then (unreachable))))"#;
-    // "hi ü😀", with its length before it.
+    // "hi ü😀" in UTF-16, after its length in bytes.
     more += r#"(data (i32.const 1024) "\0c\00\00\00h\00i\00 \00\fc\00\3d\d8\00\de")"#;
     let code = "
         (call $log (i32.const 1028)) (call $debug (i32.const 1028)) (call $info (i32.const 1028))
@@ -233,7 +268,8 @@ pub fn assemblyscript() -> String {
     with_hooks(&["on_request_headers"], |_| code.into(), &more)
 }
 
-/// A module that shows, as `routing_metadata.event`, the configuration that its instance was given, and rejects one that holds a `!`.
+/// A module that returns the configuration of its instance as `routing_metadata.event`, and rejects
+/// configurations with a `!`.
 pub fn configurable() -> String {
     let (error, refusal) = text(3072, r#"{"error":"no exclamation marks"}"#);
     let more = quoting(r#"{"routing_metadata":{"event":""#, r#""}}"#) + &error + "(global $len (mut i32) (i32.const 0))";
@@ -261,7 +297,7 @@ pub fn configurable() -> String {
     )
 }
 
-/// A module that tags its answers with the number of calls that its instance has answered, up to 9.
+/// A module that tags its answers with the number of calls of its instance so far, up to 9.
 pub fn counting() -> String {
     const DIGIT: usize = 1024 + r#"{"tags":[""#.len();
     let (data, result) = text(1024, r#"{"tags":["0"]}"#);
@@ -269,14 +305,14 @@ pub fn counting() -> String {
     with_hooks(&["on_request_headers"], |_| code.clone(), &data)
 }
 
-/// What a [`counting`] has counted.
+/// The number of calls in the answer of a [`counting`] module.
 #[track_caller]
 pub fn count(answer: &serde_json::Value) -> u32 {
     answer["audit"]["tags"][0].as_str().unwrap_or_else(|| panic!("no count in {answer}")).parse().unwrap()
 }
 
-/// A module that masks every run of 16 digits in a request's body by `*`, and refuses a body that begins with `!`. What it sees is all it knows: a number
-/// that two chunks share gets through.
+/// A module that replaces every run of 16 digits in a request's body with `*`, and blocks a body
+/// that begins with `!`. It sees one chunk at a time, so a number that spans two chunks gets through.
 pub fn masking() -> String {
     let (before, _) = text(1024, r#"{"request_body_mutation":{"action":"replace","data":""#);
     let (after, _) = text(2048, r#""}}"#);
@@ -286,7 +322,7 @@ pub fn masking() -> String {
     let (before_len, after_len, key_len) = (r#"{"request_body_mutation":{"action":"replace","data":""#.len(), r#""}}"#.len(), key.len());
     let out = OUTPUT as usize + before_len;
     let high = u64::from(OUTPUT) << 32;
-    // The value of `body` is copied as it is escaped, up to its closing quote, and then masked in place.
+    // The value of `body` is copied with its escapes, up to the closing quote, and masked in place.
     let code = format!(
         r#"(local $end i32) (local $out i32) (local $byte i32) (local $run i32) (local $at i32)
         (local.set $end (i32.add (local.get $ptr) (local.get $len)))
