@@ -18,7 +18,6 @@ mod table;
 mod target;
 mod test;
 mod tools;
-mod wire;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

@@ -2,20 +2,17 @@
 //! again and again, must stay as they were: memory, file descriptors, threads, answers. All of the trouble must have come about: stopped misbehaviour
 //! and reloads that succeeded.
 
-use crate::tools::{root, say};
+use crate::tools::say;
 use crate::{cargo, table};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::fs;
 use std::io::{BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use zentinel_wasm_e2e::free_port;
-use zentinel_wasm_e2e::http::exchange;
+use testkit::{Connection, Program, Signal, frame, kind, module, read_frame};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -104,7 +101,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             soaked.stopped.to_string(),
             soaked.late.to_string(),
             soaked.wrong.len().to_string(),
-            agent.reloads("success")?.to_string(),
+            agent.reloads("success").to_string(),
             format!("{} µs", quiet.percentile(99)),
             format!("{} µs", soaked.percentile(99)),
         ]);
@@ -143,9 +140,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 struct Agent {
     subject: &'static Subject,
-    dir: TempDir,
-    child: Child,
-    admin_port: u16,
+    process: testkit::Agent,
+    module: PathBuf,
     /// The agent before it was asked anything.
     idle: Sample,
     /// The module, and the same module with another digest.
@@ -154,55 +150,36 @@ struct Agent {
 
 impl Agent {
     fn start(program: &Path, subject: &'static Subject) -> Result<Self> {
-        let dir = TempDir::new()?;
-        let bytes = fixture(subject.fixture)?;
+        let home = TempDir::new()?;
+        let bytes = module::encode(&module::hostile(subject.fixture));
         // A custom section changes nothing but the digest.
         let other = [bytes.as_slice(), b"\0\x05\x04soak"].concat();
-        fs::write(dir.path().join("module.wasm"), &bytes)?;
-        let log = fs::File::create(dir.path().join("log"))?;
-        let admin_port = free_port();
-        let child = Command::new(program)
-            .arg("--socket")
-            .arg(dir.path().join("agent.sock"))
-            .arg("--module")
-            .arg(dir.path().join("module.wasm"))
-            .arg("--cache-dir")
-            .arg(dir.path().join("cache"))
-            .arg("--admin-address")
-            .arg(format!("127.0.0.1:{admin_port}"))
-            .stdin(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("cannot start {}", program.display()))?;
-        let mut agent = Self { subject, dir, child, admin_port, idle: Sample::default(), versions: [bytes, other] };
+        let module = home.path().join("module.wasm");
+        fs::write(&module, &bytes)?;
+        let cache = home.path().join("cache");
+        let process = Program(program).launch_in(home, "agent.sock", &module, |command| {
+            command.arg("--cache-dir").arg(cache).args(["--admin-address", "127.0.0.1:0"]);
+        });
+        process.log.wait_for_line("serving the socket", |line| line.contains("serving the socket"));
+        let mut agent = Self { subject, process, module, idle: Sample::default(), versions: [bytes, other] };
         // Once its socket answers, everything that it keeps is there.
-        drop(connect(&agent.socket())?);
+        drop(Connection::try_open(&agent.process.socket)?);
         thread::sleep(LOOK);
         agent.idle = agent.sample()?;
         Ok(agent)
     }
 
-    fn socket(&self) -> PathBuf {
-        self.dir.path().join("agent.sock")
-    }
-
-    fn signal(&self, signal: &str) -> Result<()> {
-        crate::tools::run(Command::new("kill").arg(signal).arg(self.child.id().to_string()))
-    }
-
     fn reload(&self, number: usize) -> Result<()> {
-        let path = self.dir.path().join("module.wasm");
-        let next = path.with_extension("next");
+        let next = self.module.with_extension("next");
         fs::write(&next, &self.versions[number % 2])?;
-        fs::rename(next, path)?;
-        self.signal("-HUP")
+        fs::rename(next, &self.module)?;
+        self.process.signal(Signal::HUP);
+        Ok(())
     }
 
-    /// Reloads with this result, as the agent counts them. What it has not counted yet is missing.
-    fn reloads(&self, result: &str) -> Result<u64> {
-        let text = exchange(self.admin_port, "GET", "/metrics", &[], None).context("reading the agent's metrics")?.text();
-        let count = text.lines().find_map(|line| line.strip_prefix(&format!(r#"wasm_agent_reloads_total{{result="{result}"}} "#)));
-        count.map_or(Ok(0), |count| count.parse().context("reading the agent's metrics"))
+    /// Reloads with this result, as the agent counts them.
+    fn reloads(&self, result: &str) -> u64 {
+        self.process.admin().metric(&format!(r#"wasm_agent_reloads_total{{result="{result}"}}"#)) as u64
     }
 
     /// Waits until every reload asked for has succeeded, and until the agent has no more files and threads than before the load. The only slack are one
@@ -213,7 +190,7 @@ impl Agent {
         loop {
             // Before the metrics are asked for: that takes a file.
             let now = self.sample()?;
-            let (succeeded, failed) = (self.reloads("success")?, self.reloads("failure")?);
+            let (succeeded, failed) = (self.reloads("success"), self.reloads("failure"));
             let problem = if failed > 0 || succeeded != asked as u64 {
                 format!("{asked} reloads were asked for, {succeeded} succeeded and {failed} failed")
             } else if now.files > self.idle.files {
@@ -229,37 +206,20 @@ impl Agent {
     }
 
     fn sample(&self) -> Result<Sample> {
-        let proc = PathBuf::from(format!("/proc/{}", self.child.id()));
-        let statm = fs::read_to_string(proc.join("statm")).context("the agent is gone")?;
-        let pages: u64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).context("reading statm")?;
-        let count = |what| -> Result<u64> { Ok(fs::read_dir(proc.join(what))?.count() as u64) };
-        Ok(Sample { resident: pages * 4096, files: count("fd")?, threads: count("task")? })
+        let count = |what| -> Result<u64> {
+            let folder = format!("/proc/{}/{what}", self.process.pid().as_raw_nonzero());
+            Ok(fs::read_dir(folder).context("the agent is gone")?.count() as u64)
+        };
+        Ok(Sample { resident: self.process.resident(), files: count("fd")?, threads: count("task")? })
     }
 
     fn end(mut self) -> Result<()> {
-        self.signal("-TERM")?;
-        let status = self.child.wait()?;
-        let log = fs::read_to_string(self.dir.path().join("log"))?;
+        self.process.signal(Signal::TERM);
+        let status = self.process.wait();
         ensure!(status.success(), "the agent ended with {status}");
-        ensure!(!log.contains("panicked"), "the agent has panicked");
+        ensure!(!self.process.log.whole().contains("panicked"), "the agent has panicked");
         Ok(())
     }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn fixture(name: &str) -> Result<Vec<u8>> {
-    let folder = root().join("fixtures/hostile");
-    let read =
-        |name: &str| fs::read_to_string(folder.join(name).with_extension("wat")).with_context(|| format!("reading the fixture {name}"));
-    let text = read(name)?;
-    let whole = if text.contains("(module") { text } else { read("frame")?.replace(";; MISBEHAVIOUR", &text) };
-    Ok(wat::parse_str(whole)?)
 }
 
 #[derive(Clone, Copy, Default)]
@@ -405,7 +365,7 @@ fn watch(agents: &[Agent], trouble: bool, done: &AtomicBool) -> Result<Vec<Outco
 
 /// One connection: a thread that sends at its rate, and one that takes what comes back. An id tells what was asked and when.
 fn client(agent: &Agent, connection: u64, requests: u64, rate: u64, trouble: bool) -> Result<Outcome> {
-    let stream = connect(&agent.socket())?;
+    let stream = Connection::try_open(&agent.process.socket)?.into_stream();
     let subject = agent.subject;
     let started = Instant::now();
     let mut writer = stream.try_clone()?;
@@ -433,58 +393,21 @@ fn client(agent: &Agent, connection: u64, requests: u64, rate: u64, trouble: boo
     })
 }
 
-fn connect(socket: &Path) -> Result<UnixStream> {
-    let deadline = Instant::now() + PATIENCE;
-    let mut stream = loop {
-        match UnixStream::connect(socket) {
-            Ok(stream) => break stream,
-            Err(error) if Instant::now() >= deadline => return Err(error).context("the agent does not serve its socket"),
-            Err(_) => thread::sleep(Duration::from_millis(10)),
-        }
-    };
-    stream.set_read_timeout(Some(PATIENCE))?;
-    let hello = br#"{"supported_versions":[2],"proxy_id":"soak","proxy_version":"0.6.54"}"#;
-    stream.write_all(&frame(0x01, hello))?;
-    let (kind, payload) = next(&mut stream)?;
-    ensure!(kind == 0x02 && contains(&payload, r#""success":true"#), "the agent refused the handshake");
-    Ok(stream)
-}
-
-fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
-    let mut frame = (payload.len() as u32 + 1).to_be_bytes().to_vec();
-    frame.push(kind);
-    frame.extend_from_slice(payload);
-    frame
-}
-
 fn append(out: &mut Vec<u8>, bad: bool, number: u64, now: Duration) {
-    let (method, kind) = if bad { ("EVIL", 'b') } else { ("GET", 'g') };
+    let (method, letter) = if bad { ("EVIL", 'b') } else { ("GET", 'g') };
     let event = format!(
-        r#"{{"metadata":{{"correlation_id":"{kind}-{number}-{}","client_ip":"192.0.2.1:1"}},"method":"{method}","uri":"/api/users?page=1","headers":{{"host":["example.org"],"user-agent":["soak"],"accept":["*/*"]}}}}"#,
+        r#"{{"metadata":{{"correlation_id":"{letter}-{number}-{}","client_ip":"192.0.2.1:1"}},"method":"{method}","uri":"/api/users?page=1","headers":{{"host":["example.org"],"user-agent":["soak"],"accept":["*/*"]}}}}"#,
         now.as_micros()
     );
-    out.extend(frame(0x10, event.as_bytes()));
-}
-
-fn next(stream: &mut impl Read) -> Result<(u8, Vec<u8>)> {
-    let mut head = [0; 5];
-    stream.read_exact(&mut head).context("an answer is missing")?;
-    let [a, b, c, d, kind] = head;
-    let mut payload = vec![0; (u32::from_be_bytes([a, b, c, d]) as usize).saturating_sub(1)];
-    stream.read_exact(&mut payload)?;
-    Ok((kind, payload))
-}
-
-fn contains(payload: &[u8], text: &str) -> bool {
-    std::str::from_utf8(payload).is_ok_and(|payload| payload.contains(text))
+    out.extend(frame(kind::REQUEST_HEADERS, event.as_bytes()));
 }
 
 fn receive(mut stream: impl Read, subject: &Subject, requests: u64, started: Instant) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     let mut seen = vec![false; requests as usize];
     while outcome.answers < requests {
-        let (kind, payload) = next(&mut stream)?;
-        if kind != 0x20 {
+        let (kind, payload) = read_frame(&mut stream)?.context("an answer is missing")?;
+        if kind != kind::AGENT_RESPONSE {
             continue;
         }
         let now = started.elapsed().as_micros() as u64;

@@ -3,6 +3,7 @@
 use crate::cargo;
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
+use testkit::module;
 
 /// What decides in a case.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -37,12 +38,6 @@ impl Modules {
 
 /// Builds them into `dir`.
 pub(crate) fn build(dir: &Path) -> Result<Modules> {
-    let write = |name: &str, text: &str| -> Result<PathBuf> {
-        let path = dir.join(name);
-        let bytes = wat::parse_str(text).with_context(|| format!("the text of {name}"))?;
-        std::fs::write(&path, bytes).with_context(|| format!("writing {}", path.display()))?;
-        Ok(path)
-    };
     // The two crates share a name, and so the file that cargo makes: each is copied before the next.
     let keep = |name: &str, built: PathBuf| -> Result<PathBuf> {
         let path = dir.join(name);
@@ -52,8 +47,8 @@ pub(crate) fn build(dir: &Path) -> Result<Modules> {
     Ok(Modules {
         security: keep("security.wasm", cargo::guest("examples/rust/security")?)?,
         sdk: keep("sdk-security.wasm", cargo::guest("examples/rust-sdk/security")?)?,
-        body: write("body.wasm", BODY)?,
-        endless: write("loop.wasm", LOOP)?,
+        body: module::write(dir, "body.wasm", BODY),
+        endless: module::write(dir, "loop.wasm", LOOP),
     })
 }
 

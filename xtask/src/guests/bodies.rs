@@ -5,13 +5,12 @@ use super::load::Durations;
 use super::policy::Policy;
 use super::serving::Serving;
 use super::suite::Tally;
-use crate::demo::base64;
 use crate::table::render;
 use crate::tools;
-use crate::wire::kind;
 use anyhow::{Context as _, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::path::Path;
+use testkit::{kind, response_body};
 
 /// 1 MiB is the agent's default for `--max-body-bytes`.
 const SIZES: [usize; 2] = [64 << 10, 1 << 20];
@@ -56,7 +55,7 @@ pub(super) fn ask(agent: &Path, tour: &Path) -> Result<Tally> {
     let mut serving = Serving::start(agent, tour, &["--pool-size", "1"])?;
     let mut tally = Tally::default();
     for bytes in [false, true] {
-        let answer = serving.connection.ask(kind::RESPONSE_BODY_CHUNK, &event(SIZES[1], bytes))?;
+        let answer = serving.connection.try_ask(kind::RESPONSE_BODY, &event(SIZES[1], bytes))?;
         let replaced = answer["response_body_mutation"].is_object();
         if !replaced {
             println!("tour: a body of {} bytes: the agent answered {}", SIZES[1], answer["audit"]);
@@ -74,7 +73,7 @@ fn median(agent: &Path, module: &Path, size: usize, bytes: bool) -> Result<f64> 
     let mut calls = Vec::with_capacity(CALLS);
     for _ in 0..CALLS {
         let before = Durations::read(&serving, "on_response_body")?;
-        let answer = serving.connection.ask(kind::RESPONSE_BODY_CHUNK, &event)?;
+        let answer = serving.connection.try_ask(kind::RESPONSE_BODY, &event)?;
         let after = Durations::read(&serving, "on_response_body")?;
         let action = &answer["response_body_mutation"];
         ensure!(action.is_object(), "the module did not replace the body: {}", answer["audit"]);
@@ -92,14 +91,10 @@ fn event(size: usize, bytes: bool) -> Value {
     if bytes {
         body[0] = 0xff;
     }
-    json!({
-        "correlation_id": "bodies",
-        "data": base64(&body),
-        "is_last": false,
-        "total_size": null,
-        "chunk_index": 0,
-        "bytes_sent": size,
-    })
+    let mut event = response_body("bodies", &body);
+    event["is_last"] = Value::Bool(false);
+    event["total_size"] = Value::Null;
+    event
 }
 
 #[cfg(test)]

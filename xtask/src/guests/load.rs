@@ -2,10 +2,10 @@
 
 use super::serving::Serving;
 use super::suite::event;
-use crate::wire::kind;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::path::Path;
+use testkit::kind;
 
 /// Enough calls for a mean; a fresh instance of a slow language takes a millisecond.
 const SAMPLE: u32 = 2000;
@@ -85,7 +85,7 @@ fn run(agent: &Path, module: &Path, calls: u32, isolation: Isolation) -> Result<
     let request = request();
     let ask = |serving: &mut Serving, times: u32| -> Result<()> {
         for _ in 0..times {
-            let answer = serving.connection.ask(kind::REQUEST_HEADERS, &request)?;
+            let answer = serving.connection.try_ask(kind::REQUEST_HEADERS, &request)?;
             ensure!(answer["decision"] == "allow", "under load the agent answered {answer}");
         }
         Ok(())

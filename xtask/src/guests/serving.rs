@@ -1,9 +1,9 @@
 //! The agent with one module, ready to be asked.
 
-use crate::wire::Connection;
 use anyhow::{Context, Result};
 use std::path::Path;
 use tempfile::TempDir;
+use testkit::Connection;
 use zentinel_wasm_e2e::http::exchange;
 use zentinel_wasm_e2e::{Agent, free_port, wait};
 
@@ -27,7 +27,7 @@ impl Serving {
             agent.check_running()?;
             Ok(exchange(admin_port, "GET", "/readyz", &[], None).ok().filter(|answer| answer.status() == 200).map(|_| ()))
         })?;
-        let connection = Connection::open(agent.socket())?;
+        let connection = Connection::try_open(agent.socket())?;
         Ok(Self { connection, admin_port, agent, _dir: dir })
     }
 

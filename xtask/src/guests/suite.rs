@@ -4,12 +4,12 @@ use super::build::Language;
 use super::policy::Policy;
 use super::serving::Serving;
 use crate::tools::{on_path, root};
-use crate::wire::kind;
 use anyhow::{Result, bail, ensure};
 use serde_json::{Map, Value, json};
 use std::ops::AddAssign;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use testkit::kind;
 
 /// Cases that went as they should, and others.
 #[derive(Clone, Copy, Default)]
@@ -64,7 +64,7 @@ pub(super) fn ask_through_agent(agent: &Path, policy: &Policy, module: &Path) ->
     for (number, case) in policy.cases.iter().enumerate() {
         let Value::Object(request) = &case["request"] else { continue };
         ensure!(case["hook"] == "on_request_headers", "the suite does not know the hook {} yet", case["hook"]);
-        let answer = serving.connection.ask(kind::REQUEST_HEADERS, &event(&format!("case-{number}"), request))?;
+        let answer = serving.connection.try_ask(kind::REQUEST_HEADERS, &event(&format!("case-{number}"), request))?;
         let expected = &case["expect"];
         let found = decided(&answer, expected);
         if found != *expected {
@@ -87,24 +87,11 @@ pub(super) fn event(id: &str, request: &Map<String, Value>) -> Value {
         let values = if value.is_array() { value.clone() } else { json!([spell(value)]) };
         headers.insert(name.to_lowercase(), values);
     }
-    json!({
-        "metadata": {
-            "correlation_id": id,
-            "request_id": id,
-            "client_ip": format!("{}:0", text("client_ip", "192.0.2.7")),
-            "client_port": 0,
-            "server_name": "shop.example",
-            "protocol": "HTTP/1.1",
-            "tls_version": null,
-            "tls_cipher": null,
-            "route_id": "all",
-            "upstream_id": "backend",
-            "timestamp": "2026-01-01T00:00:00Z",
-        },
-        "method": text("method", "GET"),
-        "uri": text("uri", "/"),
-        "headers": headers,
-    })
+    let mut event = testkit::request(id, &text("uri", "/"));
+    event["method"] = json!(text("method", "GET"));
+    event["metadata"]["client_ip"] = json!(format!("{}:0", text("client_ip", "192.0.2.7")));
+    event["headers"] = Value::Object(headers);
+    event
 }
 
 /// A value of a case: text, or text in pieces.
