@@ -1,7 +1,7 @@
 //! The Zentinel WebAssembly agent.
 //!
-//! `main.rs` reads top to bottom: options, log, module, sockets, until a signal ends it. [`listener`] and [`grpc`] accept connections, the
-//! protocol crate hands their events to the engine crate. [`lifecycle`] ends, reloads from the files of [`source`] and reports; [`admin`]
+//! `main.rs` reads top to bottom: options, log, module, sockets, until a signal ends it. [`listen`] accepts connections, the
+//! protocol crate hands their events to the engine crate. [`lifecycle`] ends, reloads from the files of [`source`] and reports; [`listen::admin`]
 //! shows it over HTTP.
 
 #![forbid(unsafe_code)]
@@ -9,11 +9,10 @@
 // They panic when standard error or output cannot be written.
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 
-pub mod admin;
 pub mod cli;
-pub mod grpc;
+mod files;
 pub mod lifecycle;
-pub mod listener;
+pub mod listen;
 pub mod logging;
 pub mod source;
 mod tasks;

@@ -15,8 +15,8 @@ use zentinel_wasm_contract::report::REPORT_INTERVAL;
 use zentinel_wasm_protocol::Stage;
 use zentinel_wasm_runtime::Cache;
 
-use crate::grpc;
-use crate::listener::Listener;
+use crate::listen::grpc;
+use crate::listen::unix::Listener;
 use crate::source::Source;
 use crate::tasks::note_end;
 use crate::watch::Cause;

@@ -11,11 +11,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use zentinel_agent_wasm::admin;
 use zentinel_agent_wasm::cli::Cli;
-use zentinel_agent_wasm::grpc;
 use zentinel_agent_wasm::lifecycle::{Lifecycle, Signals, Watched, open_cache};
-use zentinel_agent_wasm::listener::Listener;
+use zentinel_agent_wasm::listen::unix::Listener;
+use zentinel_agent_wasm::listen::{admin, grpc, tls};
 use zentinel_agent_wasm::logging::Log;
 use zentinel_wasm_runtime::{Runtime, threads};
 
@@ -100,7 +99,7 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
     // Before the module: an address that is taken should not cost a compilation.
     let listener = Listener::bind(&cli.socket, cli.socket_mode)?;
-    let tls = cli.grpc_tls().map(grpc::Tls::open).transpose()?;
+    let tls = cli.grpc_tls().map(tls::Tls::open).transpose()?;
     let source = cli.source(tls.clone());
     let grpc = match cli.grpc_address {
         Some(address) => Some(grpc::Listener::bind(address, tls).await?),

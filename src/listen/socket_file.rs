@@ -1,4 +1,4 @@
-//! The Unix socket: who may have its path, and what becomes of connections.
+//! The file of the Unix socket: who may have its path, and what keeps it there.
 
 use std::convert::Infallible;
 use std::io::{self, ErrorKind};
@@ -15,21 +15,13 @@ use anyhow::{Context as _, anyhow, bail};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::UnixListener;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio::task::JoinSet;
-use tracing::{debug, info};
+use tokio::sync::{mpsc, oneshot};
+use tracing::info;
 use zentinel_wasm_bounds::log_limited;
-use zentinel_wasm_protocol::socket::{self, SocketError};
-use zentinel_wasm_protocol::{Stage, Timeouts};
-
-use crate::tasks::note_end;
 use zentinel_wasm_engine::agent::Agent;
 
-/// Connections at once. A proxy opens four per agent; what is more is turned away.
-const MAX_CONNECTIONS: usize = 1024;
-
-/// Pause after the system has refused a connection, for example because it has no file descriptors left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Clients that may wait to be accepted: as many as may be connected.
+const BACKLOG: i32 = 1024;
 
 /// How often to check that the socket's path still leads to it. A proxy tries to connect again for
 /// minutes, so that it finds the socket soon after something has removed it; a look costs one
@@ -40,16 +32,9 @@ const PATH_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// that it has to accept.
 const CHECKS_WHILE_SERVED: u32 = 10;
 
-/// A bound socket, whose file is removed when it is dropped.
-pub struct Listener {
-    // Dropped first: as long as the socket is bound, no other file gets the number of its inode.
-    file: SocketFile,
-    listener: UnixListener,
-}
-
 /// The file of a socket, by which it is known again.
-struct SocketFile {
-    path: PathBuf,
+pub(super) struct SocketFile {
+    pub(super) path: PathBuf,
     mode: Option<u32>,
     identity: Option<Identity>,
 }
@@ -67,6 +52,20 @@ impl Drop for SocketFile {
 }
 
 impl SocketFile {
+    /// Binds `path`, with the permissions `mode` if given.
+    ///
+    /// # Errors
+    ///
+    /// Another process serves the path, it is not a socket, or the system refuses it. A stale socket is replaced, anything else left alone.
+    pub(super) fn open(path: &Path, mode: Option<u32>) -> anyhow::Result<(Self, UnixListener)> {
+        let mut file = Self { path: path.to_owned(), mode, identity: None };
+        if socket_at(path)?.is_some() {
+            remove_stale(path)?;
+        }
+        let listener = UnixListener::from_std(file.bind()?)?;
+        Ok((file, listener))
+    }
+
     fn is_in_place(&self) -> bool {
         self.identity.is_some() && identity(&self.path) == self.identity
     }
@@ -83,92 +82,10 @@ fn identity(path: &Path) -> Option<Identity> {
     fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-impl Listener {
-    /// Binds `path`, with the permissions `mode` if given.
-    ///
-    /// # Errors
-    ///
-    /// Another process serves the path, it is not a socket, or the system refuses it. A stale socket is replaced, anything else left alone.
-    pub fn bind(path: &Path, mode: Option<u32>) -> anyhow::Result<Self> {
-        let mut file = SocketFile { path: path.to_owned(), mode, identity: None };
-        if socket_at(path)?.is_some() {
-            remove_stale(path)?;
-        }
-        let listener = UnixListener::from_std(file.bind()?)?;
-        Ok(Self { file, listener })
-    }
-
-    /// Serves connections until the agent drains, and then until they have ended. A thread checks
-    /// meanwhile that the socket can be reached.
-    ///
-    /// # Errors
-    ///
-    /// The system gives no thread.
-    pub fn serve(self, agent: Arc<Agent>, stage: watch::Receiver<Stage>) -> io::Result<impl Future<Output = ()> + Send + 'static> {
-        let Self { listener, file } = self;
-        let shown = file.path.display().to_string();
-        let keeper = keep(file, Arc::clone(&agent))?;
-        Ok(async move {
-            info!("serving the socket `{shown}`");
-            serve(listener, keeper, agent, stage).await;
-        })
-    }
-}
-
-async fn serve(mut listener: UnixListener, mut keeper: KeeperHandle, agent: Arc<Agent>, mut stage: watch::Receiver<Stage>) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let mut connections = JoinSet::new();
-    loop {
-        let stream = tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    log_limited!(warn, "cannot accept a connection: {error}");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            },
-            // Clients that wait in the old socket's queue have to connect again.
-            Some(bound) = keeper.bound.recv() => {
-                listener = bound;
-                continue;
-            }
-            Some(ended) = connections.join_next() => {
-                note_end("a connection", ended);
-                continue;
-            }
-            () = drains(&mut stage) => break,
-        };
-        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-            log_limited!(warn, "turned a connection away: there are {MAX_CONNECTIONS} already");
-            continue;
-        };
-        let (agent, stage) = (Arc::clone(&agent), stage.clone());
-        connections.spawn(async move {
-            let _slot = slot;
-            let _connected = agent.metrics().connected();
-            match socket::serve(stream, agent, stage, &Timeouts::default()).await {
-                Ok(()) => debug!("a connection has ended"),
-                // Clients come and go, and some go while something is being sent to them.
-                Err(SocketError::Io(error)) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
-                    debug!("a client has closed its connection: {error}");
-                }
-                Err(error) => log_limited!(warn, "closed a connection: {error}"),
-            }
-        });
-    }
-    // Nobody comes any more; those who are here may finish.
-    keeper.end().await;
-    drop(listener);
-    while let Some(ended) = connections.join_next().await {
-        note_end("a connection", ended);
-    }
-}
-
 /// The socket's file, in the hands of a thread that keeps it in its place.
-struct KeeperHandle {
+pub(super) struct KeeperHandle {
     /// The sockets that were bound because the one before was lost.
-    bound: mpsc::Receiver<UnixListener>,
+    pub(super) bound: mpsc::Receiver<UnixListener>,
     /// Ends the thread when dropped.
     end: std::sync::mpsc::Sender<Infallible>,
     /// Closed when the thread has removed the file.
@@ -177,7 +94,7 @@ struct KeeperHandle {
 
 impl KeeperHandle {
     /// Removes the file, and waits until that is done.
-    async fn end(self) {
+    pub(super) async fn end(self) {
         drop((self.bound, self.end));
         let _ = self.ended.await;
     }
@@ -185,7 +102,7 @@ impl KeeperHandle {
 
 /// Starts the thread that checks whether `file` is in its place. A thread of its own, because
 /// looking at a file may block.
-fn keep(file: SocketFile, agent: Arc<Agent>) -> io::Result<KeeperHandle> {
+pub(super) fn keep(file: SocketFile, agent: Arc<Agent>) -> io::Result<KeeperHandle> {
     let (listeners, bound) = mpsc::channel(1);
     let (end, ends) = std::sync::mpsc::channel();
     let (done, ended) = oneshot::channel();
@@ -289,12 +206,6 @@ impl Keeper {
     }
 }
 
-/// Waits until the agent drains.
-pub(crate) async fn drains(stage: &mut watch::Receiver<Stage>) {
-    // Without a sender the agent is at its end too.
-    let _ = stage.wait_for(|stage| *stage > Stage::Serving).await;
-}
-
 /// Which socket is at `path`, if there is one.
 ///
 /// # Errors
@@ -357,7 +268,7 @@ fn bind(path: &Path, mode: Option<u32>) -> io::Result<StdUnixListener> {
             fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
         }
         socket.set_nonblocking(true)?;
-        socket.listen(MAX_CONNECTIONS as i32)
+        socket.listen(BACKLOG)
     };
     if let Err(error) = listen() {
         let _ = fs::remove_file(path);

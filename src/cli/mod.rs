@@ -14,7 +14,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use zentinel_wasm_contract::HeaderCase;
 use zentinel_wasm_protocol::MAX_FRAME;
 
-use crate::grpc::{Tls, TlsFiles};
+use crate::listen::tls::{Tls, TlsFiles};
 use crate::source::Source;
 use zentinel_wasm_engine::settings::{Limits, Settings, checked_module_config};
 
