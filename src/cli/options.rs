@@ -1,0 +1,246 @@
+//! The options.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{CommandFactory, Parser, ValueEnum};
+use zentinel_wasm_contract::HeaderCase;
+use zentinel_wasm_protocol::MAX_FRAME;
+
+use super::values::{ModuleConfig, address, boolean, module_config, number, octal, sha256};
+use crate::listen::tls::{Tls, TlsFiles};
+use crate::source::Source;
+use zentinel_wasm_engine::settings::{Limits, Settings};
+
+/// Runs WebAssembly modules as a policy agent of the Zentinel reverse proxy.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "zentinel-wasm-agent", version, max_term_width = 110)]
+pub struct Cli {
+    /// Unix socket to serve
+    #[arg(long, env = "AGENT_SOCKET", value_name = "PATH", default_value = "/tmp/zentinel-wasm.sock")]
+    pub socket: PathBuf,
+
+    /// Permissions of the socket, octal; without it the umask decides
+    #[arg(long, env = "WASM_SOCKET_MODE", value_name = "MODE", value_parser = octal)]
+    pub socket_mode: Option<u32>,
+
+    /// Wasm module to run
+    #[arg(long, env = "WASM_MODULE", value_name = "FILE")]
+    pub module: PathBuf,
+
+    /// Refuse a module whose SHA-256 differs
+    #[arg(long, env = "WASM_MODULE_SHA256", value_name = "HEX", value_parser = sha256)]
+    pub module_sha256: Option<String>,
+
+    /// JSON handed to the module's `on_configure`, or `@` and a file that holds it
+    #[arg(long, env = "WASM_MODULE_CONFIG", value_name = "JSON", value_parser = module_config)]
+    pub module_config: Option<ModuleConfig>,
+
+    /// Reload when the module or another file of these options changes; SIGHUP always reloads
+    #[arg(long, env = "WASM_WATCH", value_parser = boolean(), default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_possible_values = true)]
+    pub watch: bool,
+
+    /// Instances of the module, and thereby calls that run at once
+    #[arg(long, env = "WASM_POOL_SIZE", value_name = "N", default_value = "4", value_parser = number(1, Limits::POOL_SIZE))]
+    pub pool_size: u64,
+
+    /// Deadline of a whole call, waiting for an instance included
+    #[arg(long, env = "WASM_TIMEOUT_MS", value_name = "MS", default_value = "40", value_parser = number(1, Limits::TIMEOUT_MS))]
+    pub timeout_ms: u64,
+
+    /// Time of one instance to become ready: start function, `_initialize` and `on_configure`
+    #[arg(long, env = "WASM_START_TIMEOUT_MS", value_name = "MS", default_value = "5000", value_parser = number(1, Limits::START_TIMEOUT_MS))]
+    pub start_timeout_ms: u64,
+
+    /// Linear memory of one instance
+    #[arg(long, env = "WASM_MAX_MEMORY_MB", value_name = "MB", default_value = "64", value_parser = number(1, Limits::MEMORY_MB))]
+    pub max_memory_mb: u64,
+
+    /// Largest body handed to the module
+    #[arg(long, env = "WASM_MAX_BODY_BYTES", value_name = "BYTES", default_value = "1048576", value_parser = number(0, MAX_FRAME as u64))]
+    pub max_body_bytes: u64,
+
+    /// Hand a request body that the proxy streams to the module whole, up to the largest body; text only
+    #[arg(long, env = "WASM_COLLECT_REQUEST_BODY", value_parser = boolean(), default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_possible_values = true)]
+    pub collect_request_body: bool,
+
+    /// Largest answer read from the module; without it, 1 MiB more than the largest body
+    #[arg(long, env = "WASM_MAX_OUTPUT_BYTES", value_name = "BYTES", value_parser = number(1, MAX_FRAME as u64))]
+    pub max_output_bytes: Option<u64>,
+
+    /// Whether instances are used again, or every call gets a fresh one
+    #[arg(long, env = "WASM_ISOLATION", value_enum, default_value = "pooled")]
+    pub isolation: Isolation,
+
+    /// How header names are written for the module
+    #[arg(long, env = "WASM_HEADER_CASE", value_enum, default_value = "canonical")]
+    pub header_case: Case,
+
+    /// Allow requests on module errors
+    #[arg(long, env = "FAIL_OPEN", value_parser = boolean(), default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_possible_values = true)]
+    pub fail_open: bool,
+
+    /// Serve gRPC on this address too
+    #[arg(long, env = "AGENT_GRPC_ADDRESS", value_name = "IP:PORT", value_parser = address)]
+    pub grpc_address: Option<SocketAddr>,
+
+    /// Certificate chain for gRPC, PEM
+    #[arg(long, env = "WASM_GRPC_TLS_CERT", value_name = "FILE")]
+    pub grpc_tls_cert: Option<PathBuf>,
+
+    /// Private key of that certificate, PEM
+    #[arg(long, env = "WASM_GRPC_TLS_KEY", value_name = "FILE")]
+    pub grpc_tls_key: Option<PathBuf>,
+
+    /// Roots of the certificates that gRPC clients must show, PEM; without it any client may connect
+    #[arg(long, env = "WASM_GRPC_CLIENT_CA", value_name = "FILE")]
+    pub grpc_client_ca: Option<PathBuf>,
+
+    /// HTTP address for `/metrics`, `/healthz` and `/readyz`
+    #[arg(long, env = "WASM_ADMIN_ADDRESS", value_name = "IP:PORT", value_parser = address)]
+    pub admin_address: Option<SocketAddr>,
+
+    /// How log lines are written
+    #[arg(long, env = "WASM_LOG_FORMAT", value_enum, default_value = "json")]
+    pub log_format: LogFormat,
+
+    /// Log at debug level
+    #[arg(long, env = "WASM_VERBOSE", value_parser = boolean(), default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_possible_values = true)]
+    pub verbose: bool,
+
+    /// Time to finish what is in flight when ending
+    #[arg(long, env = "WASM_SHUTDOWN_GRACE_MS", value_name = "MS", default_value = "10000", value_parser = number(0, Limits::GRACE_MS))]
+    pub shutdown_grace_ms: u64,
+
+    /// Directory for compiled modules; without it, $CACHE_DIRECTORY, $XDG_CACHE_HOME or ~/.cache
+    #[arg(long, env = "WASM_CACHE_DIR", value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+}
+
+/// See [`zentinel_wasm_runtime::Isolation`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Isolation {
+    /// Instances are used again
+    Pooled,
+    /// Every call gets a fresh instance; nothing carries over
+    Request,
+}
+
+impl From<Isolation> for zentinel_wasm_runtime::Isolation {
+    fn from(isolation: Isolation) -> Self {
+        match isolation {
+            Isolation::Pooled => Self::Pooled,
+            Isolation::Request => Self::Request,
+        }
+    }
+}
+
+/// See [`HeaderCase`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Case {
+    /// `User-Agent`, as people write them
+    Canonical,
+    /// `user-agent`, as received
+    Lower,
+}
+
+impl From<Case> for HeaderCase {
+    fn from(case: Case) -> Self {
+        match case {
+            Case::Canonical => Self::Canonical,
+            Case::Lower => Self::Lower,
+        }
+    }
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line
+    Json,
+    /// For people
+    Text,
+}
+
+impl Cli {
+    /// A half of a TLS configuration must not end in an address that is open to everybody.
+    pub(super) fn check_tls(&self) -> Result<(), String> {
+        let options = [
+            ("--grpc-tls-cert", self.grpc_tls_cert.is_some()),
+            ("--grpc-tls-key", self.grpc_tls_key.is_some()),
+            ("--grpc-client-ca", self.grpc_client_ca.is_some()),
+        ];
+        let Some((given, _)) = options.into_iter().find(|(_, is_given)| *is_given) else { return Ok(()) };
+        let needed = [("--grpc-address", self.grpc_address.is_some()), options[0], options[1]];
+        match needed.into_iter().find(|(_, is_given)| !is_given) {
+            Some((missing, _)) => Err(format!("`{given}` also needs `{missing}`")),
+            None => Ok(()),
+        }
+    }
+
+    /// The files of the TLS configuration, if there is one.
+    pub fn grpc_tls(&self) -> Option<TlsFiles> {
+        let (cert, key) = self.grpc_tls_cert.clone().zip(self.grpc_tls_key.clone())?;
+        Some(TlsFiles { cert, key, client_ca: self.grpc_client_ca.clone() })
+    }
+
+    /// Where everything is read from.
+    pub fn source(&self, tls: Option<Tls>) -> Source {
+        let module_config = self.module_config.as_ref().and_then(|config| config.file.clone());
+        Source { module: self.module.clone(), sha256: self.module_sha256.clone(), module_config, tls }
+    }
+
+    /// The settings that these options give.
+    pub fn settings(&self) -> Settings {
+        let max_body = self.max_body_bytes as usize;
+        Settings {
+            pool_size: self.pool_size as u32,
+            fail_open: self.fail_open,
+            timeout: Duration::from_millis(self.timeout_ms),
+            max_memory_mb: self.max_memory_mb as u32,
+            isolation: self.isolation.into(),
+            module_config: self.module_config.as_ref().map(|config| Arc::clone(&config.json)),
+            max_body,
+            collect_request_body: self.collect_request_body,
+            max_output: self.max_output_bytes.map_or(max_body + (1 << 20), |bytes| bytes as usize),
+            header_case: self.header_case.into(),
+            start_timeout: Duration::from_millis(self.start_timeout_ms),
+        }
+    }
+
+    /// Time to finish what is in flight when ending.
+    pub fn grace(&self) -> Duration {
+        Duration::from_millis(self.shutdown_grace_ms)
+    }
+}
+
+/// The command, for its help, man page and completions.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn flags_may_be_taken_back() {
+        let parse = |args: &[&str]| Cli::try_parse_from(["x", "--module", "m"].iter().chain(args)).unwrap().fail_open;
+        assert!(parse(&["--fail-open"]));
+        assert!(!parse(&["--fail-open=false"]));
+        assert!(!parse(&[]));
+    }
+
+    #[test]
+    fn the_answer_s_limit_follows_the_body_s() {
+        let cli = Cli::try_parse_from(["x", "--module", "m", "--max-body-bytes", "100"]).unwrap();
+        assert_eq!(cli.settings().max_output, 100 + (1 << 20));
+    }
+}
