@@ -9,11 +9,16 @@
 // They panic when standard error or output cannot be written.
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 
+pub mod cache;
 pub mod cli;
 mod files;
 pub mod lifecycle;
 pub mod listen;
 pub mod logging;
+pub mod process;
+mod reload;
+pub mod signals;
 pub mod source;
+mod systemd;
 mod tasks;
-mod watch;
+pub mod watch;
