@@ -5,6 +5,6 @@ mod options;
 mod refusal;
 mod values;
 
-pub use options::{Case, Cli, Isolation, LogFormat, command};
+pub use options::{Case, Cli, Isolation, command};
 pub use refusal::Refusal;
 pub use values::ModuleConfig;

@@ -11,6 +11,7 @@ use zentinel_wasm_protocol::MAX_FRAME;
 
 use super::values::{ModuleConfig, address, boolean, module_config, number, octal, sha256};
 use crate::listen::tls::{Tls, TlsFiles};
+use crate::logging::LogFormat;
 use crate::source::Source;
 use zentinel_wasm_engine::settings::{Limits, Settings};
 
@@ -153,15 +154,6 @@ impl From<Case> for HeaderCase {
             Case::Lower => Self::Lower,
         }
     }
-}
-
-/// How log lines are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// One JSON object a line
-    Json,
-    /// For people
-    Text,
 }
 
 impl Cli {

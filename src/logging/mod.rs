@@ -13,6 +13,7 @@ use std::sync::LazyLock;
 use std::thread;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use prometheus::IntCounter;
 use serde_json::Value;
 use tracing::{error, warn};
@@ -20,9 +21,17 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::Directive;
 use zentinel_wasm_contract::shortened;
 
-use crate::cli::LogFormat;
 use queue::{Queue, captured};
 use zentinel_wasm_engine::metrics::Metrics;
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line
+    Json,
+    /// For people
+    Text,
+}
 
 /// Time that the last lines have to be written when the process ends. A reader that reads takes all that may be queued within milliseconds; one that
 /// does not must not keep a service manager waiting.
