@@ -7,14 +7,14 @@ use zentinel_wasm_contract::event::{Metadata, RequestHeaders, ResponseHeaders};
 use zentinel_wasm_contract::{Event, MAX_ENTRIES, Text};
 
 use super::event::present;
-use super::fields::{Fields, Value};
+use super::fields::{FieldValue, Fields};
 use super::headers::HeaderGroups;
 use super::timestamp::rfc3339;
 
 /// The headers of a request or response, if the message is such an event.
 pub(super) fn headers(message: &[u8]) -> Option<Event<'_>> {
     let mut fields = Fields(message);
-    let (number, Value::Bytes(event)) = fields.next()? else { return None };
+    let (number, FieldValue::Bytes(event)) = fields.next()? else { return None };
     // More than one event in a message are not for this reader.
     if !fields.0.is_empty() {
         return None;
@@ -98,7 +98,7 @@ fn response(event: &[u8]) -> Option<ResponseHeaders<'_>> {
     Some(ResponseHeaders { correlation_id: correlation_id.into(), status, headers: headers.finish() })
 }
 
-fn header<'a>(header: Value<'a>, headers: &mut HeaderGroups<'a>) -> Option<()> {
+fn header<'a>(header: FieldValue<'a>, headers: &mut HeaderGroups<'a>) -> Option<()> {
     let (mut name, mut text) = ("", "");
     each(header.bytes()?, |number, value| {
         match number {
@@ -114,7 +114,7 @@ fn header<'a>(header: Value<'a>, headers: &mut HeaderGroups<'a>) -> Option<()> {
 
 /// Hands every field of a message over, unless one of them cannot be read.
 #[inline]
-fn each<'a>(message: &'a [u8], mut field: impl FnMut(u32, Value<'a>) -> Option<()>) -> Option<()> {
+fn each<'a>(message: &'a [u8], mut field: impl FnMut(u32, FieldValue<'a>) -> Option<()>) -> Option<()> {
     let mut fields = Fields(message);
     while !fields.0.is_empty() {
         let (number, value) = fields.next()?;

@@ -15,7 +15,7 @@ use tracing::debug;
 use zentinel_wasm_bounds::{log_limited, run_blocking_if_large};
 use zentinel_wasm_contract::Handler;
 
-use super::fields::{Fields, Value};
+use super::fields::{FieldValue, Fields};
 use super::proto::proxy_control::Message;
 use super::{message, proto};
 use crate::config;
@@ -27,7 +27,7 @@ const MAX_MESSAGES: u64 = 32;
 /// What a proxy says in a message of a control stream, or None for what an agent would say.
 fn read(bytes: &Bytes) -> Option<Message> {
     let proto::ProxyControl { message } = proto::ProxyControl::decode(bytes.clone()).ok()?;
-    let Some((_, Value::Bytes(inner))) = Fields(bytes).last() else { return None };
+    let Some((_, FieldValue::Bytes(inner))) = Fields(bytes).last() else { return None };
     let fields = Fields(inner);
     // What an agent says has fields that these do not have, or text where these have numbers, at which decoding has failed already.
     let only = |highest: u32| fields.clone().all(|(number, _)| number <= highest);

@@ -10,7 +10,7 @@ use zentinel_wasm_contract::{
 };
 
 use super::proto;
-use super::proto::agent_response::Decision as DecisionWire;
+use super::proto::agent_response::Decision as ProtoDecision;
 use super::proto::agent_to_proxy::Message;
 use crate::guardrail::guardrail;
 use crate::limits::MAX_ID;
@@ -119,22 +119,22 @@ fn not_carried(answer: &Answer<'_>) -> Option<&'static str> {
     }
 }
 
-fn decision(decision: &Decision<'_>) -> DecisionWire {
+fn decision(decision: &Decision<'_>) -> ProtoDecision {
     match decision {
-        Decision::Allow => DecisionWire::Allow(proto::AllowDecision {}),
+        Decision::Allow => ProtoDecision::Allow(proto::AllowDecision {}),
         Decision::Block { status, body, headers } => block(*status, body.as_ref(), headers),
         Decision::Redirect { status, url } => {
-            DecisionWire::Redirect(proto::RedirectDecision { url: url.to_string(), status: (*status).into() })
+            ProtoDecision::Redirect(proto::RedirectDecision { url: url.to_string(), status: (*status).into() })
         }
-        Decision::Challenge { challenge_type, params } => DecisionWire::Challenge(proto::ChallengeDecision {
+        Decision::Challenge { challenge_type, params } => ProtoDecision::Challenge(proto::ChallengeDecision {
             challenge_type: challenge_type.to_string(),
             params: params.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
         }),
     }
 }
 
-fn block(status: u16, body: Option<&Text<'_>>, headers: &[(Text<'_>, Text<'_>)]) -> DecisionWire {
-    DecisionWire::Block(proto::BlockDecision {
+fn block(status: u16, body: Option<&Text<'_>>, headers: &[(Text<'_>, Text<'_>)]) -> ProtoDecision {
+    ProtoDecision::Block(proto::BlockDecision {
         status: status.into(),
         body: body.map(Text::to_string),
         headers: headers.iter().map(|(name, value)| header(name, value)).collect(),
@@ -216,7 +216,7 @@ mod tests {
         let to_old = sent(&encoder(Hook::RequestHeaders, Proxy::of_version("0.6.45")), answer);
         assert_eq!(to_old.decision, Some(block(403, Some(&Text::borrowed("prove it")), &[])));
         let to_new = sent(&encoder(Hook::RequestHeaders, Proxy::of_version("0.6.54")), answer);
-        assert!(matches!(to_new.decision, Some(DecisionWire::Challenge(_))));
+        assert!(matches!(to_new.decision, Some(ProtoDecision::Challenge(_))));
     }
 
     #[test]

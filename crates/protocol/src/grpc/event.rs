@@ -7,7 +7,7 @@ use zentinel_wasm_contract::event::{
 };
 use zentinel_wasm_contract::{Event, Failure, FailureKind, Hook, MAX_ENTRIES, Pairs, Text};
 
-use super::fields::{Fields, Value};
+use super::fields::{FieldValue, Fields};
 use super::headers::grouped;
 use super::proto;
 use super::proto::proxy_to_agent::Message;
@@ -45,14 +45,14 @@ pub(super) fn read(bytes: Bytes) -> Result<Message, Unreadable> {
 impl Unreadable {
     fn new(bytes: &[u8], reason: String) -> Self {
         let (hook, correlation_id) = match Fields(bytes).last() {
-            Some((number, Value::Bytes(inner))) => {
+            Some((number, FieldValue::Bytes(inner))) => {
                 let id = Fields(inner).last_of(1);
                 let id = match (number, id) {
                     // The metadata come first.
-                    (2, Some(Value::Bytes(metadata))) => Fields(metadata).last_of(1),
+                    (2, Some(FieldValue::Bytes(metadata))) => Fields(metadata).last_of(1),
                     (_, id) => id,
                 };
-                (hook_of(number), id.and_then(Value::text).map(str::to_owned))
+                (hook_of(number), id.and_then(FieldValue::text).map(str::to_owned))
             }
             _ => (Hook::RequestHeaders, None),
         };

@@ -17,7 +17,7 @@ use crate::session::{Session, Ticket};
 pub(super) struct Exchange {
     pub(super) session: Session<proto::AgentToProxy>,
     /// Messages that wait to be taken.
-    pub(super) output: VecDeque<Waiting>,
+    pub(super) output: VecDeque<WaitingMessage>,
     /// Memory in bytes that they take, roughly.
     pub(super) unsent: usize,
     /// How the stream ends, once the output is empty.
@@ -30,7 +30,7 @@ pub(super) struct Exchange {
     pub(super) awaits_empty: bool,
 }
 
-pub(super) struct Waiting {
+pub(super) struct WaitingMessage {
     /// The ticket of the event that is answered, if any.
     ticket: Option<Ticket>,
     message: proto::AgentToProxy,
@@ -62,9 +62,9 @@ impl SharedExchange {
 impl Exchange {
     pub(super) fn push(&mut self, ticket: Option<Ticket>, message: proto::AgentToProxy) {
         // A short answer takes far more as a message than it has bytes.
-        let size = message.encoded_len() + size_of::<Waiting>();
+        let size = message.encoded_len() + size_of::<WaitingMessage>();
         self.unsent += size;
-        self.output.push_back(Waiting { ticket, message, size });
+        self.output.push_back(WaitingMessage { ticket, message, size });
         self.wake_body();
     }
 
@@ -85,7 +85,7 @@ impl Exchange {
 
     /// The next message that may still go out: answers to events that a newer one has superseded may not.
     fn pop(&mut self) -> Option<proto::AgentToProxy> {
-        while let Some(Waiting { ticket, message, size }) = self.output.pop_front() {
+        while let Some(WaitingMessage { ticket, message, size }) = self.output.pop_front() {
             self.unsent -= size;
             match ticket {
                 Some(ticket) if !self.session.is_newest(ticket) => {}
@@ -101,9 +101,9 @@ impl Exchange {
 }
 
 /// The response body of a stream.
-pub(super) struct Answers(pub(super) SharedExchange);
+pub(super) struct OutgoingMessages(pub(super) SharedExchange);
 
-impl Stream for Answers {
+impl Stream for OutgoingMessages {
     type Item = Result<proto::AgentToProxy, Status>;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -129,7 +129,7 @@ impl Stream for Answers {
     }
 }
 
-impl Drop for Answers {
+impl Drop for OutgoingMessages {
     fn drop(&mut self) {
         let mut exchange = self.0.lock();
         exchange.gone = true;

@@ -4,7 +4,7 @@ use std::str;
 
 /// The value of a field, as far as the bytes tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Value<'a> {
+pub(super) enum FieldValue<'a> {
     /// A number of variable length.
     Number(u64),
     /// Text, bytes, or a message.
@@ -13,7 +13,7 @@ pub(super) enum Value<'a> {
     Fixed,
 }
 
-impl<'a> Value<'a> {
+impl<'a> FieldValue<'a> {
     /// The value as text.
     pub(super) fn text(self) -> Option<&'a str> {
         self.bytes().and_then(|bytes| str::from_utf8(bytes).ok())
@@ -42,7 +42,7 @@ pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
 impl<'a> Fields<'a> {
     /// The value of the last field of this number: the one that counts.
-    pub(super) fn last_of(&self, number: u32) -> Option<Value<'a>> {
+    pub(super) fn last_of(&self, number: u32) -> Option<FieldValue<'a>> {
         self.clone().filter(|(found, _)| *found == number).last().map(|(_, value)| value)
     }
 
@@ -75,18 +75,18 @@ impl<'a> Fields<'a> {
 }
 
 impl<'a> Iterator for Fields<'a> {
-    type Item = (u32, Value<'a>);
+    type Item = (u32, FieldValue<'a>);
 
     fn next(&mut self) -> Option<Self::Item> {
         let key = u32::try_from(self.number()?).ok().filter(|key| key >> 3 != 0)?;
         let value = match key & 7 {
-            0 => Value::Number(self.number()?),
-            1 => self.bytes(8).map(|_| Value::Fixed)?,
+            0 => FieldValue::Number(self.number()?),
+            1 => self.bytes(8).map(|_| FieldValue::Fixed)?,
             2 => {
                 let len = self.number()?;
-                Value::Bytes(self.bytes(len)?)
+                FieldValue::Bytes(self.bytes(len)?)
             }
-            5 => self.bytes(4).map(|_| Value::Fixed)?,
+            5 => self.bytes(4).map(|_| FieldValue::Fixed)?,
             _ => return None,
         };
         Some((key >> 3, value))
@@ -102,9 +102,12 @@ mod tests {
     fn fields_are_found_with_their_values() {
         let bytes = [0x08, 0x96, 0x01, 0x12, 2, b'h', b'i', 0x1d, 0, 0, 0, 0, 0x08, 1];
         let fields: Vec<_> = Fields(&bytes).collect();
-        assert_eq!(fields, [(1, Value::Number(150)), (2, Value::Bytes(b"hi")), (3, Value::Fixed), (1, Value::Number(1))]);
-        assert_eq!(Fields(&bytes).last_of(1), Some(Value::Number(1)));
-        assert_eq!(Fields(&bytes).last_of(2).and_then(Value::text), Some("hi"));
+        assert_eq!(
+            fields,
+            [(1, FieldValue::Number(150)), (2, FieldValue::Bytes(b"hi")), (3, FieldValue::Fixed), (1, FieldValue::Number(1))]
+        );
+        assert_eq!(Fields(&bytes).last_of(1), Some(FieldValue::Number(1)));
+        assert_eq!(Fields(&bytes).last_of(2).and_then(FieldValue::text), Some("hi"));
     }
 
     #[test]

@@ -14,9 +14,9 @@ use tonic::Status;
 const PREFIX: usize = 5;
 
 /// The body of a call, whose messages must come to their end in time.
-pub(super) struct Inbound<B = Incoming> {
+pub(super) struct InboundBody<B = Incoming> {
     body: B,
-    place: Place,
+    place: MessagePosition,
     /// There is to be one message and then the end, which is awaited from the beginning on.
     is_one: bool,
     /// How long the rest is awaited.
@@ -27,10 +27,10 @@ pub(super) struct Inbound<B = Incoming> {
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl<B> Inbound<B> {
+impl<B> InboundBody<B> {
     /// The body of a stream of messages.
     pub(super) fn of_many(body: B, limit: Duration) -> Self {
-        Self { body, place: Place::default(), is_one: false, limit, deadline: None, timer: None }
+        Self { body, place: MessagePosition::default(), is_one: false, limit, deadline: None, timer: None }
     }
 
     /// The body of a call that has one message, and must come to its end.
@@ -58,7 +58,7 @@ impl<B> Inbound<B> {
     }
 }
 
-impl<B: Body<Data = Bytes> + Unpin> Body for Inbound<B>
+impl<B: Body<Data = Bytes> + Unpin> Body for InboundBody<B>
 where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
@@ -94,7 +94,7 @@ where
 
 /// How far a body has come within its messages.
 #[derive(Debug, Default)]
-struct Place {
+struct MessagePosition {
     /// The prefix that is being read, and how much of it there is.
     prefix: [u8; PREFIX],
     read: usize,
@@ -102,7 +102,7 @@ struct Place {
     left: usize,
 }
 
-impl Place {
+impl MessagePosition {
     /// Goes on by `data`. True if a message has ended within it.
     fn advance(&mut self, mut data: &[u8]) -> bool {
         let mut ended = false;
@@ -153,7 +153,7 @@ mod tests {
         fn the_place_is_known_however_the_bytes_are_cut(lens in prop::collection::vec(0_usize..300, 1..8), cuts in prop::collection::vec(1_usize..40, 1..20)) {
             let bytes: Vec<u8> = lens.iter().flat_map(|&len| framed(len)).collect();
             let mut ends: VecDeque<usize> = lens.iter().scan(0, |end, len| { *end += PREFIX + len; Some(*end) }).collect();
-            let mut place = Place::default();
+            let mut place = MessagePosition::default();
             let (mut at, mut cuts) = (0, cuts.iter().cycle());
             while at < bytes.len() {
                 let next = (at + cuts.next().unwrap()).min(bytes.len());
@@ -189,7 +189,7 @@ mod tests {
     }
 
     /// Takes all that has come, and tells whether the rest was awaited for too long.
-    fn poll_stalls(inbound: &mut Inbound<Given>, context: &mut Context<'_>) -> Poll<()> {
+    fn poll_stalls(inbound: &mut InboundBody<Given>, context: &mut Context<'_>) -> Poll<()> {
         loop {
             match ready!(Pin::new(&mut *inbound).poll_frame(context)) {
                 Some(Ok(_)) => {}
@@ -202,7 +202,7 @@ mod tests {
         }
     }
 
-    async fn stalls(inbound: &mut Inbound<Given>) -> bool {
+    async fn stalls(inbound: &mut InboundBody<Given>) -> bool {
         poll_fn(|context| Poll::Ready(poll_stalls(inbound, context).is_ready())).await
     }
 
@@ -210,7 +210,7 @@ mod tests {
     async fn half_a_message_is_not_awaited_for_ever() {
         let message = framed_message();
         for half in 1..message.len() {
-            let mut inbound = Inbound::of_many(Given::default(), Duration::ZERO);
+            let mut inbound = InboundBody::of_many(Given::default(), Duration::ZERO);
             // Nothing has begun: no time is set.
             assert!(!stalls(&mut inbound).await);
             inbound.body.0.push_back(message.slice(..half));
@@ -220,7 +220,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_comes_bit_by_bit_gets_no_more_time() {
-        let mut inbound = Inbound::of_many(Given::default(), Duration::from_secs(30));
+        let mut inbound = InboundBody::of_many(Given::default(), Duration::from_secs(30));
         let mut deadline = None;
         for _ in 0..3 {
             for byte in framed_message().chunks(1) {
@@ -246,10 +246,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_call_of_one_message_does_not_await_it_for_ever() {
-        let mut inbound = Inbound::of_one(Given::default(), Duration::ZERO);
+        let mut inbound = InboundBody::of_one(Given::default(), Duration::ZERO);
         poll_fn(|context| poll_stalls(&mut inbound, context)).await;
         // Nor its end.
-        let mut inbound = Inbound::of_one(Given([framed_message()].into()), Duration::ZERO);
+        let mut inbound = InboundBody::of_one(Given([framed_message()].into()), Duration::ZERO);
         poll_fn(|context| poll_stalls(&mut inbound, context)).await;
     }
 }

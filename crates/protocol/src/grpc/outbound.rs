@@ -32,24 +32,24 @@ impl Unwritten {
         self.lock().taken.values().min().copied()
     }
 
-    fn chunk(&self, bytes: Bytes) -> Chunk {
+    fn chunk(&self, bytes: Bytes) -> UnwrittenChunk {
         let mut chunks = self.lock();
         chunks.made += 1;
         let number = chunks.made;
         chunks.taken.insert(number, Instant::now());
         drop(chunks);
-        Chunk { bytes, number, unwritten: self.clone() }
+        UnwrittenChunk { bytes, number, unwritten: self.clone() }
     }
 }
 
 /// A part of a body.
-pub(super) struct Chunk {
+pub(super) struct UnwrittenChunk {
     bytes: Bytes,
     number: u64,
     unwritten: Unwritten,
 }
 
-impl Buf for Chunk {
+impl Buf for UnwrittenChunk {
     fn remaining(&self) -> usize {
         self.bytes.remaining()
     }
@@ -66,29 +66,29 @@ impl Buf for Chunk {
     }
 }
 
-impl Drop for Chunk {
+impl Drop for UnwrittenChunk {
     fn drop(&mut self) {
         self.unwritten.lock().taken.remove(&self.number);
     }
 }
 
 /// The body of a response.
-pub(super) struct Outbound<B = tonic::body::Body> {
+pub(super) struct OutboundBody<B = tonic::body::Body> {
     body: B,
     unwritten: Unwritten,
 }
 
-impl<B> Outbound<B> {
+impl<B> OutboundBody<B> {
     pub(super) fn new(body: B, unwritten: Unwritten) -> Self {
         Self { body, unwritten }
     }
 }
 
-impl<B: Body<Data = Bytes, Error = Status> + Unpin> Body for Outbound<B> {
-    type Data = Chunk;
+impl<B: Body<Data = Bytes, Error = Status> + Unpin> Body for OutboundBody<B> {
+    type Data = UnwrittenChunk;
     type Error = Status;
 
-    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, Status>>> {
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<UnwrittenChunk>, Status>>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.body).poll_frame(context);
         polled.map_ok(|frame| frame.map_data(|bytes| this.unwritten.chunk(bytes)))

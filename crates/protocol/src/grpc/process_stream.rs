@@ -21,7 +21,7 @@ use zentinel_wasm_contract::{Event, Handler, Hook};
 
 use super::encode::{GrpcEncoder, Peer};
 use super::event::{Unreadable, event, invalid, read};
-use super::exchange::{Answers, Exchange, SharedExchange};
+use super::exchange::{Exchange, OutgoingMessages, SharedExchange};
 use super::handshake::agree;
 use super::proto::proxy_to_agent::Message;
 use super::status::refusal;
@@ -40,7 +40,7 @@ pub(super) fn open<H: Handler>(
     drained: watch::Receiver<bool>,
     timeouts: Timeouts,
     inbound: Streaming<Bytes>,
-) -> (Answers, impl Future<Output = ()> + Send + 'static) {
+) -> (OutgoingMessages, impl Future<Output = ()> + Send + 'static) {
     let shared = SharedExchange::new();
     let driver = Driver {
         handler,
@@ -55,7 +55,7 @@ pub(super) fn open<H: Handler>(
         warned: false,
         has_worked: false,
     };
-    (Answers(shared), driver.run(stage))
+    (OutgoingMessages(shared), driver.run(stage))
 }
 
 struct Driver<H> {
@@ -275,7 +275,7 @@ impl<H: Handler> Driver<H> {
         }
     }
 
-    /// Answers an event that cannot be read, if it says whose it is.
+    /// OutgoingMessages an event that cannot be read, if it says whose it is.
     fn reject(&mut self, unreadable: Unreadable, exchange: &mut Exchange) {
         let Unreadable { hook, correlation_id, reason } = unreadable;
         if hook == Hook::Configure {

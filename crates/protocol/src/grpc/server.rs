@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use zentinel_wasm_contract::Handler;
 
-use super::outbound::{Outbound, Unwritten};
+use super::outbound::{OutboundBody, Unwritten};
 use super::services::Services;
 use super::tasks::Tasks;
 use crate::limits::Timeouts;
@@ -81,7 +81,7 @@ where
                 timeouts,
             };
             let unwritten = unwritten.clone();
-            async move { Ok::<_, std::convert::Infallible>(services.call(request).await.map(|body| Outbound::new(body, unwritten))) }
+            async move { Ok::<_, std::convert::Infallible>(services.call(request).await.map(|body| OutboundBody::new(body, unwritten))) }
         })
     };
     let connection = http2::Builder::new(tasks.clone())

@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use zentinel_wasm_contract::Handler;
 
 use super::codec::Codec;
-use super::inbound::Inbound;
+use super::inbound::InboundBody;
 use super::proto::SERVICE;
 use super::tasks::Tasks;
 use super::{control_stream, exchange, health, health_proto, process_event, process_stream, proto};
@@ -41,15 +41,15 @@ impl<H: Handler> Services<H> {
         let path = request.uri().path().strip_prefix('/').and_then(|path| path.split_once('/'));
         match path {
             Some((SERVICE, "ProcessStream")) => {
-                grpc().streaming(ProcessStream(self), request.map(|body| Inbound::of_many(body, stall))).await
+                grpc().streaming(ProcessStream(self), request.map(|body| InboundBody::of_many(body, stall))).await
             }
-            Some((SERVICE, "ProcessEvent")) => grpc().unary(ProcessEvent(self), request.map(|body| Inbound::of_one(body, stall))).await,
+            Some((SERVICE, "ProcessEvent")) => grpc().unary(ProcessEvent(self), request.map(|body| InboundBody::of_one(body, stall))).await,
             Some((SERVICE, "ControlStream")) => {
-                grpc().streaming(ControlStream(self), request.map(|body| Inbound::of_many(body, stall))).await
+                grpc().streaming(ControlStream(self), request.map(|body| InboundBody::of_many(body, stall))).await
             }
-            Some((health::HEALTH, "Check")) => grpc().unary(HealthCheck(self), request.map(|body| Inbound::of_one(body, stall))).await,
+            Some((health::HEALTH, "Check")) => grpc().unary(HealthCheck(self), request.map(|body| InboundBody::of_one(body, stall))).await,
             Some((health::HEALTH, "Watch")) => {
-                grpc().server_streaming(HealthWatch(self), request.map(|body| Inbound::of_one(body, stall))).await
+                grpc().server_streaming(HealthWatch(self), request.map(|body| InboundBody::of_one(body, stall))).await
             }
             _ => Status::unimplemented("there is no such method here").into_http(),
         }
@@ -71,7 +71,7 @@ struct ProcessStream<H>(Services<H>);
 
 impl<H: Handler> StreamingService<Bytes> for ProcessStream<H> {
     type Response = proto::AgentToProxy;
-    type ResponseStream = exchange::Answers;
+    type ResponseStream = exchange::OutgoingMessages;
     type Future = Outcome<Self::ResponseStream>;
 
     fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {

@@ -3,16 +3,14 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use serde::Serialize;
-use serde::ser::{SerializeMap, SerializeStruct, Serializer};
 use zentinel_wasm_contract::{
-    Answer, BodyAction, BodyMutation, Decision, Encode, Failure, FailureKind, HeaderOp, Hook, Text, WebsocketDecision, json,
+    Answer, BodyAction, BodyMutation, Decision, Encode, Failure, FailureKind, Hook, Text, WebsocketDecision, json,
 };
 
+use super::agent_response::{AgentResponse, MutationField};
 use super::encoding::Encoding;
 use super::frame::{self, kind};
 use crate::guardrail::guardrail;
-use crate::handshake::PROTOCOL_VERSION;
 use crate::limits::MAX_FRAME;
 use crate::phase::Phase;
 use crate::proxy::{Proxy, for_proxy};
@@ -48,7 +46,7 @@ impl Encode for SocketEncoder {
             return Ok(frame);
         }
         let answer = for_proxy(answer, self.proxy);
-        let payload = Payload {
+        let payload = AgentResponse {
             answer: &answer,
             correlation_id: &self.correlation_id,
             request_body_mutation: answer
@@ -94,15 +92,8 @@ impl SocketEncoder {
     }
 }
 
-/// A body mutation as it is written: what the chunk becomes, None to leave it.
-#[derive(Serialize)]
-struct Mutation<'a> {
-    data: Option<Cow<'a, str>>,
-    chunk_index: u32,
-}
-
 /// The proxy takes the data of a request mutation as it is: it must be text.
-fn request_mutation<'a>(mutation: &'a BodyMutation<'_>, phase: Phase) -> Result<Mutation<'a>, Failure> {
+fn request_mutation<'a>(mutation: &'a BodyMutation<'_>, phase: Phase) -> Result<MutationField<'a>, Failure> {
     let data = match &mutation.action {
         BodyAction::PassThrough => None,
         BodyAction::Drop => Some(Cow::Borrowed("")),
@@ -116,17 +107,17 @@ fn request_mutation<'a>(mutation: &'a BodyMutation<'_>, phase: Phase) -> Result<
             }
         },
     };
-    Ok(Mutation { data, chunk_index: mutation.chunk_index.unwrap_or(phase.chunk_index) })
+    Ok(MutationField { data, chunk_index: mutation.chunk_index.unwrap_or(phase.chunk_index) })
 }
 
 /// The proxy takes the data of a response mutation as base64.
-fn response_mutation<'a>(mutation: &'a BodyMutation<'_>, phase: Phase) -> Mutation<'a> {
+fn response_mutation<'a>(mutation: &'a BodyMutation<'_>, phase: Phase) -> MutationField<'a> {
     let data = match &mutation.action {
         BodyAction::PassThrough => None,
         BodyAction::Drop => Some(Cow::Borrowed("")),
         BodyAction::Replace(bytes) => Some(Cow::Owned(base64_simd::STANDARD.encode_to_string(&**bytes))),
     };
-    Mutation { data, chunk_index: mutation.chunk_index.unwrap_or(phase.chunk_index) }
+    MutationField { data, chunk_index: mutation.chunk_index.unwrap_or(phase.chunk_index) }
 }
 
 /// What becomes of a frame. The proxy looks at nothing else, so that a module that only blocks must be heard here too.
@@ -140,180 +131,6 @@ fn websocket_decision<'a>(answer: &'a Answer<'_>, hook: Hook) -> Option<Cow<'a, 
         (_, _) if hook != Hook::WebsocketFrame => None,
         (_, Decision::Allow) => Some(Cow::Owned(WebsocketDecision::Allow)),
         (_, _) => Some(Cow::Owned(WebsocketDecision::Close { code: POLICY, reason: Text::borrowed("refused") })),
-    }
-}
-
-/// The agent response of the protocol. What is empty is left out: the proxy's defaults are the same.
-struct Payload<'a> {
-    answer: &'a Answer<'a>,
-    correlation_id: &'a str,
-    request_body_mutation: Option<Mutation<'a>>,
-    response_body_mutation: Option<Mutation<'a>>,
-    websocket_decision: Option<Cow<'a, WebsocketDecision<'a>>>,
-    guardrail: Option<Cow<'a, str>>,
-}
-
-impl Serialize for Payload<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let answer = self.answer;
-        let routing = !answer.routing_metadata.is_empty() || self.guardrail.is_some();
-        let present = [
-            !answer.request_headers.is_empty(),
-            !answer.response_headers.is_empty(),
-            routing,
-            answer.needs_more,
-            self.request_body_mutation.is_some(),
-            self.response_body_mutation.is_some(),
-            self.websocket_decision.is_some(),
-        ];
-        let fields = 3 + present.into_iter().filter(|present| *present).count();
-        let mut out = serializer.serialize_struct("AgentResponse", fields)?;
-        out.serialize_field("version", &PROTOCOL_VERSION)?;
-        out.serialize_field("decision", &DecisionWire(&answer.decision))?;
-        if !answer.request_headers.is_empty() {
-            out.serialize_field("request_headers", &Ops(&answer.request_headers))?;
-        }
-        if !answer.response_headers.is_empty() {
-            out.serialize_field("response_headers", &Ops(&answer.response_headers))?;
-        }
-        if routing {
-            out.serialize_field("routing_metadata", &Routing(&answer.routing_metadata, self.guardrail.as_deref()))?;
-        }
-        out.serialize_field("audit", &AuditWire(answer, self.correlation_id))?;
-        if answer.needs_more {
-            out.serialize_field("needs_more", &true)?;
-        }
-        if let Some(mutation) = &self.request_body_mutation {
-            out.serialize_field("request_body_mutation", mutation)?;
-        }
-        if let Some(mutation) = &self.response_body_mutation {
-            out.serialize_field("response_body_mutation", mutation)?;
-        }
-        if let Some(decision) = &self.websocket_decision {
-            out.serialize_field("websocket_decision", &WebsocketWire(decision))?;
-        }
-        out.end()
-    }
-}
-
-struct DecisionWire<'a>(&'a Decision<'a>);
-
-impl Serialize for DecisionWire<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        #[derive(Serialize)]
-        #[serde(rename_all = "snake_case")]
-        enum Tagged<'a> {
-            Allow,
-            Block { status: u16, body: Option<&'a str>, headers: Option<PairsWire<'a>> },
-            Redirect { url: &'a str, status: u16 },
-            Challenge { challenge_type: &'a str, params: PairsWire<'a> },
-        }
-
-        match self.0 {
-            Decision::Allow => Tagged::Allow,
-            Decision::Block { status, body, headers } => Tagged::Block {
-                status: *status,
-                body: body.as_deref(),
-                headers: if headers.is_empty() { None } else { Some(PairsWire(headers)) },
-            },
-            Decision::Redirect { status, url } => Tagged::Redirect { url, status: *status },
-            Decision::Challenge { challenge_type, params } => Tagged::Challenge { challenge_type, params: PairsWire(params) },
-        }
-        .serialize(serializer)
-    }
-}
-
-struct PairsWire<'a>(&'a [(Text<'a>, Text<'a>)]);
-
-impl Serialize for PairsWire<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
-    }
-}
-
-struct Routing<'a>(&'a [(Text<'a>, Text<'a>)], Option<&'a str>);
-
-impl Serialize for Routing<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        const GUARDRAIL: &str = "guardrail_response";
-
-        let Self(pairs, guardrail) = self;
-        let mut map = serializer.serialize_map(Some(pairs.len() + usize::from(guardrail.is_some())))?;
-        for (name, value) in *pairs {
-            map.serialize_entry(name, value)?;
-        }
-        if let Some(guardrail) = guardrail {
-            map.serialize_entry(GUARDRAIL, guardrail)?;
-        }
-        map.end()
-    }
-}
-
-struct Ops<'a>(&'a [HeaderOp<'a>]);
-
-impl Serialize for Ops<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        #[derive(Serialize)]
-        #[serde(rename_all = "snake_case")]
-        enum Tagged<'a> {
-            Set { name: &'a str, value: &'a str },
-            Add { name: &'a str, value: &'a str },
-            Remove { name: &'a str },
-        }
-
-        serializer.collect_seq(self.0.iter().map(|op| match op {
-            HeaderOp::Set(name, value) => Tagged::Set { name, value },
-            HeaderOp::Add(name, value) => Tagged::Add { name, value },
-            HeaderOp::Remove(name) => Tagged::Remove { name },
-        }))
-    }
-}
-
-struct AuditWire<'a>(&'a Answer<'a>, &'a str);
-
-impl Serialize for AuditWire<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        #[derive(Serialize)]
-        struct Custom<'a> {
-            correlation_id: &'a str,
-        }
-
-        let Self(answer, correlation_id) = self;
-        let audit = &answer.audit;
-        let lists = [("tags", &audit.tags), ("rule_ids", &audit.rule_ids), ("reason_codes", &audit.reason_codes)];
-        let fields = 1 + usize::from(audit.confidence.is_some()) + lists.iter().filter(|(_, list)| !list.is_empty()).count();
-        let mut out = serializer.serialize_struct("AuditMetadata", fields)?;
-        for (name, list) in lists {
-            if !list.is_empty() {
-                out.serialize_field(name, list)?;
-            }
-        }
-        if let Some(confidence) = audit.confidence {
-            out.serialize_field("confidence", &confidence)?;
-        }
-        out.serialize_field("custom", &Custom { correlation_id })?;
-        out.end()
-    }
-}
-
-struct WebsocketWire<'a>(&'a WebsocketDecision<'a>);
-
-impl Serialize for WebsocketWire<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        #[derive(Serialize)]
-        #[serde(rename_all = "snake_case")]
-        enum Tagged<'a> {
-            Allow,
-            Drop,
-            Close { code: u16, reason: &'a str },
-        }
-
-        match self.0 {
-            WebsocketDecision::Allow => Tagged::Allow,
-            WebsocketDecision::Drop => Tagged::Drop,
-            WebsocketDecision::Close { code, reason } => Tagged::Close { code: *code, reason },
-        }
-        .serialize(serializer)
     }
 }
 

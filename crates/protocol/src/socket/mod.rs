@@ -1,5 +1,6 @@
 //! The Unix socket.
 
+mod agent_response;
 mod connection;
 pub mod decode;
 mod encode;
