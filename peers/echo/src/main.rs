@@ -1,8 +1,8 @@
 //! Answers every event on the Unix socket with the same bytes and the event's correlation id.
 //!
-//! Nothing is decoded beyond the frame and the place of the id, one thread serves one connection,
-//! and all the answers to one read go out in one write: what is left is the cost of the socket
-//! itself, which no agent can go below by much.
+//! It decodes only the frame and the position of the id, serves each connection in one thread, and
+//! writes all the answers to one read at once. What remains is the cost of the socket itself, which
+//! is close to the lower bound for any agent.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -10,9 +10,9 @@ use std::process::ExitCode;
 use std::thread;
 
 const LENGTH_BYTES: usize = 4;
-/// The protocol's own limit for one frame.
+/// The protocol's limit for one frame.
 const MAX_FRAME: usize = 16 * 1024 * 1024;
-/// Holds dozens of header events, so that one read takes in all that wait.
+/// Holds dozens of header events, so one read takes all that are available.
 const READ_BYTES: usize = 64 * 1024;
 
 const HANDSHAKE_REQUEST: u8 = 0x01;
@@ -68,7 +68,7 @@ fn serve(mut stream: UnixStream) -> io::Result<()> {
             let (length, frame) = input[start..filled].split_at(LENGTH_BYTES);
             let length = u32::from_be_bytes([length[0], length[1], length[2], length[3]]) as usize;
             if length == 0 || length > MAX_FRAME {
-                return Err(io::Error::other(format!("a frame of {length} bytes")));
+                return Err(io::Error::other(format!("received a frame of {length} bytes")));
             }
             if frame.len() < length {
                 missing = LENGTH_BYTES + length;
@@ -107,14 +107,14 @@ fn answer(kind: u8, payload: &[u8], encoding: &mut Encoding, output: &mut Vec<u8
         }
         PING => frame(output, PONG, &[payload]),
         _ => {
-            let id = correlation_id(payload, *encoding).ok_or_else(|| io::Error::other("an event without a correlation id"))?;
+            let id = correlation_id(payload, *encoding).ok_or_else(|| io::Error::other("received an event without a correlation id"))?;
             allow(output, id, *encoding);
         }
     }
     Ok(())
 }
 
-/// The bytes of the first correlation id in an event; in MessagePack with the string's own header.
+/// The bytes of the first correlation id in an event, in MessagePack with the string's header.
 fn correlation_id(payload: &[u8], encoding: Encoding) -> Option<&[u8]> {
     match encoding {
         Encoding::Json => {
@@ -125,8 +125,8 @@ fn correlation_id(payload: &[u8], encoding: Encoding) -> Option<&[u8]> {
         Encoding::MessagePack => {
             const KEY: &[u8] = b"\xaecorrelation_id";
             let id = &payload[memchr::memmem::find(payload, KEY)? + KEY.len()..];
-            // A string of up to 31 bytes carries its length in its first byte, one of up to 255
-            // in its second.
+            // A string of up to 31 bytes has its length in the first byte, one of up to 255 in the
+            // second.
             let end = match *id.first()? {
                 short @ 0xa0..=0xbf => 1 + usize::from(short & 0x1f),
                 0xd9 => 2 + usize::from(*id.get(1)?),
@@ -137,7 +137,7 @@ fn correlation_id(payload: &[u8], encoding: Encoding) -> Option<&[u8]> {
     }
 }
 
-/// What the published server sends for a default allow, with the id put in.
+/// What the published server sends for a default allow, with the event's id.
 fn allow(output: &mut Vec<u8>, id: &[u8], encoding: Encoding) {
     match encoding {
         Encoding::Json => frame(
@@ -163,7 +163,7 @@ fn allow(output: &mut Vec<u8>, id: &[u8], encoding: Encoding) {
 
 fn frame(output: &mut Vec<u8>, kind: u8, parts: &[&[u8]]) {
     let length = 1 + parts.iter().map(|part| part.len()).sum::<usize>();
-    // Never near 4 GiB: the parts are constants and an id that arrived in a frame of 16 MiB.
+    // Far below 4 GiB: the parts are constants and an id from a frame of at most 16 MiB.
     output.extend_from_slice(&(length as u32).to_be_bytes());
     output.push(kind);
     for part in parts {

@@ -1,5 +1,5 @@
-//! Reads an agent's answers: every one by its bytes, and one in [`PARSE_EVERY`] with the published
-//! types as well, so that a byte search that is wrong cannot hide an agent that is.
+//! Reads an agent's answers: each by searching its bytes, and one in [`PARSE_EVERY`] with the
+//! published types as well, so a bug in the search cannot hide a bug in the agent.
 
 use memchr::memmem::Finder;
 use prost::Message as _;
@@ -13,15 +13,15 @@ const AGENT_RESPONSE: u8 = 0x20;
 const MAX_FRAME: usize = 16 * 1024 * 1024;
 const PARSE_EVERY: u64 = 64;
 
-/// One whole frame.
+/// One complete frame.
 pub(crate) struct Frame<'a> {
-    /// With the prefix.
+    /// In bytes, including the prefix.
     pub(crate) length: usize,
-    /// Nothing for frames that cannot hold an answer.
+    /// `None` for frames that cannot hold an answer.
     pub(crate) payload: Option<&'a [u8]>,
 }
 
-/// Splits what was read into frames and frames into answers.
+/// Splits received bytes into frames, and reads answers from them.
 pub(crate) struct Answers {
     wire: Wire,
     seen: u64,
@@ -45,7 +45,7 @@ impl Answers {
         }
     }
 
-    /// The first frame of `input`, when it is there as a whole.
+    /// The first frame of `input`, if it is complete.
     pub(crate) fn next_frame<'a>(&self, input: &'a [u8]) -> Result<Option<Frame<'a>>, String> {
         let Some(prefix) = input.first_chunk::<PREFIX>() else {
             return Ok(None);
@@ -53,7 +53,7 @@ impl Answers {
         let (length, is_answer) = match self.wire {
             Wire::Grpc => {
                 if prefix[0] != 0 {
-                    return Err("a compressed gRPC message".to_owned());
+                    return Err("the agent sent a compressed gRPC message".to_owned());
                 }
                 let length = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]);
                 (PREFIX + length as usize, true)
@@ -64,30 +64,30 @@ impl Answers {
             }
         };
         if !(PREFIX..=MAX_FRAME).contains(&length) {
-            return Err(format!("a frame of {length} bytes"));
+            return Err(format!("the agent sent a frame of {length} bytes"));
         }
         Ok(input.get(PREFIX..length).map(|payload| Frame { length, payload: is_answer.then_some(payload) }))
     }
 
-    /// The id and the decision of one answer; nothing for a gRPC message that is none.
+    /// The correlation id and decision of one answer; `None` for a gRPC message of another kind.
     pub(crate) fn read<'a>(&mut self, payload: &'a [u8]) -> Result<Option<(&'a [u8], Decided)>, String> {
         self.seen += 1;
         let quick = match self.wire {
             Wire::Json => self.quick_json(payload),
             Wire::Msgpack => self.quick_message_pack(payload),
             Wire::Grpc => match quick_grpc(payload) {
-                Some(GrpcMessage::NoAnswer) => return Ok(None),
+                Some(GrpcMessage::Other) => return Ok(None),
                 Some(GrpcMessage::Answer(id, decided)) => Some((id, decided)),
                 None => None,
             },
         };
-        let (id, decided) = quick
-            .ok_or_else(|| format!("an answer that cannot be read: {}", String::from_utf8_lossy(&payload[..payload.len().min(400)])))?;
+        let (id, decided) =
+            quick.ok_or_else(|| format!("cannot read the answer {}", String::from_utf8_lossy(&payload[..payload.len().min(400)])))?;
         if self.seen % PARSE_EVERY == 1 {
             let (parsed_id, parsed) = parse(self.wire, payload)?;
             if parsed_id.as_bytes() != id || parsed != decided {
                 return Err(format!(
-                    "an answer read in two ways: {decided:?} for `{}`, {parsed:?} for `{parsed_id}`",
+                    "the two readers of answers disagree: {decided:?} for `{}`, {parsed:?} for `{parsed_id}`",
                     String::from_utf8_lossy(id)
                 ));
             }
@@ -143,15 +143,15 @@ fn after<'a>(finder: &Finder<'_>, bytes: &'a [u8]) -> Option<&'a [u8]> {
 
 enum GrpcMessage<'a> {
     Answer(&'a [u8], Decided),
-    NoAnswer,
+    Other,
 }
 
-/// `AgentToProxy.response` is field 2; in it the id is field 1, allow 2, block 3, redirect 4,
-/// challenge 5; the status of a block is its field 1.
+/// `AgentToProxy.response` is field 2. Inside it, the id is field 1, allow 2, block 3, redirect 4
+/// and challenge 5. The status of a block is its field 1.
 fn quick_grpc(payload: &[u8]) -> Option<GrpcMessage<'_>> {
     let mut fields = Fields(payload);
     let Some(Field::Bytes(2, response)) = fields.next() else {
-        return Some(GrpcMessage::NoAnswer);
+        return Some(GrpcMessage::Other);
     };
     let mut id = None;
     let mut decided = Decided::Other;
@@ -178,7 +178,7 @@ enum Field<'a> {
     Other,
 }
 
-/// The fields of a protobuf message, in order; ends early at bytes that are none.
+/// The fields of a protobuf message, in order; ends early at an invalid one.
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {
@@ -224,7 +224,7 @@ fn parse(wire: Wire, payload: &[u8]) -> Result<(String, Decided), String> {
         Wire::Msgpack => rmp_serde::from_slice(payload).map_err(|error| error.to_string())?,
         Wire::Grpc => return parse_grpc(payload),
     };
-    let id = response.audit.custom.get("correlation_id").and_then(|id| id.as_str()).ok_or("an answer without a correlation id")?;
+    let id = response.audit.custom.get("correlation_id").and_then(|id| id.as_str()).ok_or("the answer has no correlation id")?;
     let decided = match response.decision {
         Decision::Allow => Decided::Allow,
         Decision::Block { status, .. } => Decided::Block(status),
@@ -236,12 +236,12 @@ fn parse(wire: Wire, payload: &[u8]) -> Result<(String, Decided), String> {
 fn parse_grpc(payload: &[u8]) -> Result<(String, Decided), String> {
     let message = grpc_v2::AgentToProxy::decode(payload).map_err(|error| error.to_string())?;
     let Some(agent_to_proxy::Message::Response(response)) = message.message else {
-        return Err("a message that is no answer".to_owned());
+        return Err("the message is not an answer".to_owned());
     };
     let decided = match response.decision {
         Some(agent_response::Decision::Allow(_)) => Decided::Allow,
         Some(agent_response::Decision::Block(block)) => {
-            Decided::Block(u16::try_from(block.status).map_err(|_| format!("status {}", block.status))?)
+            Decided::Block(u16::try_from(block.status).map_err(|_| format!("status code {} out of range", block.status))?)
         }
         _ => Decided::Other,
     };
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_is_read_the_same_way_from_its_bytes_and_from_its_fields() {
+    fn both_readers_agree_on_a_block() {
         let json = serde_json::to_vec(&block()).unwrap();
         let pack = rmp_serde::to_vec_named(&block()).unwrap();
         let grpc = grpc_v2::AgentToProxy {
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_that_is_not_whole_waits() {
+    fn waits_for_the_rest_of_a_frame() {
         let answers = Answers::new(Wire::Json);
         let frame = crate::wire::socket_frame(AGENT_RESPONSE, b"{}");
         assert!(answers.next_frame(&frame[..6]).unwrap().is_none());
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_of_no_length_is_an_error() {
+    fn rejects_a_frame_without_a_type() {
         let answers = Answers::new(Wire::Json);
         assert!(answers.next_frame(&[0; 5]).is_err());
     }

@@ -1,6 +1,6 @@
-//! What an agent decides, and what it should decide.
+//! An agent's decision, and the expected one.
 
-/// What an agent decided, as far as the load cares.
+/// What an agent decided, in as much detail as the load checks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Decided {
     Allow,

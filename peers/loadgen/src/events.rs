@@ -1,4 +1,4 @@
-//! Events, encoded once before the load starts. Sending one is a copy and a few digits put in place.
+//! Events, encoded once before the load starts, so sending one only copies it and writes its id.
 
 use std::collections::HashMap;
 
@@ -13,17 +13,17 @@ use crate::wire::{Wire, grpc_message, socket_frame};
 const REQUEST_HEADERS: u8 = 0x10;
 const REQUEST_BODY: u8 = 0x11;
 
-/// As long as the UUIDs that the proxy makes; the last digits tell request from request.
+/// As long as the UUIDs that the proxy makes. The last digits identify the request.
 const ID_TEMPLATE: &str = "5d0c6f1e-9a84-4b7d-8e21-000000000000";
-/// Hexadecimal digits at the end of an id that are put in for each event.
+/// Hexadecimal digits at the end of an id, written for each event.
 pub(crate) const ID_DIGITS: usize = 12;
 
-/// Requests that are prepared for each number of headers: enough that no two neighbours are the same.
+/// Requests prepared for each number of headers: enough that two consecutive ones always differ.
 const VARIANTS: usize = 32;
-/// One request in so many goes to `/admin`, which the page's module blocks.
+/// One request in this many goes to `/admin`, which the product page's module blocks.
 const ADMIN_EVERY: usize = 8;
 
-/// One encoded event and the places where its id goes.
+/// One encoded event and the positions of its id.
 pub(crate) struct Event {
     bytes: Vec<u8>,
     ids: Vec<usize>,
@@ -58,12 +58,12 @@ pub(crate) fn number_of(id: &[u8]) -> Option<u64> {
     u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
 }
 
-/// What one request sends: its events, each after the answer to the one before.
+/// One request: its events, each sent after the answer to the previous one.
 pub(crate) struct Request {
     pub(crate) events: Vec<Event>,
 }
 
-/// What the load consists of.
+/// The requests of a load.
 pub(crate) struct Mix {
     requests: Vec<Request>,
     looping: Option<(u64, Request)>,
@@ -97,7 +97,7 @@ impl Mix {
                     events.push(body_event(wire, body));
                 }
                 requests.push(Request { events });
-                // Bodies differ in nothing, and many copies of a large one would only fill memory.
+                // Bodies are all the same, and many copies of a large one would only fill memory.
                 if body.is_some() && requests.len() == ADMIN_EVERY {
                     break;
                 }
@@ -113,7 +113,7 @@ impl Mix {
         Self { requests, looping }
     }
 
-    /// The `index`th request of a connection, and whether a module is to loop on it.
+    /// The `index`th request of a connection, and whether the module should loop on it.
     pub(crate) fn request(&self, index: u64) -> (&Request, bool) {
         if let Some((every, request)) = &self.looping
             && index % every == every - 1
@@ -124,7 +124,7 @@ impl Mix {
     }
 }
 
-/// One header event for the first answer of a starting agent.
+/// The event that a starting agent answers first.
 pub(crate) fn first_event(wire: Wire) -> Event {
     headers_event(wire, "/api/v1/orders/1", 12, 0, Expected::Allow)
 }
@@ -194,7 +194,7 @@ fn body_event(wire: Wire, body: &str) -> Event {
             }),
         ),
         Wire::Msgpack => {
-            // The published client's binary chunk: the same fields, the data as raw bytes.
+            // The published client's binary chunk: the same fields, with the data as raw bytes.
             #[derive(serde::Serialize)]
             struct Chunk<'a> {
                 correlation_id: &'a str,
@@ -231,7 +231,7 @@ fn body_event(wire: Wire, body: &str) -> Event {
     Event::new(bytes, Expected::Allow)
 }
 
-/// As the published client writes it: through a generic value, with the id added at the top.
+/// As the published client writes it: through a generic value, with the id added at the top level.
 fn json<T: serde::Serialize>(event: &T) -> Vec<u8> {
     let mut value = serde_json::to_value(event).expect("an event is a JSON object");
     value["correlation_id"] = ID_TEMPLATE.into();
@@ -242,7 +242,8 @@ fn message_pack<T: serde::Serialize>(event: &T) -> Vec<u8> {
     rmp_serde::to_vec_named(event).expect("an event can be written as MessagePack")
 }
 
-/// What browsers and APIs send, lower-case as the proxy hands names on; past these, made-up ones.
+/// Headers that browsers and API clients send, in lower case as the proxy forwards them, followed
+/// by generated ones.
 fn headers(count: usize, variant: usize) -> HashMap<String, Vec<String>> {
     let usual = [
         ("host", "shop.example.com".to_owned()),
@@ -272,7 +273,7 @@ fn headers(count: usize, variant: usize) -> HashMap<String, Vec<String>> {
         .collect()
 }
 
-/// JSON text with the odd escape and letter outside ASCII, as bodies have.
+/// JSON text with a few escapes and non-ASCII letters, as in real bodies.
 fn body_text(bytes: usize) -> String {
     let mut text = String::with_capacity(bytes + 128);
     let mut line = 0;
@@ -296,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn the_id_that_is_written_is_the_id_that_is_read() {
+    fn a_written_id_reads_back() {
         for wire in [Wire::Json, Wire::Msgpack, Wire::Grpc] {
             let mix = Mix::new(&options(wire));
             let event = &mix.request(0).0.events[0];
@@ -310,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_reads_back_with_the_published_types() {
+    fn an_event_parses_as_the_published_type() {
         let mix = Mix::new(&options(Wire::Json));
         let mut output = Vec::new();
         mix.request(1).0.events[0].write(7, &mut output);
@@ -327,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_has_the_size_asked_for() {
+    fn a_body_has_the_requested_size() {
         for bytes in [0, 1, 57, 4096] {
             assert_eq!(body_text(bytes).len(), bytes);
         }

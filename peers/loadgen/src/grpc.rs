@@ -1,5 +1,5 @@
-//! Load over gRPC: HTTP/2 with messages that were encoded before, so that the generator does not
-//! spend on building them what the agent needs for reading them.
+//! Load over gRPC: HTTP/2 with messages encoded in advance, because building them during the load
+//! would cost the generator as much as reading them costs the agent.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,16 +17,16 @@ use zentinel_agent_protocol::grpc_v2::{HandshakeRequest, proxy_to_agent};
 use crate::load::{DRAIN, Pace, Plan, Requests, Writes};
 use crate::wire::{PREFIX, grpc_message};
 
-/// Answers never wait for the generator to make room.
+/// Large enough that flow control never holds answers back.
 const WINDOW: u32 = 1 << 20;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 struct Stream {
     send: SendStream<Bytes>,
     receive: RecvStream,
-    /// What came after the handshake response.
+    /// Bytes received after the handshake response.
     rest: Vec<u8>,
-    // Dropping the last handle would close the connection.
+    // Dropping the last handle closes the connection.
     _keep: SendRequest<Bytes>,
 }
 
@@ -73,7 +73,7 @@ async fn next_data(receive: &mut RecvStream) -> Result<Bytes, String> {
     Ok(data)
 }
 
-/// Runs the connections, each with one stream as the proxy has them, to the end of the plan.
+/// Runs the connections until the end of the plan, each with one stream as in the proxy.
 pub(crate) fn run(address: SocketAddr, requests: Vec<Requests>, plan: &Plan, writes: Writes) -> Result<Vec<Requests>, String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -84,7 +84,7 @@ pub(crate) fn run(address: SocketAddr, requests: Vec<Requests>, plan: &Plan, wri
         for requests in requests {
             let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, open(address))
                 .await
-                .map_err(|_| format!("no handshake from the agent at `{address}`"))??;
+                .map_err(|_| format!("no handshake from the agent at `{address}` within {} s", HANDSHAKE_TIMEOUT.as_secs()))??;
             tasks.push(tokio::spawn(drive(stream, requests, plan.clone(), writes)));
         }
         let mut finished = Vec::new();
@@ -96,7 +96,7 @@ pub(crate) fn run(address: SocketAddr, requests: Vec<Requests>, plan: &Plan, wri
 }
 
 async fn drive(mut stream: Stream, mut requests: Requests, plan: Plan, writes: Writes) -> Result<Requests, String> {
-    let tick = metronome(&plan);
+    let tick = start_ticker(&plan);
     let mut input = std::mem::take(&mut stream.rest);
     let mut output = Vec::new();
     requests.start_due(Instant::now(), &mut output);
@@ -140,9 +140,9 @@ async fn drive(mut stream: Stream, mut requests: Requests, plan: Plan, writes: W
     Ok(requests)
 }
 
-/// Ticks at the pace of an open loop to the end of the plan. A thread keeps the time: the runtime's own
-/// timers are a millisecond coarse, as long as many answers take.
-fn metronome(plan: &Plan) -> Arc<Notify> {
+/// Ticks at the pace of an open loop until the end of the plan. A thread keeps the time because the
+/// runtime's timers have a resolution of 1 ms, which is as long as many answers take.
+fn start_ticker(plan: &Plan) -> Arc<Notify> {
     let tick = Arc::new(Notify::new());
     if let Pace::Open { interval } = plan.pace {
         let (tick, until) = (Arc::clone(&tick), plan.measure_until);

@@ -1,5 +1,5 @@
-//! What one connection has under way, and what came of it. Knows nothing of sockets: events are
-//! appended to a buffer, and answers come as bytes.
+//! The requests in flight on one connection, and their results. This module does no I/O: it appends
+//! events to a buffer and takes answers as bytes.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,16 +10,16 @@ use crate::answers::{Answers, Frame};
 use crate::events::Mix;
 use crate::wire::Wire;
 
-/// Slots and connections each have three of an id's digits, the sequence number six.
+/// The slot and the connection take three digits of an id each, and the sequence number takes six.
 pub(crate) const MAX_SLOTS: usize = 1 << 12;
 const SLOT_SHIFT: u32 = 24;
 const CONNECTION_SHIFT: u32 = 36;
 const SEQUENCE_MASK: u64 = (1 << SLOT_SHIFT) - 1;
 
-/// Longer than any answer that anyone waits for; what is later counts as this.
+/// Longer latencies are recorded as this one.
 const MAX_LATENCY_NS: u64 = 60_000_000_000;
 
-/// When the load begins to count and when it ends, and how it is paced.
+/// When measuring begins and ends, and how the load is paced.
 #[derive(Clone)]
 pub(crate) struct Plan {
     pub(crate) measure_from: Instant,
@@ -29,24 +29,23 @@ pub(crate) struct Plan {
 
 #[derive(Clone, Copy)]
 pub(crate) enum Pace {
-    /// So many requests are under way on a connection at any time.
+    /// Keeps `in_flight` requests in flight on each connection.
     Closed { in_flight: usize },
-    /// A request starts every so often on a connection, whatever became of those before.
+    /// Starts a request on each connection every `interval`, even if earlier ones are unanswered.
     Open { interval: Duration },
 }
 
-/// Whether several events that are due at once go out in one write (over gRPC: in one frame), or each on
-/// its own.
+/// Whether events that are due at the same time share one write (over gRPC: one frame).
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Writes {
     Together,
     Each,
 }
 
-/// How long answers are waited for after the last event was sent.
+/// How long to wait for answers after the last event was sent.
 pub(crate) const DRAIN: Duration = Duration::from_secs(5);
-/// Requests under way on one connection of an open loop; what comes on top is not sent but counted.
-/// The answers to all of them fit into a socket's buffer, so neither side waits for the other.
+/// Requests in flight on one connection of an open loop; any further one is counted and not sent.
+/// The answers to all of them fit into a socket's buffer, so neither side blocks the other.
 const OPEN_SLOTS: usize = 256;
 
 impl Pace {
@@ -58,7 +57,7 @@ impl Pace {
     }
 }
 
-/// What came of the requests of a measuring window.
+/// The results of a measuring window.
 pub(crate) struct Tally {
     pub(crate) latency: Histogram<u64>,
     pub(crate) looping: Histogram<u64>,
@@ -72,7 +71,7 @@ pub(crate) struct Tally {
 
 impl Tally {
     pub(crate) fn new() -> Self {
-        let histogram = || Histogram::new_with_max(MAX_LATENCY_NS, 3).expect("three digits up to a minute");
+        let histogram = || Histogram::new_with_max(MAX_LATENCY_NS, 3).expect("three digits up to 60 s is a valid range");
         Self {
             latency: histogram(),
             looping: histogram(),
@@ -86,7 +85,7 @@ impl Tally {
     }
 
     pub(crate) fn add(&mut self, other: &Self) {
-        let same = "histograms of one shape";
+        let same = "all histograms have the same range";
         self.latency.add(&other.latency).expect(same);
         self.looping.add(&other.looping).expect(same);
         self.answers += other.answers;
@@ -124,7 +123,7 @@ impl Requests {
     pub(crate) fn new(wire: Wire, mix: Arc<Mix>, plan: Plan, connection: usize) -> Self {
         let now = Instant::now();
         let slots = plan.pace.slots();
-        // The connections of an open loop take turns instead of all sending at once.
+        // Spreads the connections of an open loop over the interval.
         let offset = match plan.pace {
             Pace::Open { interval } => interval.mul_f64((connection as f64 * 0.618).fract()),
             Pace::Closed { .. } => Duration::ZERO,
@@ -146,7 +145,7 @@ impl Requests {
         self.free.len() == self.slots.len()
     }
 
-    /// Starts every request that is due, and says when the next one is, if any will be.
+    /// Starts every request that is due, and returns when the next one is due, if there is one.
     pub(crate) fn start_due(&mut self, now: Instant, output: &mut Vec<u8>) -> Option<Instant> {
         if now >= self.plan.measure_until {
             return None;
@@ -162,7 +161,7 @@ impl Requests {
                 while self.due <= now {
                     let due = self.due;
                     match self.free.pop() {
-                        // Timed from when it was due: a generator that is late must not hide it.
+                        // Timed from when it was due, because a late generator must not hide delay.
                         Some(slot) => self.start(slot, due, output),
                         None => self.tally.not_sent += 1,
                     }
@@ -173,8 +172,8 @@ impl Requests {
         }
     }
 
-    /// Takes whole answers off the front of `input`, sends what follows them to `output`, and says
-    /// how many bytes it took.
+    /// Takes complete answers from the front of `input` and appends the events that follow them to
+    /// `output`. Returns how many bytes of `input` were consumed.
     pub(crate) fn take_answers(&mut self, input: &[u8], now: Instant, output: &mut Vec<u8>) -> Result<usize, String> {
         let mut taken = 0;
         while let Some(Frame { length, payload }) = self.answers.next_frame(&input[taken..])? {
@@ -186,7 +185,7 @@ impl Requests {
         Ok(taken)
     }
 
-    /// Counts what never was answered.
+    /// Counts unanswered requests as lost.
     pub(crate) fn give_up(&mut self) {
         self.tally.lost += (self.slots.len() - self.free.len()) as u64;
     }
@@ -200,7 +199,7 @@ impl Requests {
 
     fn send(&mut self, index: usize, event: usize, at: Instant, output: &mut Vec<u8>) {
         let slot = &mut self.slots[index];
-        // All events of a request share its id, as the proxy's do.
+        // All events of a request share its id, as in the proxy.
         if event == 0 {
             slot.sequence = (slot.sequence + 1) & SEQUENCE_MASK;
         }
@@ -218,9 +217,7 @@ impl Requests {
         };
         let Some(index) = self.slot_of(id) else {
             self.tally.unknown_ids += 1;
-            self.tally
-                .first_wrong
-                .get_or_insert_with(|| format!("an answer for `{}`, which nothing waits for", String::from_utf8_lossy(id)));
+            self.tally.first_wrong.get_or_insert_with(|| format!("an answer with the unknown id `{}`", String::from_utf8_lossy(id)));
             return Ok(());
         };
         let slot = &self.slots[index];
@@ -229,7 +226,7 @@ impl Requests {
         if !expected.met_by(decided) {
             self.tally.wrong_decisions += 1;
             self.tally.first_wrong.get_or_insert_with(|| {
-                format!("{decided:?} where {expected:?} was expected: {}", String::from_utf8_lossy(&payload[..payload.len().min(400)]))
+                format!("expected {expected:?}, got {decided:?}: {}", String::from_utf8_lossy(&payload[..payload.len().min(400)]))
             });
         }
         if (self.plan.measure_from..self.plan.measure_until).contains(&now) {
@@ -291,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_frees_its_request_and_starts_the_next() {
+    fn an_answer_starts_the_next_request() {
         let mut requests = requests(Pace::Closed { in_flight: 1 });
         let mut first = Vec::new();
         requests.start_due(Instant::now(), &mut first);
@@ -306,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_comes_twice_is_counted_as_unknown() {
+    fn counts_a_duplicate_answer_as_unknown() {
         let mut requests = requests(Pace::Closed { in_flight: 1 });
         let mut output = Vec::new();
         requests.start_due(Instant::now(), &mut output);
@@ -319,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn an_open_loop_starts_what_is_due_and_no_more() {
+    fn an_open_loop_starts_only_due_requests() {
         let interval = Duration::from_millis(10);
         let mut requests = requests(Pace::Open { interval });
         let mut output = Vec::new();

@@ -1,5 +1,5 @@
-//! Makes bounded load for an agent on this machine, checks every answer, and reads what the agent
-//! used from the kernel. Prints one JSON object.
+//! Puts bounded load on an agent on this machine, checks every answer, and reads the agent's
+//! resource usage from the kernel. Prints one JSON object.
 
 mod answers;
 mod decision;
@@ -26,7 +26,7 @@ use crate::events::{Mix, MixOptions};
 use crate::load::{MAX_SLOTS, Pace, Plan, Requests, Tally, Writes};
 use crate::wire::Wire;
 
-/// Load for an agent, and what it costs the agent.
+/// Put load on an agent and measure what it costs
 #[derive(Parser)]
 #[command(version)]
 struct Options {
@@ -36,7 +36,7 @@ struct Options {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Put an agent that runs already under load
+    /// Put load on a running agent
     Run(RunOptions),
     /// Start an agent and time its first answer
     Start(StartOptions),
@@ -64,37 +64,37 @@ struct RunOptions {
     /// Connections
     #[arg(long, default_value_t = 4)]
     connections: usize,
-    /// Requests under way on each connection at any time
+    /// Requests in flight on each connection
     #[arg(long, default_value_t = 16)]
     in_flight: usize,
-    /// Requests started per second over all connections, whatever becomes of them, in place of `--in-flight`
-    #[arg(long, conflicts_with = "in_flight")]
+    /// Start N requests per second over all connections, even if earlier ones are unanswered
+    #[arg(long, value_name = "N", conflicts_with = "in_flight")]
     rate: Option<f64>,
-    /// Numbers of headers, mixed evenly
+    /// Number of headers; several numbers are mixed evenly
     #[arg(long, value_delimiter = ',', default_value = "4,8,12")]
     headers: Vec<usize>,
-    /// Send a request body of so many bytes in place of headers
+    /// Send a request body of this size in bytes instead of headers
     #[arg(long)]
     body_bytes: Option<usize>,
-    /// Send the headers before each body, on the same connection and with the same id
+    /// Send headers before each body, on the same connection and with the same id
     #[arg(long, requires = "body_bytes")]
     headers_first: bool,
-    /// The right answers
+    /// The expected answers
     #[arg(long, value_enum, default_value_t = Expect::Noop)]
     expect: Expect,
-    /// Make every Nth request one to `/loop`, timed apart and with any answer taken
+    /// Send every Nth request to `/loop`, time it separately and accept any answer
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     loop_every: Option<u64>,
-    /// Write each event on its own, as the proxy's client does on the socket; over gRPC, send each in its own frame
+    /// Write each event separately, as the proxy's client does; over gRPC, in a frame of its own
     #[arg(long)]
     write_each: bool,
-    /// Seconds that count
+    /// Seconds to measure
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
-    /// Seconds before them
+    /// Seconds of load before measuring
     #[arg(long, default_value_t = 1.0)]
     warmup: f64,
-    /// Process whose processor time and memory to report
+    /// Process to report processor time and memory of
     #[arg(long)]
     pid: Option<u32>,
 }
@@ -104,7 +104,7 @@ struct StartOptions {
     /// Unix socket that the agent will serve
     #[arg(long)]
     socket: PathBuf,
-    /// How many times
+    /// How often to start it
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..))]
     runs: u16,
     /// The agent and its arguments
@@ -164,44 +164,44 @@ fn run(options: &RunOptions) -> Result<(Value, bool), String> {
     let finished = match (&options.grpc_address, &options.socket) {
         (Some(address), _) => grpc::run(*address, requests, &plan, writes)?,
         (None, Some(path)) => socket::run(path, wire, requests, &plan, writes)?,
-        (None, None) => return Err("no agent to put under load".to_owned()),
+        (None, None) => return Err("no agent given: use `--socket` or `--grpc-address`".to_owned()),
     };
-    let watched = watcher.join().map_err(|_| "the measuring thread failed".to_owned())??;
+    let watched = watcher.join().map_err(|_| "the measuring thread panicked".to_owned())??;
 
     let mut tally = Tally::new();
     for requests in &finished {
         tally.add(&requests.tally);
     }
     if tally.answers == 0 {
-        return Err("not one answer came".to_owned());
+        return Err("no answers received".to_owned());
     }
     Ok(report(options, wire, &tally, &watched))
 }
 
-/// Bounds that keep the load bounded.
+/// Rejects options that would make the load unbounded.
 fn check(options: &RunOptions) -> Result<(), String> {
     if !(1..=1024).contains(&options.connections) {
-        return Err("`--connections` takes 1 to 1024".to_owned());
+        return Err("`--connections` must be 1 to 1024".to_owned());
     }
     if !(1..=MAX_SLOTS).contains(&options.in_flight) {
-        return Err(format!("`--in-flight` takes 1 to {MAX_SLOTS}"));
+        return Err(format!("`--in-flight` must be 1 to {MAX_SLOTS}"));
     }
     if options.headers.is_empty() || options.headers.iter().any(|&count| count > 10_000) {
-        return Err("`--headers` takes numbers up to 10000".to_owned());
+        return Err("`--headers` must be numbers up to 10000".to_owned());
     }
     if options.body_bytes.is_some_and(|bytes| bytes > 8 << 20) {
-        return Err("`--body-bytes` takes at most 8 MiB".to_owned());
+        return Err("`--body-bytes` must be at most 8 MiB".to_owned());
     }
     if !(0.01..=3600.0).contains(&options.seconds) || !(0.0..=60.0).contains(&options.warmup) {
-        return Err("`--seconds` takes 0.01 to 3600 and `--warmup` 0 to 60".to_owned());
+        return Err("`--seconds` must be 0.01 to 3600 and `--warmup` 0 to 60".to_owned());
     }
     if options.rate.is_some_and(|rate| !(0.1..=1e6).contains(&rate)) {
-        return Err("`--rate` takes 0.1 to 1000000".to_owned());
+        return Err("`--rate` must be 0.1 to 1000000".to_owned());
     }
     Ok(())
 }
 
-/// What was used during the seconds that count.
+/// Resource usage during the measuring window.
 struct Watched {
     seconds: f64,
     agent: Option<(Duration, process::Memory)>,

@@ -1,4 +1,4 @@
-//! What a process has used, from the kernel.
+//! A process's use of processor time and memory, from the kernel.
 
 use std::fs;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use nix::time::ClockId;
 use nix::unistd::Pid;
 
-/// The processor time of all threads of `pid`, ended ones included, to the nanosecond.
+/// The processor time of all threads of `pid`, including ended ones, with nanosecond precision.
 pub(crate) fn cpu_time(pid: u32) -> Result<Duration, String> {
     let read = || {
         let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(i32::try_from(pid).ok()?)).ok()?;
@@ -20,7 +20,7 @@ pub(crate) fn cpu_time(pid: u32) -> Result<Duration, String> {
 pub(crate) struct Memory {
     pub(crate) resident_kb: u64,
     pub(crate) peak_resident_kb: u64,
-    /// Of the resident memory, what belongs to no file: heap, stacks, instances.
+    /// Resident memory that is not backed by a file: heap, stacks, instances.
     pub(crate) anonymous_kb: u64,
 }
 
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_process_has_used_time_and_memory() {
+    fn reads_the_usage_of_this_process() {
         let pid = std::process::id();
         let before = cpu_time(pid).unwrap();
         let memory = memory(pid).unwrap();

@@ -1,5 +1,5 @@
-//! Load over the Unix socket: one thread, one epoll set, all that waits in one read and, unless asked
-//! otherwise, all that is due in one write.
+//! Load over the Unix socket: one thread with one epoll set. It reads everything available in one
+//! call and, by default, writes everything due in one call.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -15,12 +15,12 @@ use crate::wire::{PREFIX, Wire, socket_frame};
 
 const HANDSHAKE_REQUEST: u8 = 0x01;
 const HANDSHAKE_RESPONSE: u8 = 0x02;
-/// An agent that does not greet within this is not there.
+/// After this long without a handshake response, the agent counts as unreachable.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const READ_BYTES: usize = 256 * 1024;
 const TIMER: u64 = u64::MAX;
 
-/// Connects and shakes hands; fails when the agent does not agree to the encoding.
+/// Connects and performs the handshake; fails if the agent does not accept the encoding.
 pub(crate) fn connect(path: &Path, wire: Wire) -> Result<UnixStream, String> {
     let name = match wire {
         Wire::Msgpack => "msgpack",
@@ -37,7 +37,7 @@ pub(crate) fn connect(path: &Path, wire: Wire) -> Result<UnixStream, String> {
         stream.read_exact(&mut prefix)?;
         let length = u32::from_be_bytes([prefix[0], prefix[1], prefix[2], prefix[3]]) as usize;
         if prefix[4] != HANDSHAKE_RESPONSE || !(1..READ_BYTES).contains(&length) {
-            return Err(io::Error::other("no handshake response"));
+            return Err(io::Error::other("invalid handshake response"));
         }
         let mut response = vec![0; length - 1];
         stream.read_exact(&mut response)?;
@@ -47,7 +47,7 @@ pub(crate) fn connect(path: &Path, wire: Wire) -> Result<UnixStream, String> {
     let response: serde_json::Value =
         serde_json::from_slice(&response).map_err(|error| format!("the handshake response is not JSON: {error}"))?;
     if response["success"] != true || response["encoding"].as_str().unwrap_or("json") != name {
-        return Err(format!("the agent does not speak {name}: {response}"));
+        return Err(format!("the agent does not accept the encoding {name}: {response}"));
     }
     Ok(stream)
 }
@@ -63,7 +63,7 @@ struct Connection {
 }
 
 impl Connection {
-    /// One read: level-triggered epoll calls again when there is more.
+    /// Reads once: level-triggered epoll reports the connection again if there is more.
     fn read(&mut self, now: Instant) -> Result<(), String> {
         if self.filled == self.input.len() {
             self.input.resize(2 * self.input.len(), 0);
@@ -82,7 +82,7 @@ impl Connection {
         }
     }
 
-    /// Writes what it can, and says whether all of it went.
+    /// Writes as much as possible; returns whether nothing is left.
     fn write(&mut self, writes: Writes) -> Result<bool, String> {
         while self.written < self.output.len() {
             let rest = &self.output[self.written..];
@@ -102,13 +102,13 @@ impl Connection {
     }
 }
 
-/// Where the first frame ends, or all of it when a frame was written in part and the rest is no
-/// frame: large frames fill the socket's buffer and go in pieces whatever is asked for.
+/// The end of the first frame, or the end of `bytes` if they begin inside a frame. That happens
+/// because a large frame fills the socket's buffer and is written in pieces in either mode.
 fn frame_end(bytes: &[u8]) -> usize {
     bytes.first_chunk::<4>().map(|length| 4 + u32::from_be_bytes(*length) as usize).filter(|&end| end <= bytes.len()).unwrap_or(bytes.len())
 }
 
-/// Runs the connections to the end of the plan.
+/// Runs the connections until the end of the plan.
 pub(crate) fn run(path: &Path, wire: Wire, requests: Vec<Requests>, plan: &Plan, writes: Writes) -> Result<Vec<Requests>, String> {
     let system = |error: nix::Error| format!("cannot wait for sockets: {error}");
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(system)?;
@@ -167,7 +167,7 @@ pub(crate) fn run(path: &Path, wire: Wire, requests: Vec<Requests>, plan: &Plan,
                 flush(&epoll, connection, index as u64, writes)?;
             }
             if let Some(next) = next {
-                // A timer of zero would be no timer.
+                // A timer of zero would be disarmed.
                 let wait = next.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
                 timer.set(Expiration::OneShot(TimeSpec::from_duration(wait)), TimerSetTimeFlags::empty()).map_err(system)?;
             } else {

@@ -1,4 +1,4 @@
-//! How long an agent takes from its start to its first answer.
+//! Measures the time from an agent's start to its first answer.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -18,12 +18,13 @@ use crate::process;
 use crate::socket;
 use crate::wire::Wire;
 
-/// Between two tries to connect: short beside what is measured, long enough to leave the agent the core.
+/// Between two attempts to connect: short compared with the measured time, and long enough to leave
+/// the core to the agent.
 const RETRY: Duration = Duration::from_micros(200);
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Starts `command` so many times and reports the time to the first answer, and the memory then.
+/// Starts `command` `runs` times; reports the time to the first answer and the memory used then.
 pub(crate) fn measure(socket: &Path, runs: usize, command: &[String]) -> Result<Value, String> {
     let mut milliseconds = Vec::with_capacity(runs);
     let mut memory = None;
@@ -63,7 +64,7 @@ fn first_answer(path: &Path, started: Instant, child: &mut Child) -> Result<(), 
             return Err(format!("nothing listens on `{}`", path.display()));
         }
         if let Ok(Some(status)) = child.try_wait() {
-            return Err(format!("the agent ended before it listened: {status}"));
+            return Err(format!("the agent exited before it listened: {status}"));
         }
         thread::sleep(RETRY);
     }
@@ -86,7 +87,7 @@ fn first_answer(path: &Path, started: Instant, child: &mut Child) -> Result<(), 
             {
                 return match decided {
                     Decided::Allow => Ok(()),
-                    other => Err(format!("the first answer was {other:?}")),
+                    other => Err(format!("expected the first answer to allow, got {other:?}")),
                 };
             }
             input.drain(..length);
@@ -97,11 +98,11 @@ fn first_answer(path: &Path, started: Instant, child: &mut Child) -> Result<(), 
 fn stop(child: &mut Child) -> Result<(), String> {
     let pid = i32::try_from(child.id()).map_err(|error| error.to_string())?;
     kill(Pid::from_raw(pid), Signal::SIGTERM).map_err(|error| error.to_string())?;
-    let asked = Instant::now();
+    let signalled = Instant::now();
     while child.try_wait().map_err(|error| error.to_string())?.is_none() {
-        if asked.elapsed() > STOP_TIMEOUT {
+        if signalled.elapsed() > STOP_TIMEOUT {
             child.kill().map_err(|error| error.to_string())?;
-            return Err("the agent did not stop when asked to".to_owned());
+            return Err(format!("the agent did not stop within {} s of SIGTERM", STOP_TIMEOUT.as_secs()));
         }
         thread::sleep(Duration::from_millis(1));
     }

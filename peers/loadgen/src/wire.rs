@@ -1,13 +1,13 @@
-//! The wires that lead to an agent, and their framing.
+//! Transports and encodings, and their framing.
 
 use clap::ValueEnum;
 use prost::Message as _;
 use zentinel_agent_protocol::grpc_v2::{ProxyToAgent, proxy_to_agent};
 
-/// Length and kind on the socket, compression flag and length in gRPC: five bytes either way.
+/// Bytes before a payload: length and type on the socket, compression flag and length over gRPC.
 pub(crate) const PREFIX: usize = 5;
 
-/// How events are written on the wire.
+/// How events reach the agent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(crate) enum Wire {
     /// Unix socket, JSON

@@ -1,5 +1,5 @@
-//! An agent that decides nothing, on the published crate's own servers: what every agent pays
-//! before it starts. Measurements of `zentinel-wasm-agent` are given as ratios to it.
+//! An agent that allows everything, on the published crate's servers: the cost that every agent on
+//! them has. Measurements of `zentinel-wasm-agent` are given as ratios to it.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,12 +10,12 @@ use clap::Parser;
 use zentinel_agent_protocol::v2::{AgentCapabilities, AgentFeatures, AgentHandlerV2, GrpcAgentServerV2, UdsAgentServerV2};
 use zentinel_agent_protocol::{AgentProtocolError, EventType};
 
-/// Serve the published no-op over the Unix socket, gRPC, or both.
+/// Serve an agent that allows everything over the Unix socket, gRPC, or both
 #[derive(Parser)]
 #[command(version)]
 #[group(required = true, multiple = true)]
 struct Options {
-    /// Unix socket to serve; a file that lies there is replaced
+    /// Unix socket to serve; replaces an existing file
     #[arg(long)]
     socket: Option<PathBuf>,
     /// Address to serve gRPC on
@@ -23,7 +23,7 @@ struct Options {
     grpc_address: Option<SocketAddr>,
 }
 
-/// Every answer is the trait's default: allow, unchanged.
+/// Gives the trait's default answer, allow without changes, to every event.
 struct Noop;
 
 #[async_trait]
@@ -52,7 +52,7 @@ async fn serve(options: Options) -> Result<(), AgentProtocolError> {
     tokio::try_join!(socket, grpc).map(|_| ())
 }
 
-// The runtime that the crate's own examples use: one worker for each core.
+// The runtime of the crate's own examples: one worker per core.
 #[tokio::main]
 async fn main() -> ExitCode {
     match serve(Options::parse()).await {

@@ -10,19 +10,19 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-/// Far beyond what a start takes, so that only an agent that never serves fails a test.
+/// Far beyond the time of a start, so only an agent that never serves fails a test.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What a test speaks to the agent over.
+/// How a test connects to the agent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Transport {
     /// The Unix socket, which the agent always serves.
     Socket,
-    /// gRPC, which it serves beside the socket when asked to.
+    /// gRPC, which it serves beside the socket on request.
     Grpc,
 }
 
-/// A running agent, ended when dropped.
+/// A running agent, killed when dropped.
 pub struct Agent {
     child: Child,
     dir: TempDir,
@@ -32,19 +32,19 @@ pub struct Agent {
 impl Agent {
     /// Starts the agent with the module at `module`, and waits until it serves.
     pub fn start(transport: Transport, module: &Path, arguments: &[&str]) -> Self {
-        Self::start_in(TempDir::new().expect("a directory for the test can be made"), transport, module, arguments)
+        Self::start_in(TempDir::new().expect("cannot create a directory"), transport, module, arguments)
     }
 
     fn start_in(dir: TempDir, transport: Transport, module: &Path, arguments: &[&str]) -> Self {
-        let log = File::create(dir.path().join("log")).expect("a log can be made");
+        let log = File::create(dir.path().join("log")).expect("cannot create the log");
         let mut command = Command::new(path_from("ZENTINEL_WASM_AGENT"));
         command.arg("--socket").arg(dir.path().join("wasm.sock")).arg("--module").arg(module).args(arguments);
         let grpc = (transport == Transport::Grpc).then(free_address);
         if let Some(address) = grpc {
             command.arg("--grpc-address").arg(address.to_string());
         }
-        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log can be shared")).stderr(log);
-        let child = command.spawn().expect("`ZENTINEL_WASM_AGENT` can be run");
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("cannot share the log")).stderr(log);
+        let child = command.spawn().expect("cannot run `ZENTINEL_WASM_AGENT`");
         let mut agent = Self { child, dir, grpc };
         agent.wait_until_served();
         agent
@@ -52,29 +52,29 @@ impl Agent {
 
     /// Starts the agent with a module given as bytes.
     pub fn with_module(transport: Transport, module: &[u8], arguments: &[&str]) -> Self {
-        let dir = TempDir::new().expect("a directory for the test can be made");
+        let dir = TempDir::new().expect("cannot create a directory");
         let path = dir.path().join("module.wasm");
-        fs::write(&path, module).expect("a module can be written");
+        fs::write(&path, module).expect("cannot write the module");
         Self::start_in(dir, transport, &path, arguments)
     }
 
-    /// Where it serves the Unix socket.
+    /// The path of the Unix socket.
     pub fn socket(&self) -> String {
         self.dir.path().join("wasm.sock").display().to_string()
     }
 
-    /// Where it serves gRPC, as the client wants it.
+    /// The URL of the gRPC server.
     pub fn grpc_endpoint(&self) -> String {
-        format!("http://{}", self.grpc.expect("a test over gRPC starts the agent with gRPC"))
+        format!("http://{}", self.grpc.expect("the agent was started without gRPC"))
     }
 
     fn wait_until_served(&mut self) {
         let started = Instant::now();
         while UnixStream::connect(self.socket()).is_err() || self.grpc.is_some_and(|address| TcpStream::connect(address).is_err()) {
-            let ended = self.child.try_wait().expect("a child can be asked");
+            let ended = self.child.try_wait().expect("cannot query the agent's process");
             assert!(
                 ended.is_none() && started.elapsed() < START_TIMEOUT,
-                "the agent does not serve ({ended:?}); it wrote:\n{}",
+                "the agent does not serve (exit status {ended:?}); its log:\n{}",
                 fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
             );
             thread::sleep(Duration::from_millis(5));
@@ -85,9 +85,9 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("the agent wrote:\n{}", fs::read_to_string(self.dir.path().join("log")).unwrap_or_default());
+            eprintln!("the agent's log:\n{}", fs::read_to_string(self.dir.path().join("log")).unwrap_or_default());
         }
-        // Nothing to be done when it has ended already.
+        // Both fail only if it has exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -109,7 +109,7 @@ fn path_from(variable: &str) -> PathBuf {
         .unwrap_or_else(|| panic!("`{variable}` is not set: run these tests with `cargo xtask test`"))
 }
 
-/// The system gives a port that was just given back last, so it stays free for the agent.
+/// The system reuses a port that was just released last, so the port stays free for the agent.
 fn free_address() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr()).expect("a free port")
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr()).expect("no free port")
 }

@@ -1,4 +1,4 @@
-//! Events as the proxy makes them.
+//! Events as the proxy sends them.
 
 use std::collections::HashMap;
 
@@ -29,8 +29,8 @@ pub fn request(id: &str, uri: &str, headers: &[(&str, &str)]) -> RequestHeadersE
     }
 }
 
-/// The whole body of a request in one chunk, as the proxy streams it: with a size, the agent would
-/// take it for buffered.
+/// The whole body of a request in one chunk, as the proxy streams it. It carries no total size,
+/// because the agent would treat such a body as buffered.
 pub fn request_body(id: &str, body: &[u8]) -> BinaryRequestBodyChunkEvent {
     BinaryRequestBodyChunkEvent::new(id, body.to_vec(), 0, true)
 }

@@ -1,23 +1,23 @@
-//! Modules that answer as a test needs, made from text.
+//! Modules with configurable answers, generated as text.
 
-/// What a module's hook does.
+/// The behaviour of one of a module's hooks.
 pub struct Hook {
     /// The export, such as `on_request_body`.
     pub name: &'static str,
-    /// Looked for in the input, byte for byte.
+    /// Searched for in the input, byte by byte. An empty needle is always found.
     pub needle: &'static str,
-    /// Done when the needle is there; an empty needle is always there.
+    /// The answer if the needle is found.
     pub found: Answer,
-    /// Done otherwise.
+    /// The answer otherwise.
     pub otherwise: Answer,
 }
 
-/// What a hook comes to.
+/// The result of a hook.
 #[derive(Clone, Copy)]
 pub enum Answer {
     /// Returns this JSON.
     Json(&'static str),
-    /// Returns 0: no opinion.
+    /// Returns 0, no opinion.
     Nothing,
     /// Traps.
     Trap,
@@ -31,16 +31,17 @@ impl Hook {
         Self { name, needle: "", found: Answer::Json(json), otherwise: Answer::Nothing }
     }
 
-    /// A hook that does `found` when its input holds `needle`, and has no opinion otherwise.
+    /// A hook that gives the answer `found` if its input contains `needle`, and else no opinion.
     pub fn when(name: &'static str, needle: &'static str, found: Answer) -> Self {
         Self { name, needle, found, otherwise: Answer::Nothing }
     }
 }
 
-/// Constants lie below this address, inputs above.
+/// Constants are below this address, and the input above.
 const INPUT: usize = 1 << 16;
 
-/// A module with these hooks. Each input is written at the same place, so calls leave nothing behind.
+/// A module with these hooks. Every input is written to the same place, so calls do not use up
+/// memory.
 pub fn module(hooks: &[Hook]) -> Vec<u8> {
     let mut data = Data { next: 16, text: String::new() };
     let mut functions = String::new();
@@ -58,7 +59,7 @@ pub fn module(hooks: &[Hook]) -> Vec<u8> {
             hook.needle.len(),
         ));
     }
-    assert!(data.next < INPUT, "the answers fit below the input");
+    assert!(data.next < INPUT, "the answers are too large");
     let text = format!(
         r#"(module
             (memory (export "memory") 64)
@@ -85,7 +86,7 @@ pub fn module(hooks: &[Hook]) -> Vec<u8> {
             {})"#,
         data.text
     );
-    wat::parse_str(text).expect("the module's text is right")
+    wat::parse_str(text).expect("the module's text is invalid")
 }
 
 struct Data {

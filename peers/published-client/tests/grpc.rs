@@ -1,4 +1,4 @@
-//! What only gRPC carries, with the published messages.
+//! What is specific to gRPC, with the published messages.
 
 use std::time::Duration;
 
@@ -13,7 +13,8 @@ use zentinel_agent_protocol::grpc_v2::{
 };
 use zentinel_agent_protocol::v2::AgentClientV2;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Far beyond the agent's own deadline, so only a missing message times out.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 struct Stream {
     send: mpsc::Sender<ProxyToAgent>,
@@ -21,11 +22,11 @@ struct Stream {
 }
 
 impl Stream {
-    /// Shakes hands as a proxy of the given version.
+    /// Opens a stream and performs the handshake as a proxy of the given version.
     async fn open(agent: &Agent, proxy_version: &str) -> Self {
         let mut client = AgentServiceV2Client::connect(agent.grpc_endpoint()).await.unwrap();
         let (send, events) = mpsc::channel(8);
-        // The client waits for the response stream before it says anything.
+        // The client waits for the response stream before it sends anything.
         let receive = client.process_stream(ReceiverStream::new(events)).await.unwrap().into_inner();
         let mut stream = Self { send, receive };
         stream
@@ -47,11 +48,11 @@ impl Stream {
         self.send.send(ProxyToAgent { message: Some(message) }).await.unwrap();
     }
 
-    /// The next message; reports, which come when they come, are passed over.
+    /// The next message that is not a report, because reports arrive at any time.
     async fn next(&mut self) -> agent_to_proxy::Message {
         loop {
-            let message = tokio::time::timeout(PATIENCE, self.receive.message()).await.expect("a message in time");
-            match message.unwrap().expect("the stream goes on").message.expect("a message that says something") {
+            let message = tokio::time::timeout(TIMEOUT, self.receive.message()).await.expect("no message in time");
+            match message.unwrap().expect("the stream has ended").message.expect("the message is empty") {
                 agent_to_proxy::Message::Health(_) | agent_to_proxy::Message::Metrics(_) => {}
                 other => return other,
             }
@@ -74,14 +75,14 @@ fn headers_event(id: &str, user_agent: &str) -> RequestHeadersEvent {
 }
 
 #[tokio::test]
-async fn a_challenge_reaches_a_proxy_that_knows_challenges() {
+async fn sends_a_challenge_to_a_proxy_that_supports_it() {
     let agent = Agent::start(Transport::Grpc, &bot_module(), &[]);
     let mut stream = Stream::open(&agent, "0.6.54").await;
 
     stream.send(proxy_to_agent::Message::RequestHeaders(headers_event("a", "curl/8.5.0"))).await;
 
     let agent_to_proxy::Message::Response(response) = stream.next().await else {
-        panic!("an answer was to come");
+        panic!("expected an answer");
     };
     assert_eq!(response.correlation_id, "a");
     let Some(Decision::Challenge(challenge)) = &response.decision else {
@@ -92,22 +93,22 @@ async fn a_challenge_reaches_a_proxy_that_knows_challenges() {
 }
 
 #[tokio::test]
-async fn a_ping_is_answered_with_its_number_and_time() {
+async fn answers_a_ping_with_its_sequence_and_timestamp() {
     let agent = Agent::start(Transport::Grpc, &security_module(), &[]);
     let mut stream = Stream::open(&agent, "0.6.54").await;
 
     stream.send(proxy_to_agent::Message::Ping(Ping { sequence: 7, timestamp_ms: 123 })).await;
 
     let agent_to_proxy::Message::Pong(pong) = stream.next().await else {
-        panic!("a pong was to come");
+        panic!("expected a pong");
     };
     assert_eq!((pong.sequence, pong.ping_timestamp_ms), (7, 123));
 }
 
 #[tokio::test]
-async fn a_right_configuration_leaves_the_stream_open() {
+async fn keeps_the_stream_open_after_a_valid_configuration() {
     let agent = Agent::start(Transport::Grpc, &security_module(), &[]);
-    let client = AgentClientV2::new("wasm", agent.grpc_endpoint(), PATIENCE).await.unwrap();
+    let client = AgentClientV2::new("wasm", agent.grpc_endpoint(), TIMEOUT).await.unwrap();
     client.connect().await.unwrap();
 
     client.send_configure(serde_json::json!({ "fail-open": true }), None).await.unwrap();
@@ -117,7 +118,7 @@ async fn a_right_configuration_leaves_the_stream_open() {
 }
 
 #[tokio::test]
-async fn a_wrong_configuration_ends_the_stream_and_the_agent_serves_on() {
+async fn ends_only_the_stream_of_an_invalid_configuration() {
     let agent = Agent::start(Transport::Grpc, &security_module(), &[]);
     let mut stream = Stream::open(&agent, "0.6.54").await;
 
@@ -129,11 +130,11 @@ async fn a_wrong_configuration_ends_the_stream_and_the_agent_serves_on() {
             timestamp_ms: 0,
         }))
         .await;
-    // The proxy sends it to hear that the configuration was applied.
+    // The proxy sends a ping to learn whether the configuration was applied.
     let _ = stream.send.send(ProxyToAgent { message: Some(proxy_to_agent::Message::Ping(Ping { sequence: 1, timestamp_ms: 0 })) }).await;
 
     loop {
-        match tokio::time::timeout(PATIENCE, stream.receive.message()).await.expect("an end in time") {
+        match tokio::time::timeout(TIMEOUT, stream.receive.message()).await.expect("the stream did not end in time") {
             Ok(None) | Err(_) => break,
             Ok(Some(AgentToProxy { message: Some(agent_to_proxy::Message::Pong(_)) })) => {
                 panic!("a rejected configuration must not be acknowledged");

@@ -1,4 +1,4 @@
-//! What only the Unix socket carries.
+//! What is specific to the Unix socket.
 
 use std::time::Duration;
 
@@ -13,16 +13,16 @@ use zentinel_agent_protocol::{
     AgentResponse, Decision, GuardrailInspectEvent, GuardrailInspectionType, RequestCompleteEvent, WebSocketDecision, WebSocketFrameEvent,
 };
 
-/// Reports come every ten seconds; nothing else takes as long.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Reports arrive every 10 s, and nothing else takes as long.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 async fn connect(agent: &Agent) -> AgentClientV2Uds {
-    let client = AgentClientV2Uds::new("wasm", agent.socket(), PATIENCE).await.unwrap();
+    let client = AgentClientV2Uds::new("wasm", agent.socket(), TIMEOUT).await.unwrap();
     client.connect().await.unwrap();
     client
 }
 
-/// A connection as a proxy of the given version makes it, with the published messages.
+/// Connects as a proxy of the given version, with the published messages.
 async fn connect_as(agent: &Agent, proxy_version: &str, encodings: Vec<UdsEncoding>) -> (UnixStream, UdsHandshakeResponse) {
     let mut stream = UnixStream::connect(agent.socket()).await.unwrap();
     let request = UdsHandshakeRequest {
@@ -38,7 +38,7 @@ async fn connect_as(agent: &Agent, proxy_version: &str, encodings: Vec<UdsEncodi
     (stream, serde_json::from_slice(&payload).unwrap())
 }
 
-/// The next message of one kind; reports, which come when they come, are passed over.
+/// The next message of the wanted type. Reports are skipped, because they arrive at any time.
 async fn next(stream: &mut UnixStream, wanted: MessageType) -> Vec<u8> {
     let read = async {
         loop {
@@ -49,11 +49,11 @@ async fn next(stream: &mut UnixStream, wanted: MessageType) -> Vec<u8> {
             assert!(matches!(kind, MessageType::HealthStatus | MessageType::MetricsReport), "{kind:?}");
         }
     };
-    tokio::time::timeout(PATIENCE, read).await.expect("a message in time")
+    tokio::time::timeout(TIMEOUT, read).await.expect("no message in time")
 }
 
 #[tokio::test]
-async fn the_client_gets_the_encoding_it_prefers() {
+async fn agrees_on_the_client_s_preferred_encoding() {
     let agent = Agent::start(Transport::Socket, &security_module(), &[]);
 
     let encoding = connect(&agent).await.encoding().await;
@@ -63,7 +63,7 @@ async fn the_client_gets_the_encoding_it_prefers() {
 }
 
 #[tokio::test]
-async fn a_client_that_names_no_encoding_gets_json() {
+async fn falls_back_to_json_without_a_list_of_encodings() {
     let agent = Agent::start(Transport::Socket, &security_module(), &[]);
 
     let (_stream, response) = connect_as(&agent, "0.6.54", Vec::new()).await;
@@ -73,7 +73,7 @@ async fn a_client_that_names_no_encoding_gets_json() {
 }
 
 #[tokio::test]
-async fn a_challenge_reaches_a_proxy_that_knows_challenges() {
+async fn sends_a_challenge_to_a_proxy_that_supports_it() {
     let agent = Agent::start(Transport::Socket, &bot_module(), &[]);
     let (mut stream, _) = connect_as(&agent, "0.6.54", vec![UdsEncoding::Json]).await;
 
@@ -90,7 +90,7 @@ async fn a_challenge_reaches_a_proxy_that_knows_challenges() {
 }
 
 #[tokio::test]
-async fn a_ping_comes_back_as_it_was_sent() {
+async fn echoes_the_payload_of_a_ping() {
     let agent = Agent::start(Transport::Socket, &security_module(), &[]);
     let (mut stream, _) = connect_as(&agent, "0.6.54", vec![UdsEncoding::Json]).await;
 
@@ -100,21 +100,21 @@ async fn a_ping_comes_back_as_it_was_sent() {
 }
 
 #[tokio::test]
-async fn health_and_metrics_are_reported_unasked() {
+async fn reports_health_and_metrics() {
     let agent = Agent::start(Transport::Socket, &security_module(), &[]);
     let (mut stream, _) = connect_as(&agent, "0.6.54", vec![UdsEncoding::Json]).await;
 
     let health: serde_json::Value = serde_json::from_slice(&next(&mut stream, MessageType::HealthStatus).await).unwrap();
     let metrics: MetricsReport = serde_json::from_slice(&next(&mut stream, MessageType::MetricsReport).await).unwrap();
 
-    // The client reads the state as a number, of which 1 is healthy.
+    // The client reads the state as a number; 1 is healthy.
     assert_eq!((&health["agent_id"], &health["state"]), (&json!("zentinel-wasm-agent"), &json!(1)));
     assert_eq!(metrics.agent_id, "zentinel-wasm-agent");
     assert!(metrics.counters.iter().any(|counter| counter.name == "wasm_agent_requests_total"), "{metrics:?}");
 }
 
 #[tokio::test]
-async fn a_right_configuration_is_accepted_and_a_wrong_one_rejected_with_the_reason() {
+async fn rejects_an_invalid_configuration_with_the_reason() {
     let agent = Agent::start(Transport::Socket, &security_module(), &[]);
     let client = connect(&agent).await;
 
@@ -131,7 +131,7 @@ async fn a_right_configuration_is_accepted_and_a_wrong_one_rejected_with_the_rea
 }
 
 #[tokio::test]
-async fn a_request_body_mutation_is_sent_as_text_and_a_response_body_mutation_as_base64() {
+async fn encodes_request_body_mutations_as_text_and_those_of_responses_as_base64() {
     let hooks = [
         Hook::always("on_request_body", r#"{"request_body_mutation":{"action":"replace","data":"new"}}"#),
         Hook::always("on_response_body", r#"{"response_body_mutation":{"action":"replace","data":"new"}}"#),
@@ -142,19 +142,19 @@ async fn a_request_body_mutation_is_sent_as_text_and_a_response_body_mutation_as
     let request = client.send_request_body_chunk_binary(&request_body("a", b"old")).await.unwrap();
     let response = client.send_response_body_chunk_binary(&response_body("a", b"old")).await.unwrap();
 
-    let request = request.request_body_mutation.expect("a mutation");
+    let request = request.request_body_mutation.expect("the answer has no mutation");
     assert_eq!((request.data.as_deref(), request.chunk_index), (Some("new"), 0));
-    let response = response.response_body_mutation.expect("a mutation");
+    let response = response.response_body_mutation.expect("the answer has no mutation");
     assert_eq!((response.data.as_deref(), response.chunk_index), (Some("bmV3"), 0));
 }
 
 #[tokio::test]
-async fn a_body_chunk_in_base64_is_read_like_one_in_bytes() {
+async fn accepts_body_chunks_as_base64_and_as_bytes() {
     let block = published_client::module::Answer::Json(r#"{"decision":"block","status":422}"#);
     let agent = Agent::with_module(Transport::Socket, &module(&[Hook::when("on_request_body", "needle", block)]), &[]);
     let client = connect(&agent).await;
 
-    // With MessagePack, this variant sends the data as a base64 string, the other as bytes.
+    // With MessagePack, the first call sends the data as a base64 string and the second as bytes.
     let text = client.send_request_body_chunk("a", &request_body("a", b"a needle").into()).await.unwrap();
     let binary = client.send_request_body_chunk_binary(&request_body("b", b"a needle")).await.unwrap();
 
@@ -163,7 +163,7 @@ async fn a_body_chunk_in_base64_is_read_like_one_in_bytes() {
 }
 
 #[tokio::test]
-async fn a_large_body_arrives_whole() {
+async fn accepts_a_body_of_900_kb() {
     let block = published_client::module::Answer::Json(r#"{"decision":"block","status":422}"#);
     let agent =
         Agent::with_module(Transport::Socket, &module(&[Hook::when("on_request_body", "the end", block)]), &["--timeout-ms", "5000"]);
@@ -177,7 +177,7 @@ async fn a_large_body_arrives_whole() {
 }
 
 #[tokio::test]
-async fn a_websocket_frame_is_answered_with_a_frame_decision() {
+async fn answers_a_websocket_frame_with_a_frame_decision() {
     let agent = Agent::start(Transport::Socket, &security_module(), &[]);
     let client = connect(&agent).await;
     let event = WebSocketFrameEvent {
@@ -197,7 +197,7 @@ async fn a_websocket_frame_is_answered_with_a_frame_decision() {
 }
 
 #[tokio::test]
-async fn a_guardrail_event_is_answered() {
+async fn answers_a_guardrail_event() {
     let agent = Agent::start(Transport::Socket, &security_module(), &[]);
     let client = connect(&agent).await;
     let event = GuardrailInspectEvent {
@@ -216,7 +216,7 @@ async fn a_guardrail_event_is_answered() {
 }
 
 #[tokio::test]
-async fn a_completed_request_is_answered() {
+async fn answers_a_completed_request() {
     let agent = Agent::start(Transport::Socket, &security_module(), &[]);
     let client = connect(&agent).await;
     let event = RequestCompleteEvent {
