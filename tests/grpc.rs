@@ -361,7 +361,7 @@ async fn lost_routing_metadata_is_said_once() {
         assert!(is_allow(&answer));
         assert_eq!(answer.audit.unwrap().tags, ["kept"]);
     }
-    let is_said = |line: &str| line.contains("`routing_metadata` is lost");
+    let is_said = |line: &str| line.contains("dropped the module's `routing_metadata`");
     agent.log.wait_for_line("what is lost", is_said);
     let log = agent.log.clone();
     agent.end();

@@ -11,7 +11,7 @@ pub(crate) type Config = Bounded<100_000>;
 pub(crate) const MAX_CONFIGURE: usize = 4 << 20;
 
 /// Why a larger one is not read.
-pub(crate) const TOO_LARGE: &str = "it has more than 4 MiB";
+pub(crate) const TOO_LARGE: &str = "larger than 4 MiB";
 
 /// Reads a configuration. No text at all stands for none.
 pub(crate) fn parse(json: &str) -> Result<Value, String> {
@@ -19,7 +19,7 @@ pub(crate) fn parse(json: &str) -> Result<Value, String> {
         return Ok(Value::Null);
     }
     if json.len() > MAX_CONFIGURE {
-        return Err("the configuration has more than 4 MiB".into());
+        return Err("the configuration is larger than 4 MiB".into());
     }
     run_blocking_if_large(json.len(), || serde_json::from_str(json))
         .map(|config: Config| config.0)

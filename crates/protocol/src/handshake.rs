@@ -26,7 +26,7 @@ pub(crate) fn check_versions(supported: &[u32]) -> Result<(), String> {
         return Ok(());
     }
     let named = &supported[..supported.len().min(MAX_NAMED)];
-    Err(format!("this agent speaks version {PROTOCOL_VERSION} of the protocol, the proxy only {named:?}"))
+    Err(format!("unsupported protocol version: the agent supports {PROTOCOL_VERSION}, the proxy {named:?}"))
 }
 
 /// The number of a hook's event on the Unix socket.

@@ -63,4 +63,4 @@ pub(crate) const MAX_UNSENT: usize = 1 << 20;
 pub(crate) const MAX_ID: usize = 64 << 10;
 
 /// Why an event with a longer one is not answered.
-pub(crate) const TOO_LONG_ID: &str = "its correlation id has more than 64 KiB";
+pub(crate) const TOO_LONG_ID: &str = "correlation id longer than 64 KiB";

@@ -30,7 +30,7 @@ impl Proxy {
             log_limited!(
                 info,
                 proxy_version = version,
-                "this proxy does not know challenges: they are sent as blocks, and redirects fail with a 500"
+                "the proxy does not support challenges: sending blocks instead; its redirects fail with a 500; use 0.6.51 or later"
             );
         }
         proxy

@@ -66,7 +66,7 @@ pub(super) fn open<H: Handler>(
                 Some(Message::Shutdown(_) | Message::Drain(_)) => {
                     // For this client alone: another proxy's traffic, and this one's after a restart, are not its to stop.
                     if !drained.send_replace(true) {
-                        log_limited!(info, "a proxy has asked the agent to drain: health says so on its connection until that ends");
+                        log_limited!(info, "a proxy asked the agent to drain: its connection reports `draining` until it ends");
                     }
                 }
                 Some(Message::Configure(configure)) => {
@@ -83,7 +83,7 @@ pub(super) fn open<H: Handler>(
                     let answer = proto::ProxyControl { message: Some(Message::ConfigResponse(response)) };
                     return Some((Ok(answer), (handler, stage, drained, inbound)));
                 }
-                _ => debug!("a message on the control stream asks for nothing"),
+                _ => debug!("ignored a message on the control stream"),
             }
         }
         None

@@ -72,7 +72,7 @@ impl Encode for GrpcEncoder {
         // The id is the client's, and every answer has to carry it.
         let size = response.encoded_len() - self.correlation_id.len();
         if size > MAX_ANSWER {
-            let detail = format!("the answer has {size} bytes, more than the {MAX_ANSWER} that the proxy takes over gRPC");
+            let detail = format!("the answer takes {size} bytes, more than the {MAX_ANSWER} that the proxy accepts over gRPC");
             return Err(Failure::new(FailureKind::OutputLimit, detail));
         }
         Ok(proto::AgentToProxy { message: Some(Message::Response(response)) })
@@ -92,7 +92,7 @@ impl GrpcEncoder {
                 warn,
                 correlation_id = &*self.correlation_id,
                 hook = self.phase.hook.export(),
-                "the module's `routing_metadata` is lost: gRPC has no field for it; use the Unix socket (said once a stream)"
+                "dropped the module's `routing_metadata`: gRPC has no field for it; use the Unix socket (logged once per stream)"
             );
         }
     }

@@ -32,11 +32,11 @@ pub(super) fn read(bytes: Bytes) -> Result<Message, Unreadable> {
     // Counted before they are read: each header takes many times the bytes that it may have on the wire.
     let fields = Fields(&bytes).map(|(_, value)| 1 + value.bytes().map_or(0, |inner| Fields(inner).take(MAX_FIELDS).count()));
     if fields.take(MAX_FIELDS).sum::<usize>() > MAX_FIELDS {
-        return Err(Unreadable::new(&bytes, format!("it has more than {MAX_ENTRIES} headers")));
+        return Err(Unreadable::new(&bytes, format!("more than {MAX_ENTRIES} headers")));
     }
     let reason = match proto::ProxyToAgent::decode(bytes.clone()) {
         Ok(proto::ProxyToAgent { message: Some(message) }) => return Ok(message),
-        Ok(proto::ProxyToAgent { message: None }) => "its kind is not known".to_owned(),
+        Ok(proto::ProxyToAgent { message: None }) => "unknown kind of message".to_owned(),
         Err(error) => error.to_string(),
     };
     Err(Unreadable::new(&bytes, reason))
@@ -62,7 +62,7 @@ impl Unreadable {
 
 /// The failure of an event that cannot be read.
 pub(super) fn invalid(hook: Hook, reason: &str) -> Failure {
-    Failure::new(FailureKind::InvalidEvent, format!("the event for `{hook}` cannot be read: {reason}"))
+    Failure::new(FailureKind::InvalidEvent, format!("invalid event for `{hook}`: {reason}"))
 }
 
 /// The hook of an event's field, or that of a configuration.
@@ -84,7 +84,7 @@ pub(super) fn event(message: &Message) -> Option<Result<Event<'_>, Unreadable>> 
     Some(Ok(match message {
         Message::RequestHeaders(event) => match request_headers(event) {
             Some(event) => Event::RequestHeaders(event),
-            None => return unreadable(Hook::RequestHeaders, "", "it has no metadata"),
+            None => return unreadable(Hook::RequestHeaders, "", "no metadata"),
         },
         Message::RequestBodyChunk(chunk) => Event::RequestBody(body_chunk(chunk)),
         Message::ResponseHeaders(event) => match u16::try_from(event.status_code) {
@@ -93,7 +93,7 @@ pub(super) fn event(message: &Message) -> Option<Result<Event<'_>, Unreadable>> 
                 status,
                 headers: grouped(&event.headers),
             }),
-            Err(_) => return unreadable(Hook::ResponseHeaders, &event.correlation_id, "its status is none"),
+            Err(_) => return unreadable(Hook::ResponseHeaders, &event.correlation_id, "status code out of range"),
         },
         Message::ResponseBodyChunk(chunk) => Event::ResponseBody(body_chunk(chunk)),
         Message::WebsocketFrame(frame) => match opcode(frame.frame_type) {
@@ -107,7 +107,7 @@ pub(super) fn event(message: &Message) -> Option<Result<Event<'_>, Unreadable>> 
                 route_id: None,
                 client_ip: Text::default(),
             }),
-            None => return unreadable(Hook::WebsocketFrame, &frame.correlation_id, "its frame type is not known"),
+            None => return unreadable(Hook::WebsocketFrame, &frame.correlation_id, "unknown frame type"),
         },
         Message::Guardrail(event) => Event::GuardrailInspect(guardrail(event)),
         Message::RequestComplete(event) => Event::RequestComplete(RequestComplete {

@@ -38,7 +38,7 @@ fn response(status: ServingStatus) -> HealthCheckResponse {
 pub(super) fn check<H: Handler>(handler: &H, drained: bool, bytes: Bytes) -> Result<HealthCheckResponse, Status> {
     let request = read(bytes)?;
     let status = status(&request.service, &handler.reports().borrow(), drained);
-    status.map(response).ok_or_else(|| Status::not_found("there is no such service here"))
+    status.map(response).ok_or_else(|| Status::not_found("unknown service"))
 }
 
 /// Tells how a service is whenever that changes, until the agent drains.

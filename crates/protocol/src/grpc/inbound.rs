@@ -77,8 +77,8 @@ where
         }
         ready!(this.poll_stalled(context));
         Poll::Ready(Some(Err(Status::deadline_exceeded(format!(
-            "{} was not whole within {:?}",
-            if this.is_one { "a call" } else { "a message" },
+            "{} not completed within {:?}",
+            if this.is_one { "call" } else { "message" },
             this.limit
         )))))
     }

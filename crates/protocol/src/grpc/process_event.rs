@@ -23,7 +23,7 @@ pub(super) async fn answer<H: Handler>(handler: Arc<H>, bytes: Bytes) -> Result<
         let Unreadable { hook, correlation_id, reason } = unreadable;
         let id = correlation_id
             .filter(|id| id.len() <= MAX_ID && hook != Hook::Configure)
-            .ok_or_else(|| refusal(Code::InvalidArgument, &format!("the message cannot be read: {reason}")))?;
+            .ok_or_else(|| refusal(Code::InvalidArgument, &format!("invalid message: {reason}")))?;
         Ok(handler.reject(hook, invalid(hook, &reason), encoder(Phase { hook, chunk_index: 0 }, &id)))
     };
     let len = bytes.len();
@@ -41,7 +41,7 @@ pub(super) async fn answer<H: Handler>(handler: Arc<H>, bytes: Bytes) -> Result<
             let said = match message {
                 Message::Handshake(request) => message::handshake(handler.capabilities(), agree(&request, &handler).await.err()),
                 Message::Ping(ping) => message::pong(ping),
-                _ => return Err(Status::unimplemented("this needs a stream: only events, handshakes and pings may come alone")),
+                _ => return Err(Status::unimplemented("only events, handshakes and pings are accepted without a stream")),
             };
             return Ok(proto::AgentToProxy { message: Some(said) });
         }

@@ -88,10 +88,10 @@ impl<H: Handler> Driver<H> {
             },
             Ok(Ok(None)) => Ok(()),
             Ok(Err(status)) => Err(status),
-            Err(_) => Err(Status::deadline_exceeded(format!("no handshake came within {limit:?}"))),
+            Err(_) => Err(Status::deadline_exceeded(format!("no handshake within {limit:?}"))),
         };
         if let Err(status) = &refused {
-            log_limited!(warn, "a stream is refused: {}", status.message());
+            log_limited!(warn, "rejected a stream: {}", status.message());
         }
         self.shared.lock().finish(refused);
     }
@@ -215,7 +215,7 @@ impl<H: Handler> Driver<H> {
                 }
                 Some(Err(status)) => {
                     if status.code() != Code::Cancelled {
-                        log_limited!(warn, "a stream has failed: {}", status.message());
+                        log_limited!(warn, "a stream failed: {}", status.message());
                     }
                     self.ending = Some(Err(status));
                 }
@@ -271,7 +271,7 @@ impl<H: Handler> Driver<H> {
                 Ok(config) => self.applying = Some(Box::pin(self.handler.configure(config))),
                 Err(reason) => self.unconfigurable(&reason),
             },
-            _ => self.ending = Some(Err(Status::failed_precondition("there was a second handshake"))),
+            _ => self.ending = Some(Err(Status::failed_precondition("second handshake on one stream"))),
         }
     }
 
@@ -290,13 +290,16 @@ impl<H: Handler> Driver<H> {
 
     /// Ends the stream, for who sends a configuration takes it for applied as long as the stream lives.
     fn unconfigurable(&mut self, reason: &str) {
-        log_limited!(warn, "a configuration cannot be read: {reason}");
+        log_limited!(warn, "cannot read a configuration: {reason}");
         self.ending = Some(Err(refusal(Code::FailedPrecondition, reason)));
     }
 
     fn unanswerable(&mut self, reason: &str) {
         if !std::mem::replace(&mut self.warned, true) {
-            log_limited!(warn, "a message cannot be answered, for it has no usable correlation id (said once a stream): {reason}");
+            log_limited!(
+                warn,
+                "cannot answer a message without a usable correlation id (further ones on this stream are not logged): {reason}"
+            );
         }
     }
 

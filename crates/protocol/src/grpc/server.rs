@@ -38,8 +38,8 @@ pub enum GrpcError {
     #[error("HTTP/2 failed: {0}")]
     Http(String),
     /// The client was too slow.
-    #[error("the client {0} for {1:?}")]
-    Stalled(&'static str, Duration),
+    #[error("{0} within {1:?}")]
+    Timeout(&'static str, Duration),
 }
 
 /// Serves one connection until its client closes it, or the agent has come to its end.
@@ -122,13 +122,13 @@ where
             }
             () = &mut first_call, if awaits_call => {
                 if !called.load(Relaxed) {
-                    return Err(GrpcError::Stalled("made no call", timeouts.handshake));
+                    return Err(GrpcError::Timeout("no call", timeouts.handshake));
                 }
                 awaits_call = false;
             }
             _ = stall_check.tick() => {
                 if unwritten.since().is_some_and(|since| since.elapsed() >= timeouts.stall) {
-                    return Err(GrpcError::Stalled("took no answer", timeouts.stall));
+                    return Err(GrpcError::Timeout("answers not read", timeouts.stall));
                 }
             }
         }

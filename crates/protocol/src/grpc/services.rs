@@ -51,7 +51,7 @@ impl<H: Handler> Services<H> {
             Some((health::HEALTH, "Watch")) => {
                 grpc().server_streaming(HealthWatch(self), request.map(|body| InboundBody::of_one(body, stall))).await
             }
-            _ => Status::unimplemented("there is no such method here").into_http(),
+            _ => Status::unimplemented("unknown method").into_http(),
         }
     }
 }

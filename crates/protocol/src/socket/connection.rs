@@ -213,10 +213,10 @@ impl<H: Handler> Connection<H> {
                 () = &mut timer, if deadline.is_some() => {
                     let now = Instant::now();
                     if self.inbox.stalled_at(wants_read, stall).is_some_and(|at| at <= now) {
-                        return Err(SocketError::Stalled("did not finish a frame", stall));
+                        return Err(SocketError::Timeout("frame not completed", stall));
                     }
                     if self.outbox.stalled_at(stall).is_some_and(|at| at <= now) {
-                        return Err(SocketError::Stalled("took no answer", stall));
+                        return Err(SocketError::Timeout("answers not read", stall));
                     }
                 }
             }
@@ -299,10 +299,10 @@ impl<H: Handler> Connection<H> {
             }
             kind::PING => self.outbox.control(kind::PONG, frame.payload),
             kind::PONG => {}
-            kind::HANDSHAKE_REQUEST => return Err(SocketError::Handshake("there was a second one".into())),
+            kind::HANDSHAKE_REQUEST => return Err(SocketError::Handshake("second request on one connection".into())),
             kind => {
                 if !std::mem::replace(&mut self.warned.of_type, true) {
-                    log_limited!(warn, "frames of type {kind:#04x} are not known and passed over");
+                    log_limited!(warn, "ignored a frame of unknown type {kind:#04x}; further ones on this connection are not logged");
                 }
             }
         }
@@ -323,10 +323,10 @@ impl<H: Handler> Connection<H> {
             }
             Err(error) => {
                 let Some(id) = decode::correlation_id(self.encoding, kind, payload).filter(|id| id.len() <= MAX_ID) else {
-                    self.unanswerable(kind, format_args!("it has no usable correlation id: {error}"));
+                    self.unanswerable(kind, format_args!("no usable correlation id: {error}"));
                     return;
                 };
-                let failure = Failure::new(FailureKind::InvalidEvent, format!("the event of type {kind:#04x} cannot be read: {error}"));
+                let failure = Failure::new(FailureKind::InvalidEvent, format!("invalid event of type {kind:#04x}: {error}"));
                 let hook = hook_of(kind);
                 let encoder = self.encoder(Arc::from(&*id), Phase { hook, chunk_index: 0 });
                 let answer = self.handler.reject(hook, failure, encoder);
@@ -338,10 +338,7 @@ impl<H: Handler> Connection<H> {
 
     fn unanswerable(&mut self, kind: u8, why: fmt::Arguments<'_>) {
         if !std::mem::replace(&mut self.warned.of_event, true) {
-            log_limited!(
-                warn,
-                "an event of type {kind:#04x} is not answered, and others like it on this connection are not told of: {why}"
-            );
+            log_limited!(warn, "cannot answer an event of type {kind:#04x} (further ones on this connection are not logged): {why}");
         }
     }
 
@@ -360,7 +357,7 @@ impl<H: Handler> Connection<H> {
             Ok(configure) => configure,
             Err(error) => {
                 if !std::mem::replace(&mut self.warned.of_configuration, true) {
-                    log_limited!(warn, "a configuration is not answered, and others like it on this connection are not told of: {error}");
+                    log_limited!(warn, "cannot answer a configuration (further ones on this connection are not logged): {error}");
                 }
                 return;
             }

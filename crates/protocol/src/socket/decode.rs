@@ -29,7 +29,7 @@ impl DecodeError {
 fn read<'a, T: Deserialize<'a>>(encoding: Encoding, payload: &'a [u8]) -> Result<T, DecodeError> {
     // serde would take a list for an event, field by field.
     if !is_object(encoding, payload) {
-        return Err(DecodeError("it is not an object".into()));
+        return Err(DecodeError("not an object".into()));
     }
     match encoding {
         Encoding::Json => serde_json::from_str(text(payload)?).map_err(DecodeError::new),
@@ -51,7 +51,7 @@ fn is_object(encoding: Encoding, payload: &[u8]) -> bool {
 
 /// Checks JSON's encoding as a whole, so that no string is checked again.
 fn text(payload: &[u8]) -> Result<&str, DecodeError> {
-    simdutf8::basic::from_utf8(payload).map_err(|_| DecodeError("it is not valid UTF-8".into()))
+    simdutf8::basic::from_utf8(payload).map_err(|_| DecodeError("not valid UTF-8".into()))
 }
 
 /// Reads an event by the fast way where there is one.
@@ -78,7 +78,7 @@ pub fn event(encoding: Encoding, kind: u8, payload: &[u8]) -> Result<Event<'_>, 
         kind::REQUEST_COMPLETE => Event::RequestComplete(read::<RequestComplete<'_>>(encoding, payload)?),
         kind::WEBSOCKET_FRAME => Event::WebsocketFrame(read::<WebsocketFrame<'_>>(encoding, payload)?),
         kind::GUARDRAIL_INSPECT => Event::GuardrailInspect(read::<GuardrailInspect<'_>>(encoding, payload)?),
-        _ => return Err(DecodeError(format!("frames of type {kind:#04x} are not known"))),
+        _ => return Err(DecodeError(format!("unknown frame type {kind:#04x}"))),
     })
 }
 

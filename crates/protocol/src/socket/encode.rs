@@ -67,7 +67,10 @@ impl Encode for SocketEncoder {
             };
         });
         if out.len() - 4 > MAX_FRAME {
-            return Err(Failure::new(FailureKind::OutputLimit, format!("the answer has {} bytes, more than a frame may have", out.len())));
+            return Err(Failure::new(
+                FailureKind::OutputLimit,
+                format!("the answer takes {} bytes, more than a frame may have", out.len()),
+            ));
         }
         Ok(out)
     }
@@ -102,7 +105,7 @@ fn request_mutation<'a>(mutation: &'a BodyMutation<'_>, phase: Phase) -> Result<
             Err(_) => {
                 return Err(Failure::new(
                     FailureKind::InvalidResult,
-                    "`request_body_mutation` holds bytes that are no text: the proxy takes only text for a request body",
+                    "`request_body_mutation` is not UTF-8: the proxy takes only text for a request body",
                 ));
             }
         },

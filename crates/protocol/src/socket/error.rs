@@ -12,15 +12,15 @@ pub enum SocketError {
     #[error("the socket failed: {0}")]
     Io(#[from] io::Error),
     /// The client sent what are no frames.
-    #[error("the client sent {0}")]
+    #[error("invalid frame: {0}")]
     Frame(#[from] FrameError),
     /// The first frame was not a handshake, or not one that can be agreed to.
-    #[error("the handshake failed: {0}")]
+    #[error("handshake failed: {0}")]
     Handshake(String),
     /// The client was too slow.
-    #[error("the client {0} for {1:?}")]
-    Stalled(&'static str, Duration),
+    #[error("{0} within {1:?}")]
+    Timeout(&'static str, Duration),
     /// A part of an answer was out when a newer event of the same id arrived.
-    #[error("an answer was superseded while it was being sent")]
+    #[error("an answer that was partly sent is superseded by a newer event")]
     Superseded,
 }

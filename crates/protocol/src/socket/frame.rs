@@ -44,10 +44,10 @@ pub struct Frame<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// A frame without a type.
-    #[error("a frame of length 0")]
+    #[error("length 0")]
     Empty,
     /// A frame above the protocol's limit.
-    #[error("a frame of {0} bytes, more than the protocol's limit of {MAX_FRAME}")]
+    #[error("{0} bytes, more than the protocol's limit of {MAX_FRAME}")]
     TooLarge(usize),
 }
 

@@ -68,12 +68,12 @@ pub(super) async fn shake_hands<H: Handler>(
     handler: &Arc<H>,
     limit: Duration,
 ) -> Result<Option<(Encoding, Proxy)>, SocketError> {
-    let stalled = |what| move |_| SocketError::Stalled(what, limit);
-    let request = tokio::time::timeout(limit, read_handshake(stream, inbox)).await.map_err(stalled("said no handshake"))??;
+    let timed_out = |what| move |_| SocketError::Timeout(what, limit);
+    let request = tokio::time::timeout(limit, read_handshake(stream, inbox)).await.map_err(timed_out("no handshake"))??;
     let Some(request) = request else { return Ok(None) };
     let (response, agreed) = answer_handshake(&request, handler).await;
     drop(request);
-    tokio::time::timeout(limit, write_handshake(stream, &response)).await.map_err(stalled("took no answer to its handshake"))??;
+    tokio::time::timeout(limit, write_handshake(stream, &response)).await.map_err(timed_out("handshake response not read"))??;
     agreed.map(Some).map_err(SocketError::Handshake)
 }
 
@@ -82,7 +82,7 @@ async fn read_handshake(stream: &UnixStream, inbox: &mut Inbox) -> Result<Option
     loop {
         if let Some((frame, len)) = frame::next(inbox.bytes())? {
             if frame.kind != kind::HANDSHAKE_REQUEST {
-                return Err(SocketError::Handshake(format!("the first frame has type {:#04x}", frame.kind)));
+                return Err(SocketError::Handshake(format!("expected a handshake request, got a frame of type {:#04x}", frame.kind)));
             }
             let payload = frame.payload.to_vec();
             inbox.consume(len);
@@ -93,7 +93,7 @@ async fn read_handshake(stream: &UnixStream, inbox: &mut Inbox) -> Result<Option
             ReadOutcome::Some => {}
             ReadOutcome::Nothing => {}
             ReadOutcome::End if inbox.bytes().is_empty() => return Ok(None),
-            ReadOutcome::End => return Err(SocketError::Handshake("the connection ended within it".into())),
+            ReadOutcome::End => return Err(SocketError::Handshake("connection closed within the request".into())),
         }
     }
 }
@@ -107,7 +107,7 @@ async fn answer_handshake<H: Handler>(payload: &[u8], handler: &Arc<H>) -> (Vec<
     };
     let agreed = match request {
         Ok(request) => agree(&request, handler).await.map(|()| (request.encoding(), Proxy::greet(&request.proxy_version))),
-        Err(error) => Err(format!("the request cannot be read: {error}")),
+        Err(error) => Err(format!("invalid request: {error}")),
     };
     let encoding = agreed.as_ref().map_or(Encoding::Json, |(encoding, _)| *encoding);
     let response = HandshakeResponse::new(handler.capabilities(), encoding, agreed.as_ref().err().cloned());
@@ -172,7 +172,7 @@ mod tests {
             let (mut client, server) = UnixStream::pair().unwrap();
             client.write_all(&hello[..sent]).await.unwrap();
             let ended = shake_hands(&server, &mut Inbox::default(), &AllowAll::new(Duration::ZERO), Duration::from_millis(10)).await;
-            assert!(matches!(ended, Err(SocketError::Stalled("said no handshake", _))), "{ended:?}");
+            assert!(matches!(ended, Err(SocketError::Timeout("no handshake", _))), "{ended:?}");
         }
     }
 }
