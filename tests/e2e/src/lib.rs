@@ -10,16 +10,16 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
-mod ask;
 pub mod http;
 pub mod kdl;
+mod request;
 mod stack;
 pub mod upstream;
 pub mod wait;
 pub mod websocket;
 
-pub use ask::Ask;
 pub use kdl::Transport;
+pub use request::Ask;
 pub use stack::{Agent, Paths, Proxy, Stack, free_port};
 
 /// Makes two tests of one function that takes a [`Transport`].
