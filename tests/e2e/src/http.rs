@@ -1,14 +1,14 @@
-//! As much HTTP/1.1 as the tests need, on both sides: messages are read byte for byte, and a body
-//! that was cut off is told from one that was not.
+//! A subset of HTTP/1.1 for the tests, for both sides. It reads messages byte by byte, and tells a
+//! truncated body from a complete one.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-/// A peer that is silent for this long has hung.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// After this long without a byte, the peer counts as hung.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Nothing here sends longer lines, or more of them, than this.
+/// More than any head that the tests send.
 const MAX_HEAD_BYTES: u64 = 1 << 20;
 
 /// A request or a response.
@@ -16,11 +16,11 @@ const MAX_HEAD_BYTES: u64 = 1 << 20;
 pub struct Message {
     /// `GET / HTTP/1.1` or `HTTP/1.1 200 OK`.
     pub start_line: String,
-    /// Header fields as they came, in their order.
+    /// The header fields, unchanged and in order.
     pub headers: Vec<(String, String)>,
     /// The body, without its framing.
     pub body: Vec<u8>,
-    /// Whether the body came to the end that its framing promised.
+    /// Whether the body has the length that its framing announced.
     pub complete: bool,
 }
 
@@ -36,7 +36,7 @@ impl Message {
     ///
     /// # Panics
     ///
-    /// When this is not a response.
+    /// If this is not a response.
     pub fn status(&self) -> u16 {
         let status = self.start_line.split(' ').nth(1);
         status.and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("no status in {:?}", self.start_line))
@@ -51,14 +51,14 @@ impl Message {
     ///
     /// # Panics
     ///
-    /// When it is none.
+    /// If it is not valid JSON.
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error} in {:?}: {:?}", self.start_line, self.text()))
     }
 }
 
-/// Reads the next message of a connection; `None` when the peer closed it in between.
-/// `has_body` says whether a message with this start line has a body at all.
+/// Reads the next message of a connection; `None` if the peer closed it between messages.
+/// `has_body` decides from the start line whether the message can have a body.
 pub fn read_message(reader: &mut BufReader<TcpStream>, has_body: impl Fn(&str) -> bool) -> io::Result<Option<Message>> {
     let mut head = reader.by_ref().take(MAX_HEAD_BYTES);
     let mut line = String::new();
@@ -86,7 +86,7 @@ pub fn read_message(reader: &mut BufReader<TcpStream>, has_body: impl Fn(&str) -
     Ok(Some(message))
 }
 
-/// Reads the body into `message`; false when it ends before its time.
+/// Reads the body into `message`; returns whether it is complete.
 fn read_body(reader: &mut BufReader<TcpStream>, message: &mut Message) -> io::Result<bool> {
     let chunked = message.header("transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked"));
     if chunked {
@@ -96,7 +96,7 @@ fn read_body(reader: &mut BufReader<TcpStream>, message: &mut Message) -> io::Re
         let len: u64 = len.parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, len))?;
         return read_up_to(reader, len, &mut message.body);
     }
-    // A request without either has no body; a response without either ends with the connection.
+    // Without either, a request has no body and a response ends with the connection.
     if message.start_line.starts_with("HTTP/") {
         reader.read_to_end(&mut message.body)?;
     }
@@ -106,7 +106,7 @@ fn read_body(reader: &mut BufReader<TcpStream>, message: &mut Message) -> io::Re
 fn read_chunks(reader: &mut BufReader<TcpStream>, body: &mut Vec<u8>) -> io::Result<bool> {
     loop {
         let mut line = String::new();
-        if cut_off(reader.by_ref().take(MAX_HEAD_BYTES).read_line(&mut line))? == 0 {
+        if end_at_reset(reader.by_ref().take(MAX_HEAD_BYTES).read_line(&mut line))? == 0 {
             return Ok(false);
         }
         let size = line.trim_end().split(';').next().unwrap_or_default();
@@ -115,7 +115,7 @@ fn read_chunks(reader: &mut BufReader<TcpStream>, body: &mut Vec<u8>) -> io::Res
             return Ok(false);
         }
         line.clear();
-        if cut_off(reader.by_ref().take(MAX_HEAD_BYTES).read_line(&mut line))? == 0 {
+        if end_at_reset(reader.by_ref().take(MAX_HEAD_BYTES).read_line(&mut line))? == 0 {
             return Ok(false);
         }
         if size == 0 {
@@ -126,12 +126,12 @@ fn read_chunks(reader: &mut BufReader<TcpStream>, body: &mut Vec<u8>) -> io::Res
 
 fn read_up_to(reader: &mut impl Read, len: u64, body: &mut Vec<u8>) -> io::Result<bool> {
     let before = body.len();
-    cut_off(reader.take(len).read_to_end(body))?;
+    end_at_reset(reader.take(len).read_to_end(body))?;
     Ok((body.len() - before) as u64 == len)
 }
 
-/// A reset connection is a body that was cut off, not a failure of the test.
-fn cut_off(read: io::Result<usize>) -> io::Result<usize> {
+/// Treats a reset connection as the end of the body: a truncated body is not a test failure.
+fn end_at_reset(read: io::Result<usize>) -> io::Result<usize> {
     match read {
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(0),
         other => other,
@@ -139,10 +139,10 @@ fn cut_off(read: io::Result<usize>) -> io::Result<usize> {
 }
 
 /// Sends one request on a connection of its own and reads the response. The body is sent in chunks
-/// when the headers say so.
+/// if the headers contain `Transfer-Encoding`.
 pub fn exchange(port: u16, method: &str, target: &str, headers: &[(String, String)], body: Option<&[u8]>) -> io::Result<Message> {
     let stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(READ_TIMEOUT))?;
     let mut head = format!("{method} {target} HTTP/1.1\r\n");
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));
@@ -160,7 +160,8 @@ pub fn exchange(port: u16, method: &str, target: &str, headers: &[(String, Strin
     let mut reader = BufReader::new(stream);
     reader.get_mut().write_all(head.as_bytes())?;
     if let Some(body) = body {
-        // The proxy may refuse a request, and close, before it has read the whole body.
+        // The proxy may reject a request and close the connection before it has read the whole
+        // body.
         match reader.get_mut().write_all(&body) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
@@ -176,7 +177,7 @@ pub fn exchange(port: u16, method: &str, target: &str, headers: &[(String, Strin
 
 /// The body in chunked framing.
 pub(crate) fn in_chunks(body: &[u8]) -> Vec<u8> {
-    /// Small enough that a large body has many.
+    /// Small enough to split a large body into many chunks.
     const CHUNK: usize = 4096;
     let mut framed = Vec::new();
     for chunk in body.chunks(CHUNK) {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// How the proxy reaches the agent.
+/// How the proxy connects to the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
     /// Frames on a Unix socket.
@@ -11,31 +11,31 @@ pub enum Transport {
     Grpc,
 }
 
-/// What differs from test to test.
+/// The parts of the configuration that tests vary.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Where the proxy listens on 127.0.0.1.
+    /// The proxy's port on 127.0.0.1.
     pub port: u16,
-    /// Where the upstream listens on 127.0.0.1.
+    /// The upstream's port on 127.0.0.1.
     pub upstream_port: u16,
     /// The agent's socket.
     pub socket: PathBuf,
-    /// Where the proxy writes its audit log, when it is to keep one.
+    /// The file of the proxy's audit log, if it keeps one.
     pub audit_log: Option<PathBuf>,
-    /// The agent's gRPC port, when the proxy is to use that.
+    /// The agent's gRPC port, if the proxy uses gRPC.
     pub grpc_port: Option<u16>,
     /// The events that the proxy sends the agent.
     pub events: Vec<&'static str>,
-    /// Further lines of the agent's block, such as `request-body-mode "stream"`.
+    /// More lines for the agent's block, such as `request-body-mode "stream"`.
     pub agent_lines: String,
-    /// Further lines of the route's block, such as `websocket #true`.
+    /// More lines for the route's block, such as `websocket #true`.
     pub route_lines: String,
 }
 
 /// Every event of an ordinary request.
 pub const ALL_EVENTS: [&str; 4] = ["request_headers", "request_body", "response_headers", "response_body"];
 
-/// The configuration as text. Both 0.6.54 and 0.6.45 take it.
+/// The configuration as text, for 0.6.54 and 0.6.45.
 pub fn render(settings: &Settings) -> String {
     let Settings { port, upstream_port, socket, audit_log, grpc_port, events, agent_lines, route_lines } = settings;
     let transport = match grpc_port {
@@ -61,7 +61,7 @@ agents {{
         events {events}
         max-request-body-bytes 1048576
         max-response-body-bytes 1048576
-        // A test that waits for the agent to come back asks often; it must not be shut out for that.
+        // A test that waits for the agent to return causes many failures; keep the circuit closed.
         circuit-breaker {{ failure-threshold 100000; }}
         {agent_lines}
     }}
@@ -76,7 +76,7 @@ routes {{
         policies {{ failure-mode "closed" }}
     }}
 }}
-// Without this block 0.6.45 hands no request body to an agent.
+// Without this block, 0.6.45 sends no request body to an agent.
 waf {{
     engine "custom"
     mode "off"
@@ -87,13 +87,13 @@ waf {{
     }}
 }}
 upstreams {{ upstream "backend" {{ target "127.0.0.1:{upstream_port}" weight=1 }} }}
-// The metrics listener would be on every interface, at a port that all proxies share.
+// The metrics listener would bind every interface, on a port that all proxies share.
 observability {{ logging {{ level "info"; format "json"; {audit_log} }}; metrics {{ enabled #false; }} }}
 "#
     )
 }
 
-/// The configuration of a proxy without an agent, which stands before another on 127.0.0.1.
+/// The configuration of a proxy without an agent, in front of another proxy on 127.0.0.1.
 pub fn render_hop(port: u16, next_port: u16, route_lines: &str) -> String {
     format!(
         r#"system {{ worker-threads 2; graceful-shutdown-timeout-secs 1; }}

@@ -1,11 +1,11 @@
-//! The agent under the real proxy.
+//! The agent behind the real proxy.
 //!
-//! [`Stack`] starts an upstream, the agent and the proxy on loopback, and stops them when it is
-//! dropped. [`Ask`] is one HTTP request through the proxy; for the mirror guest it carries the
-//! answer that each hook is to give.
+//! [`Stack`] starts an upstream, the agent and the proxy on loopback, and stops them when dropped.
+//! [`HttpRequest`] is one HTTP request through the proxy. With the mirror module, it carries the
+//! answer that each hook gives.
 //!
-//! The tests are ignored unless `cargo xtask e2e` runs them: it builds what they need and says where
-//! it lies.
+//! The tests are ignored unless `cargo xtask e2e` runs them: it builds the binaries and modules,
+//! and passes their paths in environment variables.
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
@@ -19,29 +19,24 @@ pub mod wait;
 pub mod websocket;
 
 pub use kdl::Transport;
-pub use request::Ask;
+pub use request::HttpRequest;
 pub use stack::{Agent, Paths, Proxy, Stack, free_port};
 
-/// Makes two tests of one function that takes a [`Transport`].
+/// Makes two tests of each function that takes a [`Transport`].
 #[macro_export]
 macro_rules! on_both_transports {
-    ($($(#[$doc:meta])* fn $name:ident($transport:ident) $body:block)*) => {$(
-        mod $name {
-            use super::*;
-
-            fn run($transport: $crate::Transport) $body
-
-            $(#[$doc])*
+    ($($test:ident)*) => {$(
+        mod $test {
             #[test]
             #[ignore = "needs the real proxy: cargo xtask e2e"]
             fn over_the_unix_socket() {
-                run($crate::Transport::UnixSocket);
+                super::$test($crate::Transport::UnixSocket);
             }
 
             #[test]
             #[ignore = "needs the real proxy: cargo xtask e2e"]
             fn over_grpc() {
-                run($crate::Transport::Grpc);
+                super::$test($crate::Transport::Grpc);
             }
         }
     )*};

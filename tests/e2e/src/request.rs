@@ -1,12 +1,12 @@
-//! One request through the proxy.
+//! An HTTP request through the proxy.
 
 use crate::http::{Message, exchange};
 use serde_json::Value;
 use std::io;
 
-/// A request to be sent through the proxy.
+/// A request to send through the proxy.
 #[derive(Debug, Clone)]
-pub struct Ask {
+pub struct HttpRequest {
     method: String,
     path: String,
     query: Vec<(String, String)>,
@@ -14,7 +14,7 @@ pub struct Ask {
     body: Option<Vec<u8>>,
 }
 
-impl Ask {
+impl HttpRequest {
     /// A GET of `path`.
     pub fn get(path: &str) -> Self {
         Self {
@@ -28,13 +28,13 @@ impl Ask {
 
     /// A POST of `body` to `path`.
     pub fn post(path: &str, body: &[u8]) -> Self {
-        let mut ask = Self::get(path).header("Content-Type", "application/octet-stream");
-        ask.method = "POST".into();
-        ask.body = Some(body.to_vec());
-        ask
+        let mut request = Self::get(path).header("Content-Type", "application/octet-stream");
+        request.method = "POST".into();
+        request.body = Some(body.to_vec());
+        request
     }
 
-    /// Sends the body in chunks, without telling its length beforehand.
+    /// Sends the body in chunks, without announcing its length.
     pub fn chunked(self) -> Self {
         self.header("Transfer-Encoding", "chunked")
     }
@@ -45,13 +45,13 @@ impl Ask {
         self
     }
 
-    /// Adds a query parameter, for the upstream or for the guest.
+    /// Adds a query parameter for the upstream or the module.
     pub fn query(mut self, name: &str, value: &str) -> Self {
         self.query.push((name.into(), percent_encode(value)));
         self
     }
 
-    /// Tells the mirror guest what `hook` is to answer.
+    /// Makes `hook` of the mirror module give this answer.
     pub fn answer(self, hook: &str, answer: &Value) -> Self {
         self.query(hook, &answer.to_string())
     }

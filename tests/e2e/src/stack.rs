@@ -1,9 +1,9 @@
-//! Starting and stopping the processes.
+//! Starts and stops the processes.
 
 use crate::http::Message;
 use crate::kdl::{ALL_EVENTS, Settings, Transport, render, render_hop};
 use crate::upstream::Upstream;
-use crate::{Ask, wait};
+use crate::{HttpRequest, wait};
 use std::fs::File;
 use std::io;
 use std::net::{TcpListener, TcpStream};
@@ -19,14 +19,14 @@ const LOG_TAIL: usize = 25;
 /// The proxy's audit log, in the stack's folder.
 const AUDIT_LOG: &str = "audit.log";
 
-/// What `cargo xtask e2e` has built.
+/// The files that `cargo xtask e2e` has built.
 #[derive(Debug, Clone)]
 pub struct Paths {
     /// The agent's binary.
     pub agent: PathBuf,
     /// The proxy's binary.
     pub proxy: PathBuf,
-    /// The mirror guest.
+    /// The mirror module.
     pub mirror: PathBuf,
     /// The product page's security module.
     pub security: PathBuf,
@@ -39,11 +39,11 @@ impl Paths {
     ///
     /// # Panics
     ///
-    /// When one is missing.
+    /// If one is missing.
     pub fn from_env() -> Self {
         let path = |name: &str| match std::env::var_os(name) {
             Some(path) => PathBuf::from(path),
-            None => panic!("`{name}` is not set: run these tests by `cargo xtask e2e`"),
+            None => panic!("`{name}` is not set: run these tests with `cargo xtask e2e`"),
         };
         Self {
             agent: path("E2E_AGENT"),
@@ -55,7 +55,7 @@ impl Paths {
     }
 }
 
-/// A child process that is killed when it is dropped, and whose log is shown when a test fails.
+/// A child process. Dropping it kills the process and, if the test failed, prints its log.
 #[derive(Debug)]
 struct Process {
     name: &'static str,
@@ -74,14 +74,13 @@ impl Process {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// An error, with its log, when the process has ended.
+    /// An error with its log if the process has exited.
     fn check_running(&mut self) -> io::Result<()> {
         match self.child.try_wait()? {
             None => Ok(()),
             Some(status) => {
                 let log = self.log();
-                let ended = format!("the {} ended: {status}\n{}", self.name, log.trim_end());
-                Err(io::Error::other(ended))
+                Err(io::Error::other(format!("the {} exited: {status}\n{}", self.name, log.trim_end())))
             }
         }
     }
@@ -100,7 +99,7 @@ impl Drop for Process {
             let tail = &lines[lines.len().saturating_sub(LOG_TAIL)..];
             eprintln!("--- log of the {}:\n{}", self.name, tail.join("\n"));
         }
-        // Both fail only for a process that has ended already.
+        // Both fail only if the process has exited already.
         self.child.kill().ok();
         self.child.wait().ok();
     }
@@ -115,7 +114,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts `binary` with its socket and log in `dir` and waits until it takes connections.
+    /// Starts `binary` with its socket and log in `dir`, and waits until it accepts connections.
     pub fn start(binary: &Path, module: &Path, dir: &Path, grpc_port: Option<u16>, more: &[&str]) -> io::Result<Self> {
         let socket = dir.join("wasm.sock");
         let mut command = Command::new(binary);
@@ -127,7 +126,7 @@ impl Agent {
         command.args(more);
         let process = Process::start("agent", &mut command, &dir.join("agent.log"))?;
         let mut agent = Self { process, socket, grpc_port };
-        wait::until_ok("the agent takes connections", || {
+        wait::until_ok("the agent accepts connections", || {
             agent.process.check_running()?;
             let on_socket = UnixStream::connect(&agent.socket).is_ok();
             let on_grpc = agent.grpc_port.is_none_or(|port| TcpStream::connect(("127.0.0.1", port)).is_ok());
@@ -136,27 +135,27 @@ impl Agent {
         Ok(agent)
     }
 
-    /// Where it listens.
+    /// The path of its socket.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// Its process.
+    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.process.child.id()
     }
 
-    /// What it has logged.
+    /// Its log.
     pub fn log(&self) -> String {
         self.process.log()
     }
 
-    /// An error, with its log, when it has ended.
+    /// An error with its log if it has exited.
     pub fn check_running(&mut self) -> io::Result<()> {
         self.process.check_running()
     }
 
-    /// Asks it to stop, as an init system does, and waits until it has.
+    /// Stops it with SIGTERM, as an init system does, and waits until it has exited.
     pub fn stop(mut self) {
         self.process.signal("-TERM");
         wait::until("the agent stops", || self.process.child.try_wait().ok().flatten());
@@ -172,12 +171,13 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts `binary` with its configuration and log in `dir` and waits until it takes connections.
+    /// Starts `binary` with its configuration and log in `dir`, and waits until it accepts
+    /// connections.
     pub fn start(binary: &Path, settings: &Settings, dir: &Path) -> io::Result<Self> {
         Self::start_with(binary, settings.port, &render(settings), dir)
     }
 
-    /// The same with a configuration that listens on `port`.
+    /// Like [`Self::start`], with a configuration as text that listens on `port`.
     fn start_with(binary: &Path, port: u16, text: &str, dir: &Path) -> io::Result<Self> {
         let config = dir.join("zentinel.kdl");
         std::fs::write(&config, text)?;
@@ -185,29 +185,29 @@ impl Proxy {
         command.arg("-c").arg(&config).current_dir(dir);
         let process = Process::start("proxy", &mut command, &dir.join("proxy.log"))?;
         let mut proxy = Self { process, config, port };
-        wait::until_ok("the proxy takes connections", || {
+        wait::until_ok("the proxy accepts connections", || {
             proxy.process.check_running()?;
             Ok(TcpStream::connect(("127.0.0.1", proxy.port)).ok())
         })?;
         Ok(proxy)
     }
 
-    /// Where it listens on 127.0.0.1.
+    /// Its port on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// What it has logged.
+    /// Its log.
     pub fn log(&self) -> String {
         self.process.log()
     }
 
-    /// An error, with its log, when it has ended.
+    /// An error with its log if it has exited.
     pub fn check_running(&mut self) -> io::Result<()> {
         self.process.check_running()
     }
 
-    /// Gives it a new configuration and tells it to read it.
+    /// Writes a new configuration and makes the proxy load it.
     pub fn reload(&self, settings: &Settings) -> io::Result<()> {
         std::fs::write(&self.config, render(settings))?;
         self.process.signal("-HUP");
@@ -215,7 +215,7 @@ impl Proxy {
     }
 }
 
-/// What to start; the default is the mirror guest on the Unix socket, with every event.
+/// What to start. The default is the mirror module with every event.
 #[derive(Debug)]
 pub struct Builder {
     paths: Paths,
@@ -228,7 +228,7 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Serves `module` instead of the mirror guest.
+    /// Serves another module instead of the mirror module.
     pub fn module(mut self, pick: impl Fn(&Paths) -> &PathBuf) -> Self {
         self.module = pick(&self.paths).clone();
         self
@@ -258,20 +258,20 @@ impl Builder {
         self
     }
 
-    /// Starts everything and waits until a request goes all the way.
+    /// Starts everything and waits until a request succeeds.
     pub fn start(self) -> Stack {
         let stack = self.start_unready();
         stack.wait_until_ready();
         stack
     }
 
-    /// Starts everything, but does not wait for a request to succeed.
+    /// Starts everything without waiting until a request succeeds.
     pub fn start_unready(self) -> Stack {
-        let dir = TempDir::new().expect("a directory for the sockets and logs");
-        let upstream = Upstream::start().expect("an upstream");
+        let dir = TempDir::new().expect("cannot create a directory");
+        let upstream = Upstream::start().expect("cannot start the upstream");
         let grpc_port = (self.transport == Transport::Grpc).then(free_port);
         let args: Vec<&str> = self.agent_args.iter().map(String::as_str).collect();
-        let agent = Agent::start(&self.paths.agent, &self.module, dir.path(), grpc_port, &args).expect("the agent starts");
+        let agent = Agent::start(&self.paths.agent, &self.module, dir.path(), grpc_port, &args).expect("cannot start the agent");
         let settings = Settings {
             port: free_port(),
             upstream_port: upstream.port(),
@@ -282,12 +282,12 @@ impl Builder {
             agent_lines: self.agent_lines,
             route_lines: self.route_lines,
         };
-        let proxy = Proxy::start(&self.paths.proxy, &settings, dir.path()).expect("the proxy starts");
+        let proxy = Proxy::start(&self.paths.proxy, &settings, dir.path()).expect("cannot start the proxy");
         Stack { proxy, agent: Some(agent), upstream, settings, paths: self.paths, module: self.module, agent_args: self.agent_args, dir }
     }
 }
 
-/// The proxy, the agent and an upstream. The fields are dropped in this order.
+/// The proxy, the agent and an upstream, stopped in this order.
 #[derive(Debug)]
 pub struct Stack {
     proxy: Proxy,
@@ -301,7 +301,7 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Describes what to start.
+    /// A builder for a stack whose proxy and agent are connected by `transport`.
     pub fn over(transport: Transport) -> Builder {
         let paths = Paths::from_env();
         Builder {
@@ -310,8 +310,8 @@ impl Stack {
             events: ALL_EVENTS.to_vec(),
             agent_lines: String::new(),
             route_lines: String::new(),
-            // Behaviour is tested here, not speed: a machine busy with other tests must not turn an
-            // answer into a timeout.
+            // The tests check behaviour and not speed, so other tests on the machine must not cause
+            // timeouts.
             agent_args: vec!["--timeout-ms".into(), "3000".into()],
             paths,
         }
@@ -319,42 +319,43 @@ impl Stack {
 
     /// Sends a request through the proxy.
     #[track_caller]
-    pub fn send(&self, ask: &Ask) -> Message {
-        ask.send(self.proxy.port).unwrap_or_else(|error| panic!("{ask:?}: {error}"))
+    pub fn send(&self, request: &HttpRequest) -> Message {
+        request.send(self.proxy.port).unwrap_or_else(|error| panic!("{request:?}: {error}"))
     }
 
-    /// Waits until a request that nothing speaks against is let through.
+    /// Waits until the proxy allows an ordinary request.
     #[track_caller]
     pub fn wait_until_ready(&self) {
-        let ask = Ask::get("/ready").header("User-Agent", "Mozilla/5.0");
-        wait::until("a request goes all the way", || {
-            let response = ask.send(self.proxy.port).ok()?;
+        let request = HttpRequest::get("/ready").header("User-Agent", "Mozilla/5.0");
+        wait::until("a request succeeds", || {
+            let response = request.send(self.proxy.port).ok()?;
             (response.status() == 200).then_some(())
         });
     }
 
-    /// Starts a second proxy before the first, with these lines in its route's block and no agent.
+    /// Starts a second proxy in front of the first, without an agent and with these lines in its
+    /// route's block.
     pub fn start_hop(&self, route_lines: &str) -> Proxy {
         let dir = self.dir.path().join("hop");
-        std::fs::create_dir(&dir).expect("a directory for the hop");
+        std::fs::create_dir(&dir).expect("cannot create a directory");
         let port = free_port();
         let text = render_hop(port, self.proxy.port, route_lines);
-        Proxy::start_with(&self.paths.proxy, port, &text, &dir).expect("the hop starts")
+        Proxy::start_with(&self.paths.proxy, port, &text, &dir).expect("cannot start the second proxy")
     }
 
     /// The entries of the proxy's audit log.
     pub fn audit_log(&self) -> Vec<serde_json::Value> {
-        // Before the first entry there is no file.
+        // The file is created with the first entry.
         let log = std::fs::read_to_string(self.dir.path().join(AUDIT_LOG)).unwrap_or_default();
         log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
-    /// Where the proxy listens on 127.0.0.1.
+    /// The proxy's port on 127.0.0.1.
     pub fn proxy_port(&self) -> u16 {
         self.proxy.port
     }
 
-    /// How many requests have reached the upstream.
+    /// How many requests the upstream has received.
     pub fn upstream_requests(&self) -> usize {
         self.upstream.requests()
     }
@@ -370,39 +371,40 @@ impl Stack {
     ///
     /// Between [`Stack::stop_agent`] and [`Stack::start_agent`].
     pub fn agent(&mut self) -> &mut Agent {
-        self.agent.as_mut().expect("the agent was stopped")
+        self.agent.as_mut().expect("the agent is stopped")
     }
 
-    /// Stops the agent and leaves the proxy alone.
+    /// Stops the agent and keeps the proxy running.
     pub fn stop_agent(&mut self) {
-        self.agent.take().expect("the agent was stopped").stop();
+        self.agent.take().expect("the agent is stopped already").stop();
     }
 
-    /// Starts the agent again as it was.
+    /// Starts the agent again with the same settings.
     pub fn start_agent(&mut self) {
         let args: Vec<&str> = self.agent_args.iter().map(String::as_str).collect();
         let agent = Agent::start(&self.paths.agent, &self.module, self.dir.path(), self.settings.grpc_port, &args);
-        self.agent = Some(agent.expect("the agent starts again"));
+        self.agent = Some(agent.expect("cannot restart the agent"));
     }
 
     /// Reloads the proxy with other lines in the agent's block.
     pub fn reload_proxy(&mut self, agent_lines: &str) {
         self.settings.agent_lines = agent_lines.into();
-        self.proxy.reload(&self.settings).expect("the proxy is told to reload");
+        self.proxy.reload(&self.settings).expect("cannot reload the proxy");
     }
 }
 
-/// A port of the loopback interface that is free, and that nobody else gets meanwhile: it is given out once here, and lies below those that the kernel gives
-/// to connections and to listeners that ask for any (from 32768 on), such as the upstreams of other tests.
+/// A free port of the loopback interface that stays free: this process returns each port once, and
+/// all of them are below 32768, where the kernel begins to assign ports to connections and to
+/// listeners on any port, such as the upstreams of other tests.
 pub fn free_port() -> u16 {
     const FIRST: u32 = 10_000;
     const COUNT: u32 = 20_000;
     static GIVEN: AtomicU32 = AtomicU32::new(0);
 
-    // Processes that run at once begin at different places.
+    // Concurrent processes begin at different ports.
     let begin = std::process::id().wrapping_mul(7919) % COUNT;
     (0..COUNT)
         .map(|_| (FIRST + (begin + GIVEN.fetch_add(1, Relaxed)) % COUNT) as u16)
         .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
-        .expect("a free port")
+        .expect("no free port")
 }

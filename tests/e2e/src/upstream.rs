@@ -1,9 +1,9 @@
-//! A small upstream that tells what it was sent.
+//! A small upstream that describes the requests it receives.
 //!
-//! It answers with JSON: `method`, `path`, `headers` (a list of pairs), `body` (text), `body_bytes`.
-//! The query changes that: `status=N`; `echo=1` sends the request's body back as it came;
-//! `bytes=N` sends N bytes of [`pattern`]; `type=T` sets the content type; `chunked=1` sends the
-//! body in chunks. A WebSocket gets its messages back.
+//! It responds with JSON: `method`, `path`, `headers` (a list of pairs), `body` (text),
+//! `body_bytes`. The query changes the response: `status=N` sets the status, `echo=1` echoes the
+//! request's body, `bytes=N` sends N bytes of [`pattern`], `type=T` sets the content type, and
+//! `chunked=1` sends the body in chunks. WebSocket messages are echoed.
 
 use crate::http::{Message, in_chunks, read_message};
 use crate::websocket;
@@ -30,27 +30,27 @@ impl Upstream {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let counter = Arc::clone(&counter);
-                // A connection that ends badly is the proxy's affair.
+                // An error ends only this connection, and the proxy reports it to the client.
                 std::thread::spawn(move || serve(stream, &counter).ok());
             }
         });
         Ok(Self { port, requests })
     }
 
-    /// The port it listens on.
+    /// Its port.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// How many requests have reached it.
+    /// How many requests it has received.
     pub fn requests(&self) -> usize {
         self.requests.load(Ordering::SeqCst)
     }
 }
 
-/// `len` bytes of every value, in an order that shows any byte that is lost, doubled or swapped.
+/// `len` bytes of all values, in an order that reveals lost, repeated and swapped bytes.
 pub fn pattern(len: usize) -> Vec<u8> {
-    // A linear congruential generator: cheap, and no short period.
+    // A linear congruential generator is cheap and has no short period.
     let mut state: u32 = 0x2545_f491;
     let next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -84,17 +84,17 @@ fn respond(request: &Message) -> Vec<u8> {
     } else if let Some(len) = parameter("bytes").and_then(|len| len.parse().ok()) {
         pattern(len)
     } else {
-        let told = json!({
+        let description = json!({
             "method": method,
             "path": path,
             "headers": request.headers,
             "body": request.text(),
             "body_bytes": request.body.len(),
         });
-        told.to_string().into_bytes()
+        description.to_string().into_bytes()
     };
     let status = parameter("status").unwrap_or("200");
-    let reason = if status == "200" { "OK" } else { "As Asked" };
+    let reason = if status == "200" { "OK" } else { "As Requested" };
     let mut response = format!(
         "HTTP/1.1 {status} {reason}\r\nContent-Type: {}\r\nX-Powered-By: upstream\r\nX-Upstream: yes\r\n\
          Set-Cookie: a=1\r\nSet-Cookie: b=2\r\n",

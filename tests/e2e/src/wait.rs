@@ -1,16 +1,15 @@
-//! Waiting for a condition rather than for a time.
+//! Waits for conditions instead of sleeping for a fixed time.
 
 use std::io;
 use std::time::{Duration, Instant};
 
-/// Longer than anything takes on a loaded machine; a condition that has not come true by then never
-/// will.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Longer than anything takes on a loaded machine.
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Short against what is waited for, long against the work of a check.
-const PAUSE: Duration = Duration::from_millis(20);
+/// Short compared with the awaited events, and long compared with the cost of a check.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Calls `check` until it returns something, or panics with `what` after [`PATIENCE`].
+/// Calls `check` until it returns `Some`, or panics with `what` after [`TIMEOUT`].
 #[track_caller]
 pub fn until<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
     match until_ok(what, || Ok(check())) {
@@ -19,14 +18,18 @@ pub fn until<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Calls `check` until it returns something or fails; an error with `what` after [`PATIENCE`].
+/// Calls `check` until it returns `Some` or an error.
+///
+/// # Errors
+///
+/// The error of `check`, or one with `what` after [`TIMEOUT`].
 pub fn until_ok<T>(what: &str, mut check: impl FnMut() -> io::Result<Option<T>>) -> io::Result<T> {
     let start = Instant::now();
-    while start.elapsed() < PATIENCE {
+    while start.elapsed() < TIMEOUT {
         if let Some(found) = check()? {
             return Ok(found);
         }
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(POLL_INTERVAL);
     }
-    Err(io::Error::new(io::ErrorKind::TimedOut, format!("waited in vain: {what}")))
+    Err(io::Error::new(io::ErrorKind::TimedOut, format!("timed out after {} s: {what}", TIMEOUT.as_secs())))
 }

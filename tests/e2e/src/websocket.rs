@@ -1,25 +1,25 @@
-//! As much of RFC 6455 as the tests need: short frames that are not fragmented.
+//! A subset of RFC 6455 for the tests: short frames without fragmentation.
 
 use crate::http::read_message;
 use std::io::{self, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-/// A peer that is silent for this long has hung.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// After this long without a byte, the peer counts as hung.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 const FIN: u8 = 0x80;
 const TEXT: u8 = 0x1;
 const CLOSE: u8 = 0x8;
 const MASKED: u8 = 0x80;
 
-/// Lengths from here on take two more bytes, from 127 on eight.
+/// This length and 127 mean that the length follows, in two bytes or in eight.
 const TWO_BYTE_LENGTH: u8 = 126;
 
-/// The client's masking key. It protects proxies from scripts in browsers; any value will do here.
+/// The client's masking key. It protects proxies from scripts in browsers, so here any value works.
 const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 
-/// The answer to any upgrade. Nobody here checks the accept key.
+/// The response to every upgrade. The client here does not check the accept key.
 const SWITCHING: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
 Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
@@ -33,7 +33,7 @@ impl WebSocket {
     /// Upgrades a connection to `port`.
     pub fn connect(port: u16, path: &str) -> io::Result<Self> {
         let stream = TcpStream::connect(("127.0.0.1", port))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(READ_TIMEOUT))?;
         let mut reader = BufReader::new(stream);
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: shop.example\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -42,7 +42,7 @@ impl WebSocket {
         reader.get_mut().write_all(request.as_bytes())?;
         match read_message(&mut reader, |_| false)? {
             Some(response) if response.status() == 101 => Ok(Self { reader }),
-            other => Err(io::Error::other(format!("no upgrade: {other:?}"))),
+            other => Err(io::Error::other(format!("the upgrade was rejected: {other:?}"))),
         }
     }
 
@@ -55,19 +55,19 @@ impl WebSocket {
         self.reader.get_mut().write_all(&frame)
     }
 
-    /// The next text message; `None` when the connection is closed.
+    /// Receives the next text message; `None` if the connection is closed.
     pub fn receive(&mut self) -> io::Result<Option<String>> {
         match read_frame(&mut self.reader) {
             Ok((TEXT, data)) => Ok(Some(String::from_utf8_lossy(&data).into_owned())),
             Ok((CLOSE, _)) => Ok(None),
-            Ok((opcode, _)) => Err(io::Error::other(format!("a frame with opcode {opcode}"))),
+            Ok((opcode, _)) => Err(io::Error::other(format!("received a frame with opcode {opcode}"))),
             Err(error) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => Ok(None),
             Err(error) => Err(error),
         }
     }
 }
 
-/// The upstream's side: accepts the upgrade and sends every message back.
+/// The upstream's side: accepts the upgrade and echoes every message.
 pub(crate) fn echo(reader: &mut BufReader<TcpStream>) -> io::Result<()> {
     reader.get_mut().write_all(SWITCHING)?;
     loop {
@@ -99,7 +99,7 @@ fn read_frame(reader: &mut impl Read) -> io::Result<(u8, Vec<u8>)> {
     let len = match second & !MASKED {
         TWO_BYTE_LENGTH => usize::from(u16::from_be_bytes(read_array(reader)?)),
         len if len < TWO_BYTE_LENGTH => usize::from(len),
-        _ => return Err(io::Error::other("a frame of more than 65535 bytes")),
+        _ => return Err(io::Error::other("received a frame of more than 65535 bytes")),
     };
     let mask = if second & MASKED == 0 { [0; 4] } else { read_array(reader)? };
     let mut data = vec![0; len];

@@ -1,28 +1,29 @@
-//! Every configuration that the repository shows is one that the proxy takes.
+//! The proxy accepts every configuration in the repository.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use zentinel_wasm_e2e::Paths;
 use zentinel_wasm_e2e::kdl::{ALL_EVENTS, Settings, render};
 
-/// Asserts that `zentinel test` takes the configuration and ignores none of its settings.
+/// Asserts that `zentinel test` accepts the configuration and ignores none of its settings.
 #[track_caller]
 fn assert_accepted(name: &str, text: &str) {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = tempfile::tempdir().expect("cannot create a directory");
     let file = dir.path().join("zentinel.kdl");
-    std::fs::write(&file, with_sockets_in(dir.path(), text)).expect("the configuration is written");
+    std::fs::write(&file, with_sockets_in(dir.path(), text)).expect("cannot write the configuration");
     let proxy = Paths::from_env().proxy;
-    let output = Command::new(proxy).args(["test", "-c"]).arg(&file).output().expect("the proxy runs");
-    let told = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{name}: {told}");
-    let ignored: Vec<&str> = told.lines().filter(|line| line.contains('⚠') && !line.contains(FOR_OLD_PROXIES)).collect();
+    let output = Command::new(proxy).args(["test", "-c"]).arg(&file).output().expect("cannot run the proxy");
+    let printed = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{name}: {printed}");
+    let ignored: Vec<&str> = printed.lines().filter(|line| line.contains('⚠') && !line.contains(FOR_OLD_PROXIES)).collect();
     assert!(ignored.is_empty(), "{name}: {ignored:#?}");
 }
 
-/// Today's proxies take the failure mode from the filter; to 0.6.45 an agent without one is open.
+/// The warning about a setting that only 0.6.45 needs. It fails open without a failure mode on the
+/// agent; later proxies take the failure mode from the filter.
 const FOR_OLD_PROXIES: &str = "'failure-mode \"closed\"' on agent";
 
-/// The proxy wants a socket's folder to exist, which on this machine it need not.
+/// Moves sockets to `dir`, because the proxy requires that their directories exist.
 fn with_sockets_in(dir: &Path, text: &str) -> String {
     let lines = text.lines().map(|line| match line.split_once("unix-socket \"") {
         Some((before, path)) => {
@@ -38,7 +39,7 @@ fn kdl_files(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
     let mut files = Vec::new();
     for entry in entries {
-        let path = entry.expect("an entry of the folder").path();
+        let path = entry.expect("cannot read the directory").path();
         if path.is_dir() {
             files.extend(kdl_files(&path));
         } else if path.extension() == Some("kdl".as_ref()) {
@@ -50,18 +51,18 @@ fn kdl_files(dir: &Path) -> Vec<PathBuf> {
 
 #[test]
 #[ignore = "needs the real proxy: cargo xtask e2e"]
-fn the_samples_for_operators_are_accepted() {
+fn accepts_the_samples_for_operators() {
     let files = kdl_files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy"));
-    assert!(!files.is_empty(), "deploy/ holds samples");
+    assert!(!files.is_empty(), "deploy/ contains no samples");
     for file in files {
-        let text = std::fs::read_to_string(&file).expect("the sample can be read");
+        let text = std::fs::read_to_string(&file).expect("cannot read the sample");
         assert_accepted(&file.display().to_string(), &text);
     }
 }
 
 #[test]
 #[ignore = "needs the real proxy: cargo xtask e2e"]
-fn what_these_tests_use_is_accepted() {
+fn accepts_the_configurations_of_these_tests() {
     for grpc_port in [None, Some(50051)] {
         let text = render(&Settings {
             port: 8080,
@@ -73,6 +74,6 @@ fn what_these_tests_use_is_accepted() {
             audit_log: None,
             route_lines: String::new(),
         });
-        assert_accepted("the tests' own", &text);
+        assert_accepted("the tests' configuration", &text);
     }
 }

@@ -1,7 +1,7 @@
-//! The product page's two modules under the real proxy, with the user agents that real clients send.
+//! The product page's two modules behind the real proxy, with the user agents of real clients.
 
 use zentinel_wasm_e2e::http::Message;
-use zentinel_wasm_e2e::{Ask, Stack, on_both_transports};
+use zentinel_wasm_e2e::{HttpRequest, Stack, Transport, on_both_transports};
 
 const BROWSERS: [&str; 3] = [
     "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Safari/537.36",
@@ -16,31 +16,34 @@ const TOOLS_AND_BOTS: [&str; 3] = [
 ];
 
 fn visit(stack: &Stack, path: &str, user_agent: &str) -> Message {
-    stack.send(&Ask::get(path).header("User-Agent", user_agent))
+    stack.send(&HttpRequest::get(path).header("User-Agent", user_agent))
 }
 
 on_both_transports! {
-    fn the_security_module_keeps_everybody_out_of_admin(transport) {
-        let stack = Stack::over(transport).module(|paths| &paths.security).start();
-        for user_agent in BROWSERS.iter().chain(&TOOLS_AND_BOTS) {
-            let admin = visit(&stack, "/admin/users?id=7", user_agent);
-            assert_eq!((admin.status(), admin.text().as_str()), (403, "Forbidden"), "{user_agent}");
-            let home = visit(&stack, "/api/users?page=1", user_agent);
-            assert_eq!(home.status(), 200, "{user_agent}");
-            assert_eq!(home.json()["path"], "/api/users?page=1");
-        }
-    }
+    the_security_module_blocks_admin
+    the_bot_protection_module_challenges_all_but_browsers
+}
 
-    fn the_bot_protection_module_lets_browsers_in_and_challenges_the_rest(transport) {
-        let stack = Stack::over(transport).module(|paths| &paths.bot_protection).start();
-        for user_agent in BROWSERS {
-            assert_eq!(visit(&stack, "/", user_agent).status(), 200, "{user_agent}");
-        }
-        let before = stack.upstream_requests();
-        for user_agent in TOOLS_AND_BOTS {
-            assert_eq!(visit(&stack, "/", user_agent).status(), 403, "{user_agent}");
-        }
-        assert_eq!(stack.send(&Ask::get("/")).status(), 403, "no user agent at all");
-        assert_eq!(stack.upstream_requests(), before);
+fn the_security_module_blocks_admin(transport: Transport) {
+    let stack = Stack::over(transport).module(|paths| &paths.security).start();
+    for user_agent in BROWSERS.iter().chain(&TOOLS_AND_BOTS) {
+        let admin = visit(&stack, "/admin/users?id=7", user_agent);
+        assert_eq!((admin.status(), admin.text().as_str()), (403, "Forbidden"), "{user_agent}");
+        let home = visit(&stack, "/api/users?page=1", user_agent);
+        assert_eq!(home.status(), 200, "{user_agent}");
+        assert_eq!(home.json()["path"], "/api/users?page=1");
     }
+}
+
+fn the_bot_protection_module_challenges_all_but_browsers(transport: Transport) {
+    let stack = Stack::over(transport).module(|paths| &paths.bot_protection).start();
+    for user_agent in BROWSERS {
+        assert_eq!(visit(&stack, "/", user_agent).status(), 200, "{user_agent}");
+    }
+    let before = stack.upstream_requests();
+    for user_agent in TOOLS_AND_BOTS {
+        assert_eq!(visit(&stack, "/", user_agent).status(), 403, "{user_agent}");
+    }
+    assert_eq!(stack.send(&HttpRequest::get("/")).status(), 403, "no user agent");
+    assert_eq!(stack.upstream_requests(), before);
 }
