@@ -1,4 +1,4 @@
-//! A handler for tests.
+//! The handler of unit tests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use zentinel_wasm_contract::report::Reports;
 use zentinel_wasm_contract::{Answer, Arrival, Capabilities, Encode, Event, Failure, Handler, Hook};
 
-/// Allows everything, and takes its time with configurations.
+/// Allows every event. Applies a configuration within the time that it is given.
 pub(crate) struct AllowAll {
     configuring: Duration,
     reports: watch::Sender<Arc<Reports>>,

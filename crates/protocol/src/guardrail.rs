@@ -1,10 +1,10 @@
-//! The verdict of a guardrail inspection.
+//! Verdicts of guardrail inspections.
 
 use std::borrow::Cow;
 
 use zentinel_wasm_contract::{Answer, Decision, Hook, Text};
 
-/// Whether a verdict is one against the text.
+/// Whether a verdict reports a detection.
 fn detects(verdict: &str) -> bool {
     #[derive(serde::Deserialize)]
     struct Verdict {
@@ -14,8 +14,11 @@ fn detects(verdict: &str) -> bool {
     serde_json::from_str(verdict).is_ok_and(|Verdict { detected }| detected)
 }
 
-/// The verdict of a guardrail inspection. The proxy looks at nothing else, as above.
-pub(crate) fn guardrail<'a>(answer: &'a Answer<'_>, hook: Hook) -> Option<Cow<'a, str>> {
+/// The verdict to send with `answer`.
+///
+/// The proxy reads only the verdict of an inspection and ignores the decision, so a block without a
+/// verdict, or with one that contradicts it, becomes a verdict.
+pub(crate) fn verdict<'a>(answer: &'a Answer<'_>, hook: Hook) -> Option<Cow<'a, str>> {
     if let Some(response) = &answer.guardrail_response
         && (answer.decision == Decision::Allow || detects(response))
     {

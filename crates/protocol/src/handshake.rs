@@ -5,22 +5,22 @@ use zentinel_wasm_contract::{Capabilities, Hook};
 
 use crate::limits::MAX_IN_FLIGHT;
 
-/// Name that the agent goes by in the protocol and in logs.
+/// The agent's id in the protocol.
 pub(crate) const AGENT_ID: &str = "zentinel-wasm-agent";
 
-/// Version of the protocol that is spoken.
+/// Supported version of the protocol.
 pub(crate) const PROTOCOL_VERSION: u32 = 2;
 
 /// Human-readable name of the agent.
 const NAME: &str = "Zentinel WebAssembly agent";
 
-/// Size of a body chunk that costs least per byte, in bytes.
+/// Size of a body chunk with the lowest cost per byte, in bytes.
 const PREFERRED_CHUNK: u64 = 64 << 10;
 
-/// Versions of a proxy that are named when none of them will do.
+/// How many of a proxy's versions an error lists at most.
 const MAX_NAMED: usize = 10;
 
-/// Whether one of a proxy's versions of the protocol is spoken here.
+/// Checks that the agent supports one of a proxy's protocol versions.
 pub(crate) fn check_versions(supported: &[u32]) -> Result<(), String> {
     if supported.contains(&PROTOCOL_VERSION) {
         return Ok(());
@@ -29,7 +29,7 @@ pub(crate) fn check_versions(supported: &[u32]) -> Result<(), String> {
     Err(format!("unsupported protocol version: the agent supports {PROTOCOL_VERSION}, the proxy {named:?}"))
 }
 
-/// The number of a hook's event on the Unix socket.
+/// Number of a hook's event. gRPC numbers configurations differently.
 pub(crate) const fn event_number(hook: Hook) -> i32 {
     match hook {
         Hook::Configure => 0,
@@ -43,7 +43,7 @@ pub(crate) const fn event_number(hook: Hook) -> i32 {
     }
 }
 
-/// The capabilities as the protocol has them.
+/// The capabilities in the fields of the protocol.
 #[derive(Debug, Serialize)]
 pub(crate) struct AgentCapabilities {
     pub(crate) agent_id: &'static str,
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_version_of_the_protocol_is_refused_with_a_reason() {
+    fn an_unsupported_version_is_rejected_with_a_reason() {
         assert!(check_versions(&[1, 3]).unwrap_err().contains("[1, 3]"));
     }
 }

@@ -1,18 +1,18 @@
-//! What an answer depends on besides the decision: the event that it answers.
+//! Which event an answer belongs to.
 
 use zentinel_wasm_contract::{Event, Hook};
 
-/// What an answer must know of its event.
+/// What the encoding of an answer depends on in its event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Phase {
-    /// The hook of the event.
+    /// Hook of the event.
     pub hook: Hook,
-    /// The chunk of a body event.
+    /// Chunk index of a body event; 0 for other events.
     pub chunk_index: u32,
 }
 
 impl Phase {
-    /// The phase of `event`.
+    /// Phase of `event`.
     pub const fn of(event: &Event<'_>) -> Self {
         let chunk_index = match event {
             Event::RequestBody(chunk) | Event::ResponseBody(chunk) => chunk.chunk_index,
@@ -21,8 +21,8 @@ impl Phase {
         Self { hook: event.hook(), chunk_index }
     }
 
-    /// Whether the proxy looks at something else than the decision.
-    pub(crate) const fn says_more(self) -> bool {
+    /// Whether the proxy reads another field than the decision.
+    pub(crate) const fn has_own_verdict(self) -> bool {
         matches!(self.hook, Hook::WebsocketFrame | Hook::GuardrailInspect)
     }
 }

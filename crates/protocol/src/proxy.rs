@@ -1,19 +1,19 @@
-//! What depends on the proxy's version.
+//! Differences between versions of the proxy.
 
 use std::borrow::Cow;
 
 use zentinel_wasm_bounds::log_limited;
 use zentinel_wasm_contract::{Answer, Decision};
 
-/// What is known of the proxy at the other end.
+/// How the proxy of a connection differs from the current version. Default: not at all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Proxy {
-    /// It lets a challenge through as if it were an allow: versions before 0.6.51.
+    /// Treats a challenge as an allow: versions before 0.6.51.
     pub lets_challenges_through: bool,
 }
 
 impl Proxy {
-    /// What is known of the proxy of this version. One that cannot be read counts as new.
+    /// The proxy of this version. An unreadable version counts as current.
     pub fn of_version(version: &str) -> Self {
         let mut numbers = version.split(['.', '-', '+']).map(str::parse::<u32>);
         let known = match (numbers.next(), numbers.next(), numbers.next()) {
@@ -23,8 +23,8 @@ impl Proxy {
         Self { lets_challenges_through: known.is_some_and(|version| version < (0, 6, 51)) }
     }
 
-    /// The same, and what that means is said in the log.
-    pub(crate) fn greet(version: &str) -> Self {
+    /// Like [`of_version`](Self::of_version), and logs what the agent has to do differently.
+    pub(crate) fn connected(version: &str) -> Self {
         let proxy = Self::of_version(version);
         if proxy.lets_challenges_through {
             log_limited!(
@@ -37,9 +37,8 @@ impl Proxy {
     }
 }
 
-/// Turns an answer into what an old proxy understands.
-///
-/// A challenge becomes a block, for it would be waved through otherwise.
+/// Turns an answer into one that `proxy` understands: a challenge becomes a block, because an old
+/// proxy would treat it as an allow.
 pub(crate) fn for_proxy<'a, 'b>(answer: &'b Answer<'a>, proxy: Proxy) -> Cow<'b, Answer<'a>> {
     let Decision::Challenge { params, .. } = &answer.decision else { return Cow::Borrowed(answer) };
     if !proxy.lets_challenges_through {
@@ -54,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_that_cannot_be_read_count_as_new() {
+    fn an_unreadable_version_counts_as_current() {
         for (version, old) in
             [("0.6.50", true), ("0.6.51", false), ("0.5.99", true), ("1.0.0", false), ("0.6.45-rc1", true), ("", false), ("x.y.z", false)]
         {

@@ -1,8 +1,8 @@
-//! What reports have in common on both transports.
+//! What both transports report alike.
 
 use zentinel_wasm_contract::report::HealthState;
 
-/// The number of a health state in the protocol.
+/// The protocol's number of a health state.
 pub(crate) const fn state_number(state: &HealthState) -> i32 {
     match state {
         HealthState::Healthy => 1,

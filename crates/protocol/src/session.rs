@@ -1,8 +1,9 @@
-//! The events of one connection that are not answered yet.
+//! The unanswered events of one connection.
 //!
-//! The proxy finds the request of an answer by its correlation id, and a client may choose that id. When a second event of an id arrives before the
-//! first is answered, the proxy waits for the second only, and would take the answer to the first for it: a blocked request could come back
-//! allowed. So an answer goes out only while its event is the newest of its id.
+//! The proxy finds the request of an answer by its correlation id, and a client may choose that id.
+//! If a second event of an id arrives before the first is answered, the proxy waits for the second
+//! only, and would take an answer to the first for an answer to the second: a blocked request could
+//! come back allowed. Therefore an answer is sent only while its event is the newest of its id.
 
 use std::hash::BuildHasher;
 use std::pin::Pin;
@@ -10,28 +11,31 @@ use std::pin::Pin;
 use futures_util::future::{AbortHandle, Abortable, Aborted};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use hashbrown::{DefaultHashBuilder, HashMap};
-
 use zentinel_wasm_contract::Arrival;
 
-/// A call under way, whose outcome is an answer ready to be sent.
+/// A running call. Its output is an encoded answer.
 pub(crate) type Call<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// One event's place among those of its id.
+/// Identifies one event among those with its correlation id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ticket {
+    /// Keyed hash of the correlation id.
     id: u64,
     sequence: u64,
-    /// How it met others of its id.
+    /// Whether it superseded another event of its id.
     pub(crate) arrival: Arrival,
 }
 
+/// The newest event of an id.
 struct Newest {
     sequence: u64,
+    /// Aborts its call, once that is pending.
     abort: Option<AbortHandle>,
 }
 
 type Pending<T> = Pin<Box<dyn Future<Output = Option<(Ticket, T)>> + Send>>;
 
+/// The unanswered events of one connection, and their pending calls.
 pub(crate) struct Session<T> {
     hasher: DefaultHashBuilder,
     newest: HashMap<u64, Newest>,
@@ -44,9 +48,10 @@ impl<T: Send + 'static> Session<T> {
         Self { hasher: DefaultHashBuilder::default(), newest: HashMap::new(), sequence: 0, pending: FuturesUnordered::new() }
     }
 
-    /// An event of this id has arrived: older ones of it will not be answered.
+    /// Registers a new event of this id. Older events of the id will not be answered.
     pub(crate) fn arrived(&mut self, correlation_id: &str) -> Ticket {
-        // Two ids of one hash cost an answer, once in 2^64 pairs; the hash is keyed, so that a client cannot look for them.
+        // A collision of two ids loses an answer: once in 2^64 pairs. The hash is keyed, so a
+        // client cannot search for one.
         let id = self.hasher.hash_one(correlation_id);
         self.sequence += 1;
         let superseded = self.newest.insert(id, Newest { sequence: self.sequence, abort: None });
@@ -59,14 +64,14 @@ impl<T: Send + 'static> Session<T> {
         self.newest.get(&ticket.id).is_some_and(|newest| newest.sequence == ticket.sequence)
     }
 
-    /// The answer to an event goes out now.
+    /// Removes an event whose answer is being sent.
     pub(crate) fn answered(&mut self, ticket: Ticket) {
         if self.is_newest(ticket) {
             self.newest.remove(&ticket.id);
         }
     }
 
-    /// The proxy no longer wants the answer to the newest event of this id.
+    /// Aborts the call for the newest event of this id, because the proxy cancelled it.
     pub(crate) fn cancel(&mut self, correlation_id: &str) {
         if let Some(newest) = self.newest.remove(&self.hasher.hash_one(correlation_id))
             && let Some(abort) = newest.abort
@@ -75,12 +80,12 @@ impl<T: Send + 'static> Session<T> {
         }
     }
 
-    /// Keeps a call going that was polled already and did not end.
-    pub(crate) fn keep(&mut self, ticket: Ticket, call: Call<T>) {
+    /// Adds a call that was polled and is pending.
+    pub(crate) fn push(&mut self, ticket: Ticket, call: Call<T>) {
         let (abort, registration) = AbortHandle::new_pair();
         match self.newest.get_mut(&ticket.id) {
             Some(newest) if newest.sequence == ticket.sequence => newest.abort = Some(abort),
-            // Nobody will see its answer.
+            // Superseded or cancelled: its answer would not be sent.
             _ => return,
         }
         let call = Abortable::new(call, registration);
@@ -92,15 +97,16 @@ impl<T: Send + 'static> Session<T> {
         }));
     }
 
-    /// Calls that have not ended.
+    /// Number of pending calls.
     pub(crate) fn pending(&self) -> usize {
         self.pending.len()
     }
 
-    /// The next call that ends, or None as soon as one was cancelled. Never ready while nothing is pending.
-    pub(crate) fn poll_ended(&mut self, context: &mut std::task::Context<'_>) -> std::task::Poll<Option<(Ticket, T)>> {
+    /// Ready with the next finished call, or with `None` for an aborted one. Never ready while no
+    /// call is pending.
+    pub(crate) fn poll_finished(&mut self, context: &mut std::task::Context<'_>) -> std::task::Poll<Option<(Ticket, T)>> {
         match self.pending.poll_next_unpin(context) {
-            std::task::Poll::Ready(Some(ended)) => std::task::Poll::Ready(ended),
+            std::task::Poll::Ready(Some(finished)) => std::task::Poll::Ready(finished),
             _ => std::task::Poll::Pending,
         }
     }
@@ -127,13 +133,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_cancelled_call_ends_and_is_not_answered() {
+    async fn a_cancelled_call_is_dropped_and_not_answered() {
         let mut session = Session::<()>::new();
         let ticket = session.arrived("a");
-        session.keep(ticket, Box::pin(std::future::pending()));
+        session.push(ticket, Box::pin(std::future::pending()));
         session.cancel("a");
         assert!(!session.is_newest(ticket));
-        assert_eq!(std::future::poll_fn(|context| session.poll_ended(context)).await, None);
+        assert_eq!(std::future::poll_fn(|context| session.poll_finished(context)).await, None);
         assert_eq!(session.pending(), 0);
     }
 }

@@ -1,13 +1,13 @@
-//! How far the agent has come with ending.
+//! The shutdown stage.
 
-/// How far the agent has come with ending.
+/// Shutdown stage of the agent. Each connection watches it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
-    /// It serves.
+    /// The agent serves.
     #[default]
     Serving,
-    /// Connections end as soon as they are quiet.
+    /// Connections end as soon as they are idle.
     Draining,
-    /// Connections take no more events and end when those under way are answered.
+    /// Connections read no more events, and end when those in flight are answered.
     Closing,
 }

@@ -12,7 +12,7 @@ use zentinel_wasm_contract::{
 use super::proto;
 use super::proto::agent_response::Decision as ProtoDecision;
 use super::proto::agent_to_proxy::Message;
-use crate::guardrail::guardrail;
+use crate::guardrail;
 use crate::limits::MAX_ID;
 use crate::phase::Phase;
 use crate::proxy::{Proxy, for_proxy};
@@ -65,7 +65,7 @@ impl Encode for GrpcEncoder {
             decision: Some(decision(&answer.decision)),
             request_headers: answer.request_headers.iter().map(header_op).collect(),
             response_headers: answer.response_headers.iter().map(header_op).collect(),
-            audit: audit(&answer.audit, guardrail(&answer, self.phase.hook).as_deref()),
+            audit: audit(&answer.audit, guardrail::verdict(&answer, self.phase.hook).as_deref()),
             processing_time_ms: None,
             needs_more: answer.needs_more,
         };

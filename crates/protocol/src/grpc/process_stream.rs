@@ -111,7 +111,7 @@ impl<H: Handler> Driver<H> {
         let mut exchange = self.shared.lock();
         exchange.say(message::handshake(self.handler.capabilities(), agreed.clone().err()));
         agreed.map_err(|reason| refusal(Code::FailedPrecondition, &reason))?;
-        self.peer = Arc::new(Peer::new(Proxy::greet(&request.proxy_version)));
+        self.peer = Arc::new(Peer::new(Proxy::connected(&request.proxy_version)));
         Ok(())
     }
 
@@ -223,7 +223,7 @@ impl<H: Handler> Driver<H> {
             }
         }
         self.has_worked = work >= MAX_WORK;
-        while let Poll::Ready(ended) = exchange.session.poll_ended(context) {
+        while let Poll::Ready(ended) = exchange.session.poll_finished(context) {
             ready = true;
             if let Some((ticket, answer)) = ended {
                 exchange.push(Some(ticket), answer);
@@ -315,7 +315,7 @@ impl<H: Handler> Driver<H> {
                 }
                 match call.as_mut().poll(context) {
                     Poll::Ready(answer) => exchange.push(Some(ticket), answer),
-                    Poll::Pending => exchange.session.keep(ticket, call),
+                    Poll::Pending => exchange.session.push(ticket, call),
                 }
                 if began.elapsed() > SLOW_BATCH {
                     break;

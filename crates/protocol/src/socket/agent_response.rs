@@ -1,4 +1,4 @@
-//! The agent response of the protocol, as it is serialized.
+//! The `AgentResponse` of the protocol, as it is serialized on the socket.
 
 use std::borrow::Cow;
 
@@ -8,7 +8,7 @@ use zentinel_wasm_contract::{Answer, Decision, HeaderOp, Text, WebsocketDecision
 
 use crate::handshake::PROTOCOL_VERSION;
 
-/// The agent response of the protocol. What is empty is left out: the proxy's defaults are the same.
+/// The whole response. Empty fields are left out, because the proxy's defaults are the same.
 pub(super) struct AgentResponse<'a> {
     pub(super) answer: &'a Answer<'a>,
     pub(super) correlation_id: &'a str,
@@ -182,7 +182,7 @@ impl Serialize for WebsocketField<'_> {
     }
 }
 
-/// A body mutation as it is written: what the chunk becomes, None to leave it.
+/// A body mutation: the new data of the chunk, or `None` to leave it as it is.
 #[derive(Serialize)]
 pub(super) struct MutationField<'a> {
     pub(super) data: Option<Cow<'a, str>>,

@@ -1,8 +1,10 @@
 //! One connection on the Unix socket.
 //!
-//! A round reads what has arrived, decodes all of it, writes the answers of the round before, and runs the new events. Answers are written *after*
-//! the next reading, so that every event that has arrived is known when it is decided whether an older one of its id may still be answered; and
-//! many answers go out in one write. An event whose call does not end in its first slice is kept aside, and the round goes on.
+//! Each round reads and decodes what has arrived, writes the answers of the previous round, and
+//! runs the new events. Answers are written *after* the next read for two reasons: every event that
+//! has arrived can supersede an older one of its id before that one is answered, and one write
+//! takes many answers. A call that does not finish in its first slice becomes pending, and the
+//! round continues.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -20,7 +22,7 @@ use zentinel_wasm_bounds::{log_limited, run_blocking_if_large};
 use zentinel_wasm_contract::report::Reports;
 use zentinel_wasm_contract::{Answer, Decision, Encode, Failure, FailureKind, Handler, Hook, Text};
 
-use super::decode;
+use super::decode::{self, Configure};
 use super::encode::SocketEncoder;
 use super::encoding::Encoding;
 use super::error::SocketError;
@@ -36,21 +38,22 @@ use crate::proxy::Proxy;
 use crate::session::{Call, Session, Ticket};
 use crate::stage::Stage;
 
-/// Rounds in a row after which others on this thread get their turn: a client that never pauses would keep the thread for itself.
+/// Rounds in a row after which the other tasks on this thread get their turn. A client that never
+/// pauses would otherwise keep the thread.
 const MAX_BUSY_ROUNDS: u32 = 8;
 
-/// Configurations of one connection that may be under way. A proxy sends one and waits.
+/// Configurations of one connection that may be applied at once. A proxy sends one and waits.
 const MAX_CONFIGURING: usize = 4;
 
-/// Time of a batch after which the socket is looked at again before its answers go out. Events that have superseded them are likely then, and the
-/// system call costs little beside it.
+/// Duration of a batch after which the socket is read again before the answers are written: events
+/// that supersede them are likely by then, and the system call is cheap compared to the batch.
 const LONG_BATCH: Duration = Duration::from_micros(50);
 
-/// Serves one connection until its client closes it, or the agent has come to its end.
+/// Serves one connection on a Unix socket until the client closes it or the agent shuts down.
 ///
 /// # Errors
 ///
-/// The client breaks the protocol or stalls, or the socket fails.
+/// The client violates the protocol or exceeds a timeout, or the socket fails.
 pub fn serve<H: Handler>(
     stream: UnixStream,
     handler: Arc<H>,
@@ -63,23 +66,23 @@ pub fn serve<H: Handler>(
         let Some((encoding, proxy)) = shake_hands(&stream, &mut inbox, &handler, timeouts.handshake).await? else { return Ok(()) };
         let reports = handler.reports();
         let number = CONNECTIONS.fetch_add(1, Relaxed);
-        let _ended = Ended { handler: Arc::clone(&handler), number };
+        let _guard = DisconnectGuard { handler: Arc::clone(&handler), number };
         let mut connection = Connection::new(stream, handler, number, encoding, proxy, inbox, timeouts);
         connection.report(&reports);
         connection.run(stage, reports).await
     }
 }
 
-/// How many connections there have been.
+/// Number of the next connection.
 static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
 
-/// Tells the handler that a connection has ended, in whichever way.
-struct Ended<H: Handler> {
+/// Notifies the handler when a connection ends, even by a panic.
+struct DisconnectGuard<H: Handler> {
     handler: Arc<H>,
     number: u64,
 }
 
-impl<H: Handler> Drop for Ended<H> {
+impl<H: Handler> Drop for DisconnectGuard<H> {
     fn drop(&mut self) {
         self.handler.disconnected(self.number);
     }
@@ -88,31 +91,31 @@ impl<H: Handler> Drop for Ended<H> {
 struct Connection<H> {
     stream: UnixStream,
     handler: Arc<H>,
-    /// Tells it from all others.
+    /// Unique in this process.
     number: u64,
     encoding: Encoding,
     proxy: Proxy,
     timeouts: Timeouts,
     inbox: Inbox,
     session: Session<Vec<u8>>,
-    /// Events that have arrived and were not run yet.
+    /// Decoded events whose calls were not polled yet.
     batch: VecDeque<(Ticket, Call<Vec<u8>>)>,
     outbox: Outbox,
-    /// Held by each configuration that is under way.
+    /// Cloned by each configuration that is being applied, to count them.
     configuring: Arc<()>,
-    /// Work since others on this thread had their turn: see [`MAX_WORK`].
+    /// Work since the other tasks on this thread had their turn: see [`MAX_WORK`].
     work: usize,
-    /// The client will send no more.
-    ended: bool,
+    /// The client has closed its side.
+    closed: bool,
     warned: Warned,
 }
 
-/// What was logged already: a client must not fill the log.
+/// What was logged for this connection already: a client must not fill the log.
 #[derive(Default)]
 struct Warned {
-    of_type: bool,
-    of_event: bool,
-    of_configuration: bool,
+    frame_type: bool,
+    event: bool,
+    configuration: bool,
 }
 
 impl<H: Handler> Connection<H> {
@@ -130,7 +133,7 @@ impl<H: Handler> Connection<H> {
             outbox: Outbox::default(),
             configuring: Arc::default(),
             work: 0,
-            ended: false,
+            closed: false,
             warned: Warned::default(),
         }
     }
@@ -139,7 +142,7 @@ impl<H: Handler> Connection<H> {
         let timer = tokio::time::sleep(Duration::ZERO);
         tokio::pin!(timer);
         let mut quiet_since = Instant::now();
-        let mut stage_known = true;
+        let mut watches_stage = true;
         let mut busy_rounds = 0;
         loop {
             let now_stage = *stage.borrow();
@@ -156,7 +159,7 @@ impl<H: Handler> Connection<H> {
             }
             let has_room = !self.outbox.is_full();
             if self.batch.is_empty() && (has_worked || was_full && has_room) {
-                // There may be more of what has arrived already.
+                // The inbox may hold more frames.
                 continue;
             }
             if !self.batch.is_empty() && has_room {
@@ -165,7 +168,7 @@ impl<H: Handler> Connection<H> {
                 quiet_since = Instant::now();
                 let took = quiet_since - began;
                 if took > LONG_BATCH && self.takes_events() {
-                    self.inbox.look_again(&self.stream);
+                    self.inbox.read_again(&self.stream);
                 }
                 busy_rounds += 1;
                 if busy_rounds == MAX_BUSY_ROUNDS || took > SLOW_BATCH {
@@ -177,17 +180,17 @@ impl<H: Handler> Connection<H> {
             }
             busy_rounds = 0;
             let idle = self.session.pending() == 0 && self.outbox.is_empty();
-            if idle && (self.ended || now_stage == Stage::Closing) {
+            if idle && (self.closed || now_stage == Stage::Closing) {
                 return Ok(());
             }
-            let drains = idle && now_stage == Stage::Draining && !self.handler.awaits_more(self.number);
-            if drains && quiet_since.elapsed() >= self.timeouts.quiet {
+            let may_drain = idle && now_stage == Stage::Draining && !self.handler.awaits_more(self.number);
+            if may_drain && quiet_since.elapsed() >= self.timeouts.quiet {
                 return Ok(());
             }
 
             let wants_read = now_stage < Stage::Closing && self.takes_events();
             let wants_write = !self.outbox.is_empty();
-            let quiet_end = drains.then(|| quiet_since + self.timeouts.quiet);
+            let quiet_end = may_drain.then(|| quiet_since + self.timeouts.quiet);
             let stall = self.timeouts.stall;
             let deadline = [self.inbox.stalled_at(wants_read, stall), self.outbox.stalled_at(stall), quiet_end].into_iter().flatten().min();
             if let Some(deadline) = deadline
@@ -197,15 +200,15 @@ impl<H: Handler> Connection<H> {
             }
             tokio::select! {
                 biased;
-                ended = self.next(wants_read, wants_write) => {
-                    if let Some((ticket, answer)) = ended? {
+                finished = self.wait(wants_read, wants_write) => {
+                    if let Some((ticket, answer)) = finished? {
                         self.outbox.answer(ticket, answer);
                     }
                 }
-                changed = stage.changed(), if stage_known => stage_known = changed.is_ok(),
+                changed = stage.changed(), if watches_stage => watches_stage = changed.is_ok(),
                 changed = reports.changed() => {
                     if changed.is_err() {
-                        // Nobody reports any more: the agent is at its end, and its stage will tell.
+                        // The agent has shut down; the stage ends this connection.
                         std::future::pending::<()>().await;
                     }
                     self.report(&reports);
@@ -223,15 +226,17 @@ impl<H: Handler> Connection<H> {
         }
     }
 
+    /// Whether more events may be read.
     fn takes_events(&self) -> bool {
-        !self.ended && self.session.pending() + self.batch.len() < MAX_IN_FLIGHT && !self.outbox.is_full()
+        !self.closed && self.session.pending() + self.batch.len() < MAX_IN_FLIGHT && !self.outbox.is_full()
     }
 
-    /// Waits until a call has ended or the socket can go on.
-    async fn next(&mut self, wants_read: bool, wants_write: bool) -> io::Result<Option<(Ticket, Vec<u8>)>> {
+    /// Waits for a call to finish, in which case it returns the answer, or for the socket to be
+    /// ready.
+    async fn wait(&mut self, wants_read: bool, wants_write: bool) -> io::Result<Option<(Ticket, Vec<u8>)>> {
         std::future::poll_fn(|context| {
-            if let Poll::Ready(ended) = self.session.poll_ended(context) {
-                return Poll::Ready(Ok(ended));
+            if let Poll::Ready(finished) = self.session.poll_finished(context) {
+                return Poll::Ready(Ok(finished));
             }
             if wants_read && let Poll::Ready(ready) = self.stream.poll_read_ready(context) {
                 return Poll::Ready(ready.map(|()| None));
@@ -244,26 +249,27 @@ impl<H: Handler> Connection<H> {
         .await
     }
 
+    /// Reads what has arrived, up to [`READ_ROOM`] or one whole frame.
     fn read(&mut self) -> Result<(), SocketError> {
         while self.takes_events() && self.inbox.len() < READ_ROOM {
             match self.inbox.read(&self.stream)? {
-                ReadOutcome::Some => {}
-                ReadOutcome::Nothing => return Ok(()),
-                ReadOutcome::End => self.ended = true,
+                ReadOutcome::Data => {}
+                ReadOutcome::Empty => return Ok(()),
+                ReadOutcome::Closed => self.closed = true,
             }
         }
-        // A frame that is larger than the room is read on as long as there is no whole one.
+        // A frame larger than that.
         while self.takes_events() && frame::next(self.inbox.bytes())?.is_none() {
             match self.inbox.read(&self.stream)? {
-                ReadOutcome::Some => {}
-                ReadOutcome::Nothing => return Ok(()),
-                ReadOutcome::End => self.ended = true,
+                ReadOutcome::Data => {}
+                ReadOutcome::Empty => return Ok(()),
+                ReadOutcome::Closed => self.closed = true,
             }
         }
         Ok(())
     }
 
-    /// Turns the frames that have arrived into calls, without running them.
+    /// Decodes the received frames into the calls of the next batch, without polling them.
     fn decode(&mut self) -> Result<(), SocketError> {
         let mut inbox = std::mem::take(&mut self.inbox);
         let result = self.decode_from(&mut inbox);
@@ -274,22 +280,22 @@ impl<H: Handler> Connection<H> {
     fn decode_from(&mut self, inbox: &mut Inbox) -> Result<(), SocketError> {
         while self.session.pending() + self.batch.len() < MAX_IN_FLIGHT && self.batch.len() < BATCH && self.work < MAX_WORK {
             let Some((frame, len)) = frame::next(inbox.bytes())? else { break };
-            // While the client reads no answers, nothing more is answered. Events are taken nevertheless and wait to be run, because they
-            // may supersede an answer that was not sent yet.
+            // While the client reads no answers, no more are produced. Events are decoded
+            // nevertheless, and wait to be run, because they may supersede an unsent answer.
             if self.outbox.is_full() && !kind::is_event(frame.kind) {
                 break;
             }
             self.work += frame.payload.len() + FRAME_WORK;
-            self.take(frame)?;
+            self.receive(frame)?;
             inbox.consume(len);
         }
         Ok(())
     }
 
-    fn take(&mut self, frame: Frame<'_>) -> Result<(), SocketError> {
+    fn receive(&mut self, frame: Frame<'_>) -> Result<(), SocketError> {
         match frame.kind {
-            kind::CONFIGURE => run_blocking_if_large(frame.payload.len(), || self.configure(frame.payload)),
-            kind if kind::is_event(kind) => run_blocking_if_large(frame.payload.len(), || self.event(kind, frame.payload)),
+            kind::CONFIGURE => run_blocking_if_large(frame.payload.len(), || self.receive_configuration(frame.payload)),
+            kind if kind::is_event(kind) => run_blocking_if_large(frame.payload.len(), || self.receive_event(kind, frame.payload)),
             kind::CANCEL => {
                 let encoding = self.encoding;
                 if let Some(id) = run_blocking_if_large(frame.payload.len(), || decode::correlation_id(encoding, frame.kind, frame.payload))
@@ -301,7 +307,7 @@ impl<H: Handler> Connection<H> {
             kind::PONG => {}
             kind::HANDSHAKE_REQUEST => return Err(SocketError::Handshake("second request on one connection".into())),
             kind => {
-                if !std::mem::replace(&mut self.warned.of_type, true) {
+                if !std::mem::replace(&mut self.warned.frame_type, true) {
                     log_limited!(warn, "ignored a frame of unknown type {kind:#04x}; further ones on this connection are not logged");
                 }
             }
@@ -309,10 +315,10 @@ impl<H: Handler> Connection<H> {
         Ok(())
     }
 
-    fn event(&mut self, kind: u8, payload: &[u8]) {
+    fn receive_event(&mut self, kind: u8, payload: &[u8]) {
         let (ticket, call) = match decode::event(self.encoding, kind, payload) {
             Ok(event) if event.correlation_id().len() > MAX_ID => {
-                self.unanswerable(kind, format_args!("{TOO_LONG_ID}"));
+                self.warn_unanswerable(kind, format_args!("{TOO_LONG_ID}"));
                 return;
             }
             Ok(event) => {
@@ -323,7 +329,7 @@ impl<H: Handler> Connection<H> {
             }
             Err(error) => {
                 let Some(id) = decode::correlation_id(self.encoding, kind, payload).filter(|id| id.len() <= MAX_ID) else {
-                    self.unanswerable(kind, format_args!("no usable correlation id: {error}"));
+                    self.warn_unanswerable(kind, format_args!("no usable correlation id: {error}"));
                     return;
                 };
                 let failure = Failure::new(FailureKind::InvalidEvent, format!("invalid event of type {kind:#04x}: {error}"));
@@ -336,27 +342,17 @@ impl<H: Handler> Connection<H> {
         self.batch.push_back((ticket, call));
     }
 
-    fn unanswerable(&mut self, kind: u8, why: fmt::Arguments<'_>) {
-        if !std::mem::replace(&mut self.warned.of_event, true) {
+    fn warn_unanswerable(&mut self, kind: u8, why: fmt::Arguments<'_>) {
+        if !std::mem::replace(&mut self.warned.event, true) {
             log_limited!(warn, "cannot answer an event of type {kind:#04x} (further ones on this connection are not logged): {why}");
         }
     }
 
-    fn configure(&mut self, payload: &[u8]) {
-        let configure = if payload.len() > MAX_CONFIGURE {
-            Err(TOO_LARGE.to_owned())
-        } else {
-            decode::configure(self.encoding, payload).map_err(|error| error.to_string())
-        };
-        let configure = match configure {
-            Ok(configure) if configure.correlation_id.len() <= MAX_ID => Ok(configure),
-            Ok(_) => Err(TOO_LONG_ID.into()),
-            Err(error) => Err(error),
-        };
-        let configure = match configure {
+    fn receive_configuration(&mut self, payload: &[u8]) {
+        let configure = match decode_configure(self.encoding, payload) {
             Ok(configure) => configure,
             Err(error) => {
-                if !std::mem::replace(&mut self.warned.of_configuration, true) {
+                if !std::mem::replace(&mut self.warned.configuration, true) {
                     log_limited!(warn, "cannot answer a configuration (further ones on this connection are not logged): {error}");
                 }
                 return;
@@ -365,11 +361,10 @@ impl<H: Handler> Connection<H> {
         let ticket = self.session.arrived(&configure.correlation_id);
         let encoder = self.encoder(Arc::from(&*configure.correlation_id), Phase { hook: Hook::Configure, chunk_index: 0 });
         let too_many = Arc::strong_count(&self.configuring) > MAX_CONFIGURING;
-        let under_way = Arc::clone(&self.configuring);
+        let counted = Arc::clone(&self.configuring);
         let applying = self.handler.configure(configure.config.0);
         let call = async move {
-            // Counted for as long as it lasts.
-            let _under_way = under_way;
+            let _counted = counted;
             let applied = if too_many { Err("other configurations are still being applied".to_owned()) } else { applying.await };
             let answer = match applied {
                 Ok(()) => Answer::default(),
@@ -395,25 +390,26 @@ impl<H: Handler> Connection<H> {
         SocketEncoder { encoding: self.encoding, proxy: self.proxy, phase, correlation_id, connection: self.number }
     }
 
-    /// Runs every event of the batch for one slice, or as many as the time is for. Those that end are answered, the others kept going.
+    /// Polls each call of the batch once, or as many as the time allows. Answers those that finish;
+    /// the others become pending.
     async fn run_batch(&mut self, began: Instant) {
         std::future::poll_fn(|context| {
             while let Some((ticket, mut call)) = self.batch.pop_front() {
-                // A newer event of the id came with the same read.
+                // Superseded by an event of the same read, or cancelled.
                 if !self.session.is_newest(ticket) {
                     continue;
                 }
                 match call.as_mut().poll(context) {
                     Poll::Ready(answer) => self.outbox.answer(ticket, answer),
-                    Poll::Pending => self.session.keep(ticket, call),
+                    Poll::Pending => self.session.push(ticket, call),
                 }
                 if began.elapsed() > SLOW_BATCH || self.outbox.is_full() {
                     break;
                 }
             }
-            // As long as events keep coming, nobody else looks at the calls that took longer.
-            while let Poll::Ready(ended) = self.session.poll_ended(context) {
-                if let Some((ticket, answer)) = ended {
+            // Nothing else polls the pending calls while events keep coming.
+            while let Poll::Ready(finished) = self.session.poll_finished(context) {
+                if let Some((ticket, answer)) = finished {
                     self.outbox.answer(ticket, answer);
                 }
             }
@@ -422,8 +418,9 @@ impl<H: Handler> Connection<H> {
         .await;
     }
 
+    /// Appends the health and the metrics.
     fn report(&mut self, reports: &watch::Receiver<Arc<Reports>>) {
-        // A client that reads slowly gets the next one; they must not pile up.
+        // Reports must not pile up: a client that reads slowly gets the next one.
         if self.outbox.is_full() {
             return;
         }
@@ -440,7 +437,19 @@ impl<H: Handler> Connection<H> {
     }
 }
 
-/// The hook of an event's type; types that are not known count as the first.
+/// Decodes a configuration event that can be answered.
+fn decode_configure(encoding: Encoding, payload: &[u8]) -> Result<Configure<'_>, String> {
+    if payload.len() > MAX_CONFIGURE {
+        return Err(TOO_LARGE.to_owned());
+    }
+    let configure = decode::configure(encoding, payload).map_err(|error| error.to_string())?;
+    if configure.correlation_id.len() > MAX_ID {
+        return Err(TOO_LONG_ID.to_owned());
+    }
+    Ok(configure)
+}
+
+/// The hook of an event's type. An unknown type counts as request headers.
 fn hook_of(kind: u8) -> Hook {
     match kind {
         kind::REQUEST_BODY => Hook::RequestBody,
@@ -471,7 +480,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_round_takes_frames_by_their_bytes() {
+    async fn a_round_is_bounded_by_the_bytes_of_its_frames() {
         const FRAMES: usize = 100;
         let padding = "x".repeat(LARGE / 10);
         let body = format!(r#"{{"correlation_id":"a","data":"{}","is_last":true,"chunk_index":0}}"#, "AAAA".repeat(LARGE / 40));
@@ -488,7 +497,7 @@ mod tests {
             let taken = before - connection.inbox.len();
             assert!((LARGE..2 * LARGE).contains(&taken), "{taken} bytes of {before} for {kind:#04x}");
         }
-        // Short ones are work too.
+        // Short frames count as work too.
         let (mut connection, _client) = connection((0..2000).map(|_| framed(kind::PONG, b"")));
         let before = connection.inbox.len();
         connection.decode().unwrap();
@@ -497,7 +506,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_more_is_answered_while_answers_are_unread_but_events_are_known() {
+    async fn unread_answers_pause_answering_but_not_superseding() {
         let event = |id: &str| format!(r#"{{"correlation_id":"{id}","status":200,"headers":{{}}}}"#).into_bytes();
         let frames = [framed(kind::RESPONSE_HEADERS, &event("a")), framed(kind::PING, b""), framed(kind::RESPONSE_HEADERS, &event("b"))];
         let (mut connection, _client) = connection(frames.into_iter());
@@ -507,6 +516,6 @@ mod tests {
         assert_eq!((connection.batch.len(), connection.outbox.len()), (1, 1));
         assert!(!connection.session.is_newest(superseded));
         connection.run_batch(Instant::now()).await;
-        assert_eq!(connection.outbox.len(), 1 + 1, "one is run before it is looked whether there is room");
+        assert_eq!(connection.outbox.len(), 1 + 1, "room is checked after each call");
     }
 }

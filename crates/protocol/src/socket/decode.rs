@@ -1,4 +1,4 @@
-//! From the payload of a frame to an event.
+//! Decodes the payload of a frame into an event that borrows from it.
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -10,16 +10,17 @@ use super::frame::kind;
 use super::json;
 use crate::config::Config;
 
-/// Deepest nesting of a MessagePack payload. Events are four levels deep; reading is recursive, and a client must not choose how far.
+/// Deepest nesting of a MessagePack payload. Events are four levels deep. Decoding is recursive, so
+/// a client must not choose the depth.
 const MAX_DEPTH: usize = 64;
 
-/// Why a payload is not what its type says.
+/// Why a payload is not what its frame type requires.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct DecodeError(String);
 
 impl DecodeError {
-    /// What a library says of it holds what the client has sent.
+    /// Shortens the error, because libraries quote what the client has sent.
     fn new(error: impl ToString) -> Self {
         const SHOWN: usize = 1000;
         Self(shortened(&error.to_string(), SHOWN))
@@ -27,7 +28,7 @@ impl DecodeError {
 }
 
 fn read<'a, T: Deserialize<'a>>(encoding: Encoding, payload: &'a [u8]) -> Result<T, DecodeError> {
-    // serde would take a list for an event, field by field.
+    // serde would also accept an array, field by field.
     if !is_object(encoding, payload) {
         return Err(DecodeError("not an object".into()));
     }
@@ -44,17 +45,19 @@ fn read<'a, T: Deserialize<'a>>(encoding: Encoding, payload: &'a [u8]) -> Result
 fn is_object(encoding: Encoding, payload: &[u8]) -> bool {
     match encoding {
         Encoding::Json => payload.trim_ascii_start().first() == Some(&b'{'),
-        // Maps of up to 15, 2^16 and 2^32 entries (<https://github.com/msgpack/msgpack/blob/master/spec.md>).
+        // Maps of up to 15, 2^16 and 2^32 entries
+        // (<https://github.com/msgpack/msgpack/blob/master/spec.md>).
         Encoding::MessagePack => matches!(payload.first(), Some(0x80..=0x8f | 0xde | 0xdf)),
     }
 }
 
-/// Checks JSON's encoding as a whole, so that no string is checked again.
+/// Checks the UTF-8 of all JSON at once, so no string is checked again.
 fn text(payload: &[u8]) -> Result<&str, DecodeError> {
     simdutf8::basic::from_utf8(payload).map_err(|_| DecodeError("not valid UTF-8".into()))
 }
 
-/// Reads an event by the fast way where there is one.
+/// Decodes an event with the fast reader `fast` if it accepts the payload, and otherwise with
+/// serde.
 fn read_fast<'a, T: Deserialize<'a>>(encoding: Encoding, payload: &'a [u8], fast: fn(&'a str) -> Option<T>) -> Result<T, DecodeError> {
     if encoding == Encoding::Json
         && let Some(event) = fast(text(payload)?)
@@ -64,11 +67,11 @@ fn read_fast<'a, T: Deserialize<'a>>(encoding: Encoding, payload: &'a [u8], fast
     read(encoding, payload)
 }
 
-/// Reads the event of a frame of the type `kind`.
+/// Decodes the event of a frame of type `kind`.
 ///
 /// # Errors
 ///
-/// The payload is not such an event, or the type is not one of an event.
+/// The payload is not such an event, or `kind` is not the type of an event.
 pub fn event(encoding: Encoding, kind: u8, payload: &[u8]) -> Result<Event<'_>, DecodeError> {
     Ok(match kind {
         kind::REQUEST_HEADERS => Event::RequestHeaders(read_fast(encoding, payload, json::request_headers)?),
@@ -82,29 +85,30 @@ pub fn event(encoding: Encoding, kind: u8, payload: &[u8]) -> Result<Event<'_>, 
     })
 }
 
-/// What the agent reads of a configuration event.
+/// The fields of a configuration event that the agent reads.
 #[derive(Debug, Deserialize)]
 pub struct Configure<'a> {
-    /// To be answered with.
+    /// Id for the answer.
     #[serde(default, borrow)]
     pub correlation_id: Text<'a>,
-    /// The configuration: a JSON object, or null.
+    /// The configuration: a JSON object, or null for none.
     #[serde(default)]
     pub config: Config,
 }
 
-/// Reads a configuration event.
+/// Decodes a configuration event.
 ///
 /// # Errors
 ///
-/// The payload is none.
+/// The payload is not a configuration event.
 pub fn configure(encoding: Encoding, payload: &[u8]) -> Result<Configure<'_>, DecodeError> {
     read(encoding, payload)
 }
 
-/// Reads whose event a frame is that could not be decoded otherwise, or that says no more than that: a cancel.
+/// Extracts the correlation id of an undecodable frame, or of a cancellation, which has nothing
+/// else.
 ///
-/// A cancel is JSON whatever the encoding, for the published client sends it so.
+/// Cancellations are JSON in either encoding, because the published client sends them as JSON.
 pub fn correlation_id(encoding: Encoding, kind: u8, payload: &[u8]) -> Option<Text<'_>> {
     #[derive(Deserialize)]
     struct Id<'a> {
@@ -116,7 +120,7 @@ pub fn correlation_id(encoding: Encoding, kind: u8, payload: &[u8]) -> Option<Te
         _headers: IgnoredAny,
     }
 
-    /// The metadata, or the event where they are not what they should be.
+    /// The metadata, or the event if its metadata is invalid.
     #[derive(Deserialize)]
     struct Bare<'a> {
         #[serde(default, borrow)]
@@ -129,7 +133,7 @@ pub fn correlation_id(encoding: Encoding, kind: u8, payload: &[u8]) -> Option<Te
             return read::<Bare<'_>>(encoding, payload).ok()?.correlation_id;
         };
         let nested = id.metadata.and_then(|metadata| metadata.correlation_id);
-        // Where an event of the type has its id comes first.
+        // The place where an event of this type has its id comes first.
         if kind == kind::REQUEST_HEADERS { nested.or(id.correlation_id) } else { id.correlation_id.or(nested) }
     })
 }
@@ -140,7 +144,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn both_encodings_give_the_same_event() {
+    fn both_encodings_decode_to_the_same_event() {
         let json = serde_json::json!({
             "metadata": {"correlation_id": "c", "request_id": "r", "client_ip": "192.0.2.1:1", "client_port": 0, "server_name": null, "protocol": "HTTP/1.1",
                          "tls_version": null, "tls_cipher": null, "route_id": null, "upstream_id": null, "timestamp": "t"},
@@ -176,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn the_id_of_an_event_that_is_wrong_otherwise_is_found() {
+    fn finds_the_id_of_an_invalid_event() {
         let id = |payload: &str| correlation_id(Encoding::Json, kind::REQUEST_HEADERS, payload.as_bytes()).map(|id| id.to_string());
         assert_eq!(id(r#"{"correlation_id":"a","headers":5}"#).as_deref(), Some("a"));
         assert_eq!(id(r#"{"metadata":{"correlation_id":"a","x":[]},"method":1}"#).as_deref(), Some("a"));
@@ -191,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn nesting_without_end_is_survived() {
+    fn rejects_deep_nesting() {
         let mut deep = vec![0x91; 1 << 20];
         assert!(event(Encoding::MessagePack, kind::REQUEST_HEADERS, &deep).is_err());
         deep.insert(0, 0x81);
@@ -204,7 +208,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_survived(kind in any::<u8>(), bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+        fn any_bytes_are_accepted_or_rejected(kind in any::<u8>(), bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
             for encoding in [Encoding::Json, Encoding::MessagePack] {
                 let _ = event(encoding, kind, &bytes);
                 let _ = configure(encoding, &bytes);

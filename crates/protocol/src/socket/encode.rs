@@ -1,4 +1,4 @@
-//! From an answer to the frame that the proxy reads.
+//! Encodes answers as frames.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -10,23 +10,23 @@ use zentinel_wasm_contract::{
 use super::agent_response::{AgentResponse, MutationField};
 use super::encoding::Encoding;
 use super::frame::{self, kind};
-use crate::guardrail::guardrail;
+use crate::guardrail;
 use crate::limits::MAX_FRAME;
 use crate::phase::Phase;
 use crate::proxy::{Proxy, for_proxy};
 
-/// Writes answers to one event of a Unix socket as frames.
+/// Encodes answers to one event on a Unix socket as frames.
 #[derive(Clone, Debug)]
 pub struct SocketEncoder {
-    /// The encoding that was agreed on.
+    /// Encoding of the connection.
     pub encoding: Encoding,
-    /// The proxy at the other end.
+    /// The proxy of the connection.
     pub proxy: Proxy,
-    /// The event's place.
+    /// Phase of the event.
     pub phase: Phase,
-    /// The event's id, by which the proxy finds its request.
+    /// Id of the event, by which the proxy finds its request.
     pub correlation_id: Arc<str>,
-    /// The connection's number.
+    /// Number of the connection.
     pub connection: u64,
 }
 
@@ -56,11 +56,11 @@ impl Encode for SocketEncoder {
                 .transpose()?,
             response_body_mutation: answer.response_body_mutation.as_ref().map(|mutation| response_mutation(mutation, self.phase)),
             websocket_decision: websocket_decision(&answer, self.phase.hook),
-            guardrail: guardrail(&answer, self.phase.hook),
+            guardrail: guardrail::verdict(&answer, self.phase.hook),
         };
         let mut out = Vec::with_capacity(256);
         frame::append(&mut out, kind::AGENT_RESPONSE, |out| {
-            // Neither fails: the types are plain, and a vector takes everything.
+            // Neither fails: the types are plain, and writing to a vector cannot fail.
             let _ = match self.encoding {
                 Encoding::Json => serde_json::to_writer(out, &payload).is_ok(),
                 Encoding::MessagePack => rmp_serde::encode::write_named(out, &payload).is_ok(),
@@ -77,12 +77,12 @@ impl Encode for SocketEncoder {
 }
 
 impl SocketEncoder {
-    /// The frame of an answer that allows and says no more, which most do: it differs in the id alone.
+    /// The frame of an allow with nothing else, which most answers are. Only its id differs.
     fn plain_allow(&self, answer: &Answer<'_>) -> Option<Vec<u8>> {
         const BEFORE: &[u8] = br#"{"version":2,"decision":"allow","audit":{"custom":{"correlation_id":"#;
         const AFTER: &[u8] = b"}}}";
 
-        if self.encoding != Encoding::Json || self.phase.says_more() || *answer != Answer::default() {
+        if self.encoding != Encoding::Json || self.phase.has_own_verdict() || *answer != Answer::default() {
             return None;
         }
         let mut out = Vec::with_capacity(BEFORE.len() + AFTER.len() + 8 * self.correlation_id.len() + 64);
@@ -95,7 +95,7 @@ impl SocketEncoder {
     }
 }
 
-/// The proxy takes the data of a request mutation as it is: it must be text.
+/// The proxy uses the data of a request mutation as it is, so it must be text.
 fn request_mutation<'a>(mutation: &'a BodyMutation<'_>, phase: Phase) -> Result<MutationField<'a>, Failure> {
     let data = match &mutation.action {
         BodyAction::PassThrough => None,
@@ -113,7 +113,7 @@ fn request_mutation<'a>(mutation: &'a BodyMutation<'_>, phase: Phase) -> Result<
     Ok(MutationField { data, chunk_index: mutation.chunk_index.unwrap_or(phase.chunk_index) })
 }
 
-/// The proxy takes the data of a response mutation as base64.
+/// The proxy decodes the data of a response mutation from base64.
 fn response_mutation<'a>(mutation: &'a BodyMutation<'_>, phase: Phase) -> MutationField<'a> {
     let data = match &mutation.action {
         BodyAction::PassThrough => None,
@@ -123,13 +123,14 @@ fn response_mutation<'a>(mutation: &'a BodyMutation<'_>, phase: Phase) -> Mutati
     MutationField { data, chunk_index: mutation.chunk_index.unwrap_or(phase.chunk_index) }
 }
 
-/// What becomes of a frame. The proxy looks at nothing else, so that a module that only blocks must be heard here too.
+/// The decision about a WebSocket frame. The proxy reads only this field for a frame, so a block
+/// without it becomes a close.
 fn websocket_decision<'a>(answer: &'a Answer<'_>, hook: Hook) -> Option<Cow<'a, WebsocketDecision<'a>>> {
     /// Policy violation (RFC 6455, 7.4.1).
     const POLICY: u16 = 1008;
 
     match (&answer.websocket_decision, &answer.decision) {
-        // A refusal is heard, whatever is said beside it.
+        // A rejection in either field takes effect.
         (Some(decision), verdict) if *decision != WebsocketDecision::Allow || *verdict == Decision::Allow => Some(Cow::Borrowed(decision)),
         (_, _) if hook != Hook::WebsocketFrame => None,
         (_, Decision::Allow) => Some(Cow::Owned(WebsocketDecision::Allow)),
@@ -166,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn an_allow_is_short() {
+    fn a_plain_allow_has_only_the_id() {
         assert_eq!(
             sent(&encoder(Hook::RequestHeaders), ""),
             json!({"version": 2, "decision": "allow", "audit": {"custom": {"correlation_id": "c\"1"}}})
@@ -174,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_a_module_says_is_sent() {
+    fn sends_every_field_of_an_answer() {
         let answer = r#"{"decision":"block","status":451,"body":"no","add_response_headers":{"A":"1"},"remove_response_headers":["B"],
             "add_request_headers":{"C":["1","2"]},"tags":["t"],"rule_ids":["r"],"confidence":0.5,"reason_codes":["x"],
             "routing_metadata":{"upstream":"u"},"needs_more":true}"#;
@@ -193,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_without_headers_says_null() {
+    fn a_block_without_headers_has_null() {
         let decision = &sent(&encoder(Hook::RequestHeaders), r#"{"decision":"deny"}"#)["decision"];
         assert_eq!(*decision, json!({"block": {"status": 403, "body": null, "headers": null}}));
     }
@@ -210,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn passing_through_and_dropping() {
+    fn drop_is_an_empty_chunk_and_pass_through_null() {
         let sent = sent(
             &encoder(Hook::RequestBody),
             r#"{"request_body_mutation":{"action":"drop"},"response_body_mutation":{"action":"pass_through"}}"#,
@@ -220,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_frame_closes_its_connection() {
+    fn a_blocked_websocket_frame_closes_the_connection() {
         let hook = Hook::WebsocketFrame;
         assert_eq!(sent(&encoder(hook), "")["websocket_decision"], "allow");
         assert_eq!(sent(&encoder(hook), r#"{"websocket_decision":"drop"}"#)["websocket_decision"], "drop");
@@ -233,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guardrail_verdict_travels_in_the_routing_metadata() {
+    fn a_guardrail_verdict_is_in_the_routing_metadata() {
         let verdict = |answer: &str| -> Value {
             let sent = sent(&encoder(Hook::GuardrailInspect), answer);
             serde_json::from_str(sent["routing_metadata"]["guardrail_response"].as_str().unwrap()).unwrap()
@@ -248,9 +249,9 @@ mod tests {
     }
 
     #[test]
-    fn old_proxies_get_a_block_for_a_challenge() {
+    fn an_old_proxy_gets_a_block_instead_of_a_challenge() {
         let old = SocketEncoder { proxy: Proxy::of_version("0.6.45"), ..encoder(Hook::RequestHeaders) };
-        // The proxy looks for the body in any case.
+        // The proxy finds the parameter `body` in any case.
         let answer = r#"{"decision":"challenge","challenge_type":"captcha","challenge_params":{"Body":"prove it"},"tags":["t"]}"#;
         let to_old = sent(&old, answer);
         assert_eq!(to_old["decision"], json!({"block": {"status": 403, "body": "prove it", "headers": null}}));

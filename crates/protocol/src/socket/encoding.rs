@@ -1,17 +1,17 @@
-//! How payloads are written on the socket.
+//! Encodings of payloads on the socket.
 
-/// How payloads are written.
+/// Encoding of the payloads of a connection. The handshake itself is always JSON.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Encoding {
-    /// What the published proxy speaks.
+    /// JSON, bodies as base64. Used by the published proxy.
     #[default]
     Json,
-    /// Maps with named fields, bodies as bytes.
+    /// MessagePack: maps with named fields, bodies as bytes.
     MessagePack,
 }
 
 impl Encoding {
-    /// The name in the handshake.
+    /// Its name in the handshake.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Json => "json",

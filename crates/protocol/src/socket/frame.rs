@@ -2,10 +2,10 @@
 
 use crate::limits::MAX_FRAME;
 
-/// Bytes before the payload.
+/// Length of the header before the payload, in bytes: the frame's length and its type.
 pub const HEADER: usize = 5;
 
-/// Types of frames.
+/// Frame types.
 pub mod kind {
     #![allow(missing_docs)]
     pub const HANDSHAKE_REQUEST: u8 = 0x01;
@@ -25,7 +25,7 @@ pub mod kind {
     pub const PING: u8 = 0x41;
     pub const PONG: u8 = 0x42;
 
-    /// Whether frames of this type want an answer.
+    /// Whether frames of this type are events, which are answered.
     pub const fn is_event(kind: u8) -> bool {
         kind & 0xf0 == 0x10
     }
@@ -34,28 +34,28 @@ pub mod kind {
 /// A frame within a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame<'a> {
-    /// One of [`kind`], or something newer.
+    /// Frame type: one of [`kind`], or an unknown one.
     pub kind: u8,
-    /// What the type says.
+    /// An event, a response and so on, by the frame type.
     pub payload: &'a [u8],
 }
 
-/// Why bytes are not frames. The connection cannot go on after it.
+/// Invalid frame length. The next frame cannot be found after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// A frame without a type.
+    /// The frame has no type.
     #[error("length 0")]
     Empty,
-    /// A frame above the protocol's limit.
+    /// The frame is larger than [`MAX_FRAME`].
     #[error("{0} bytes, more than the protocol's limit of {MAX_FRAME}")]
     TooLarge(usize),
 }
 
-/// The first frame in `bytes` and the number of bytes that it takes, or None while it is incomplete.
+/// Returns the first frame in `bytes` and its whole length in bytes, or `None` if it is incomplete.
 ///
 /// # Errors
 ///
-/// The bytes are no frame.
+/// The length of the frame is invalid.
 pub fn next(bytes: &[u8]) -> Result<Option<(Frame<'_>, usize)>, FrameError> {
     let Some((header, rest)) = bytes.split_first_chunk::<4>() else { return Ok(None) };
     let len = u32::from_be_bytes(*header) as usize;
@@ -68,7 +68,7 @@ pub fn next(bytes: &[u8]) -> Result<Option<(Frame<'_>, usize)>, FrameError> {
     Ok(rest.get(..len).and_then(<[u8]>::split_first).map(|(&kind, payload)| (Frame { kind, payload }, 4 + len)))
 }
 
-/// Appends a frame whose payload `write` appends.
+/// Appends a frame of type `kind` to `out`. `write` appends its payload.
 pub fn append(out: &mut Vec<u8>, kind: u8, write: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     out.extend_from_slice(&[0, 0, 0, 0, kind]);
@@ -91,7 +91,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn frames_are_whole_or_awaited() {
+    fn an_incomplete_frame_is_none() {
         let mut bytes = Vec::new();
         append(&mut bytes, kind::PING, |out| out.extend_from_slice(b"abc"));
         for cut in 0..bytes.len() {
@@ -101,14 +101,14 @@ mod tests {
     }
 
     #[test]
-    fn bad_lengths_are_refused_before_anything_is_awaited() {
+    fn an_invalid_length_is_rejected_at_once() {
         assert_eq!(next(&[0, 0, 0, 0]), Err(FrameError::Empty));
         assert_eq!(next(&u32::MAX.to_be_bytes()), Err(FrameError::TooLarge(u32::MAX as usize)));
     }
 
     proptest! {
         #[test]
-        fn what_is_appended_is_cut_again(frames in proptest::collection::vec((any::<u8>(), proptest::collection::vec(any::<u8>(), 0..50)), 0..5)) {
+        fn appended_frames_are_found_again(frames in proptest::collection::vec((any::<u8>(), proptest::collection::vec(any::<u8>(), 0..50)), 0..5)) {
             let mut bytes = Vec::new();
             for (kind, payload) in &frames {
                 append(&mut bytes, *kind, |out| out.extend_from_slice(payload));
@@ -123,7 +123,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+        fn any_bytes_are_accepted_or_rejected(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             let _ = next(&bytes);
         }
     }

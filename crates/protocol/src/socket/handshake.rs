@@ -1,4 +1,4 @@
-//! The first exchange on a Unix socket.
+//! The handshake on a Unix socket.
 
 use std::io;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::config::{Config, MAX_CONFIGURE, TOO_LARGE};
 use crate::handshake::{AgentCapabilities, PROTOCOL_VERSION, check_versions};
 use crate::proxy::Proxy;
 
-/// What the agent reads of a proxy's handshake.
+/// The fields that the agent reads of a proxy's request.
 #[derive(Debug, Deserialize)]
 struct HandshakeRequest<'a> {
     supported_versions: Vec<u32>,
@@ -25,20 +25,23 @@ struct HandshakeRequest<'a> {
     proxy_version: Text<'a>,
     #[serde(default, borrow)]
     supported_encodings: Vec<Text<'a>>,
-    /// The agent's `config { }` block. Today's proxies send it as an event of its own.
+    /// The agent's `config { }` block. Current proxies send it as an event instead.
     #[serde(default)]
     config: Config,
 }
 
 impl HandshakeRequest<'_> {
-    /// The proxy's favourite among the encodings that the agent knows. JSON is always spoken.
+    /// The first encoding in the proxy's order of preference that the agent supports, or JSON.
     fn encoding(&self) -> Encoding {
-        let known = [Encoding::Json, Encoding::MessagePack];
-        self.supported_encodings.iter().find_map(|name| known.into_iter().find(|known| known.name() == &**name)).unwrap_or_default()
+        let supported = [Encoding::Json, Encoding::MessagePack];
+        self.supported_encodings
+            .iter()
+            .find_map(|name| supported.into_iter().find(|encoding| encoding.name() == &**name))
+            .unwrap_or_default()
     }
 }
 
-/// The agent's side of the handshake.
+/// The agent's response.
 #[derive(Debug, Serialize)]
 struct HandshakeResponse {
     protocol_version: u32,
@@ -60,8 +63,8 @@ impl HandshakeResponse {
     }
 }
 
-/// Reads the handshake and answers it, with `limit` for each of the client's two parts. None when the client has closed the connection without
-/// a word.
+/// Reads the handshake request and answers it, with a timeout of `limit` for each of the client's
+/// two parts. Returns `None` if the client closes the connection without sending anything.
 pub(super) async fn shake_hands<H: Handler>(
     stream: &UnixStream,
     inbox: &mut Inbox,
@@ -77,7 +80,7 @@ pub(super) async fn shake_hands<H: Handler>(
     agreed.map(Some).map_err(SocketError::Handshake)
 }
 
-/// Reads the handshake. None when the client has closed the connection without a word.
+/// Reads the request. Returns `None` if the client closes the connection without sending anything.
 async fn read_handshake(stream: &UnixStream, inbox: &mut Inbox) -> Result<Option<Vec<u8>>, SocketError> {
     loop {
         if let Some((frame, len)) = frame::next(inbox.bytes())? {
@@ -90,15 +93,14 @@ async fn read_handshake(stream: &UnixStream, inbox: &mut Inbox) -> Result<Option
         }
         stream.readable().await?;
         match inbox.read(stream)? {
-            ReadOutcome::Some => {}
-            ReadOutcome::Nothing => {}
-            ReadOutcome::End if inbox.bytes().is_empty() => return Ok(None),
-            ReadOutcome::End => return Err(SocketError::Handshake("connection closed within the request".into())),
+            ReadOutcome::Data | ReadOutcome::Empty => {}
+            ReadOutcome::Closed if inbox.bytes().is_empty() => return Ok(None),
+            ReadOutcome::Closed => return Err(SocketError::Handshake("connection closed within the request".into())),
         }
     }
 }
 
-/// The answer to a handshake, as a frame, and what is agreed on. Includes applying the configuration that came with it.
+/// Returns the response, as a frame, and the outcome. Applies the configuration in the request.
 async fn answer_handshake<H: Handler>(payload: &[u8], handler: &Arc<H>) -> (Vec<u8>, Result<(Encoding, Proxy), String>) {
     let request = if payload.len() > MAX_CONFIGURE {
         Err(TOO_LARGE.to_owned())
@@ -106,14 +108,14 @@ async fn answer_handshake<H: Handler>(payload: &[u8], handler: &Arc<H>) -> (Vec<
         run_blocking_if_large(payload.len(), || serde_json::from_slice::<HandshakeRequest<'_>>(payload).map_err(|error| error.to_string()))
     };
     let agreed = match request {
-        Ok(request) => agree(&request, handler).await.map(|()| (request.encoding(), Proxy::greet(&request.proxy_version))),
+        Ok(request) => agree(&request, handler).await.map(|()| (request.encoding(), Proxy::connected(&request.proxy_version))),
         Err(error) => Err(format!("invalid request: {error}")),
     };
     let encoding = agreed.as_ref().map_or(Encoding::Json, |(encoding, _)| *encoding);
     let response = HandshakeResponse::new(handler.capabilities(), encoding, agreed.as_ref().err().cloned());
     let mut out = Vec::new();
     frame::append(&mut out, kind::HANDSHAKE_RESPONSE, |out| {
-        // Writing to a vector does not fail.
+        // Writing to a vector cannot fail.
         let _ = serde_json::to_writer(out, &response);
     });
     (out, agreed)
@@ -131,7 +133,7 @@ async fn write_handshake(stream: &UnixStream, mut rest: &[u8]) -> io::Result<()>
     Ok(())
 }
 
-/// Whether the agent can work with this proxy, and under the configuration that it brings.
+/// Checks that the agent can work with this proxy, and applies its configuration.
 async fn agree<H: Handler>(request: &HandshakeRequest<'_>, handler: &Arc<H>) -> Result<(), String> {
     check_versions(&request.supported_versions)?;
     if request.config.0.is_null() { Ok(()) } else { handler.configure(request.config.0.clone()).await }
@@ -146,7 +148,7 @@ mod tests {
     use crate::socket::frame::framed;
 
     #[test]
-    fn the_proxy_s_favourite_encoding_is_taken() {
+    fn the_proxy_s_first_supported_encoding_is_chosen() {
         let encoding = |json: &str| serde_json::from_str::<HandshakeRequest<'_>>(json).unwrap().encoding();
         assert_eq!(encoding(r#"{"supported_versions":[2]}"#), Encoding::Json);
         assert_eq!(encoding(r#"{"supported_versions":[2],"supported_encodings":["cbor","msgpack","json"]}"#), Encoding::MessagePack);
@@ -154,23 +156,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_time_for_the_handshake_is_the_client_s_alone() {
+    async fn the_timeout_does_not_count_the_agent_s_own_work() {
         const LIMIT: Duration = Duration::from_secs(1);
-        let hello = framed(
+        let request = framed(
             kind::HANDSHAKE_REQUEST,
             br#"{"supported_versions":[2],"proxy_id":"p","proxy_version":"0.6.54","config":{"pool-size":1}}"#,
         );
         let (mut client, server) = UnixStream::pair().unwrap();
-        client.write_all(&hello).await.unwrap();
+        client.write_all(&request).await.unwrap();
         let agreed = shake_hands(&server, &mut Inbox::default(), &AllowAll::new(2 * LIMIT), LIMIT).await;
         assert!(matches!(agreed, Ok(Some((Encoding::Json, _)))), "{agreed:?}");
         let mut head = [0; 5];
         client.read_exact(&mut head).await.unwrap();
         assert_eq!(head[4], kind::HANDSHAKE_RESPONSE);
-        // Without a handshake, and with half of one.
+        // Without a request, and with a part of one.
         for sent in [0, 10] {
             let (mut client, server) = UnixStream::pair().unwrap();
-            client.write_all(&hello[..sent]).await.unwrap();
+            client.write_all(&request[..sent]).await.unwrap();
             let ended = shake_hands(&server, &mut Inbox::default(), &AllowAll::new(Duration::ZERO), Duration::from_millis(10)).await;
             assert!(matches!(ended, Err(SocketError::Timeout("no handshake", _))), "{ended:?}");
         }

@@ -1,4 +1,4 @@
-//! Reads from a socket.
+//! The buffered reader of a connection.
 
 use std::io;
 use std::time::Duration;
@@ -10,48 +10,57 @@ use tokio::time::Instant;
 
 use crate::limits::MAX_FRAME;
 
-/// Room that is made in the buffer before a read, in bytes. A busy connection's events are read by the dozen.
+/// Free space in the buffer before a read, in bytes: one read takes dozens of events from a busy
+/// connection.
 pub(super) const READ_ROOM: usize = 64 << 10;
 
-/// What a connection keeps of its buffer between frames, in bytes: bodies that come in pieces of usual sizes need no new memory for each.
+/// Capacity that an empty buffer keeps, in bytes, so body chunks of the usual sizes need no new
+/// allocation each.
 const MAX_KEPT: usize = 256 << 10;
 
-/// Bytes that have arrived and were not taken yet.
+/// Received bytes that are not consumed yet.
 #[derive(Default)]
 pub(super) struct Inbox {
     buffer: Vec<u8>,
-    taken: usize,
-    /// When the first byte of what is there arrived.
-    since: Option<Instant>,
+    /// Bytes at the start of `buffer` that are consumed.
+    consumed: usize,
+    /// When a read first left an incomplete frame in the buffer.
+    incomplete_since: Option<Instant>,
 }
 
-/// What a read has found.
+/// Result of a read.
 pub(super) enum ReadOutcome {
-    Some,
-    Nothing,
-    End,
+    /// Bytes were read, and there may be more.
+    Data,
+    /// The socket is empty.
+    Empty,
+    /// The client has closed its side.
+    Closed,
 }
 
 impl Inbox {
-    /// One with bytes that have arrived already.
+    /// An inbox that has received `buffer`.
     #[cfg(test)]
     pub(super) fn of(buffer: Vec<u8>) -> Self {
         Self { buffer, ..Self::default() }
     }
 
+    /// The bytes that are not consumed.
     pub(super) fn bytes(&self) -> &[u8] {
-        &self.buffer[self.taken..]
+        &self.buffer[self.consumed..]
     }
 
+    /// Number of bytes that are not consumed.
     pub(super) fn len(&self) -> usize {
-        self.buffer.len() - self.taken
+        self.buffer.len() - self.consumed
     }
 
+    /// Consumes a frame of `len` bytes.
     pub(super) fn consume(&mut self, len: usize) {
-        self.taken += len;
-        self.since = None;
-        if self.taken == self.buffer.len() {
-            self.taken = 0;
+        self.consumed += len;
+        self.incomplete_since = None;
+        if self.consumed == self.buffer.len() {
+            self.consumed = 0;
             if self.buffer.capacity() > MAX_KEPT {
                 self.buffer = Vec::new();
             } else {
@@ -60,43 +69,47 @@ impl Inbox {
         }
     }
 
+    /// Reads once, as much as fits.
     pub(super) fn read(&mut self, stream: &UnixStream) -> io::Result<ReadOutcome> {
         if self.buffer.capacity() - self.buffer.len() < READ_ROOM / 4 {
-            self.buffer.drain(..self.taken);
-            self.taken = 0;
-            // Grown by what has arrived, not by what a frame claims to be.
+            self.buffer.drain(..self.consumed);
+            self.consumed = 0;
+            // Grows with what was received, not with the length that a frame claims.
             let room = self.buffer.len().clamp(READ_ROOM, MAX_FRAME);
             self.buffer.reserve(room);
         }
         let before = self.buffer.len();
         let read = stream.try_io(Interest::READABLE, || {
             let read = rustix::io::retry_on_intr(|| rustix::io::read(stream, spare_capacity(&mut self.buffer)))?;
-            // A short read has emptied the socket: saying so spares the call that would only find out.
+            // A short read emptied the socket. `WouldBlock` clears the readiness, which saves the
+            // system call that would only find that out.
             if read > 0 && self.buffer.len() < self.buffer.capacity() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(read) }
         });
         match read {
-            Ok(0) => Ok(ReadOutcome::End),
-            Ok(_) => Ok(ReadOutcome::Some),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.buffer.len() > before => Ok(ReadOutcome::Some),
+            Ok(0) => Ok(ReadOutcome::Closed),
+            Ok(_) => Ok(ReadOutcome::Data),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.buffer.len() > before => Ok(ReadOutcome::Data),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if self.len() > 0 && self.since.is_none() {
-                    self.since = Some(Instant::now());
+                if self.len() > 0 && self.incomplete_since.is_none() {
+                    self.incomplete_since = Some(Instant::now());
                 }
-                Ok(ReadOutcome::Nothing)
+                Ok(ReadOutcome::Empty)
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Takes what has arrived since the last read, whatever the runtime knows of it. An end or a failure it will know soon enough.
-    pub(super) fn look_again(&mut self, stream: &UnixStream) {
+    /// Reads again without regard to the readiness that the runtime knows. An end or an error is
+    /// left for the next [`read`](Self::read).
+    pub(super) fn read_again(&mut self, stream: &UnixStream) {
         if self.buffer.len() < self.buffer.capacity() {
             let _ = rustix::io::read(stream, spare_capacity(&mut self.buffer));
         }
     }
 
-    /// When an incomplete frame has taken too long, if one is awaited.
+    /// When an incomplete frame times out. `None` if there is none, or if the agent is not
+    /// `reading`.
     pub(super) fn stalled_at(&self, reading: bool, stall: Duration) -> Option<Instant> {
-        self.since.filter(|_| reading && self.len() > 0).map(|since| since + stall)
+        self.incomplete_since.filter(|_| reading && self.len() > 0).map(|since| since + stall)
     }
 }

@@ -1,13 +1,14 @@
-//! Reads the events that come with every request from compact JSON, as the proxy writes it.
+//! A fast reader for the events of every request, in compact JSON as the proxy writes it.
 //!
-//! Whatever is written otherwise or is wrong, this reader gives up on, and serde_json reads it: what is right, and what an error says, is decided in
-//! one place. What this one does read, serde_json would have read alike.
+//! It accepts a subset of JSON with the same result as serde_json, else returns `None`, and
+//! serde_json decodes the event. So what is valid, and what an error reads like, is decided in one
+//! place.
 
 use memchr::memchr2;
 use zentinel_wasm_contract::event::{BodyChunk, Data, HeaderValues, Headers, Metadata, RequestHeaders, ResponseHeaders};
 use zentinel_wasm_contract::{MAX_ENTRIES, Text};
 
-/// Reads a request's headers.
+/// Reads request headers.
 pub(crate) fn request_headers(text: &str) -> Option<RequestHeaders<'_>> {
     let (mut metadata, mut method, mut uri, mut headers) = (None, None, None, None);
     Reader::whole(text, |reader, name| match name {
@@ -20,7 +21,7 @@ pub(crate) fn request_headers(text: &str) -> Option<RequestHeaders<'_>> {
     Some(RequestHeaders { metadata: metadata?, method: method?, uri: uri?, headers: headers? })
 }
 
-/// Reads a response's headers.
+/// Reads response headers.
 pub(crate) fn response_headers(text: &str) -> Option<ResponseHeaders<'_>> {
     let (mut correlation_id, mut status, mut headers) = (None, None, None);
     Reader::whole(text, |reader, name| match name {
@@ -32,7 +33,7 @@ pub(crate) fn response_headers(text: &str) -> Option<ResponseHeaders<'_>> {
     Some(ResponseHeaders { correlation_id: correlation_id?, status: status?, headers: headers? })
 }
 
-/// Reads a chunk of a body.
+/// Reads a body chunk.
 pub(crate) fn body_chunk(text: &str) -> Option<BodyChunk<'_>> {
     let (mut correlation_id, mut data, mut is_last, mut chunk_index) = (None, None, None, None);
     let (mut total_size, mut bytes_received, mut bytes_sent) = (None, None, None);
@@ -57,7 +58,7 @@ pub(crate) fn body_chunk(text: &str) -> Option<BodyChunk<'_>> {
     })
 }
 
-/// Keeps the value of a field, unless there was one already.
+/// Sets a field, or returns `None` if it is set already.
 fn once<T>(field: &mut Option<T>, value: Option<T>) -> Option<()> {
     match field {
         Some(_) => None,
@@ -68,15 +69,17 @@ fn once<T>(field: &mut Option<T>, value: Option<T>) -> Option<()> {
     }
 }
 
-/// Where the first quote or backslash stands.
+/// Position of the first quote or backslash.
 #[inline]
 fn string_end(bytes: &[u8]) -> Option<usize> {
-    /// Most strings are this short, and looking for a library function would take longer than looking at them.
+    /// Words that are searched here. Most strings are not longer, and `memchr2` costs more than the
+    /// search of so few.
     const SHORT: usize = 4;
     const ONES: u64 = u64::from_le_bytes([0x01; 8]);
     const HIGHS: u64 = u64::from_le_bytes([0x80; 8]);
 
-    // Marks the high bit of zero bytes. A borrow may mark bytes above the first zero wrongly, never below it.
+    // Sets the high bit of each zero byte. A borrow may set that of a byte above the first zero,
+    // never of one below it.
     let zeros = |word: u64| word.wrapping_sub(ONES) & !word & HIGHS;
     let (words, _) = bytes.as_chunks::<8>();
     for (at, word) in words.iter().take(SHORT).enumerate() {
@@ -86,20 +89,22 @@ fn string_end(bytes: &[u8]) -> Option<usize> {
             return Some(8 * at + (marks.trailing_zeros() / 8) as usize);
         }
     }
-    let looked = 8 * words.len().min(SHORT);
-    memchr2(b'"', b'\\', &bytes[looked..]).map(|at| looked + at)
+    let searched = 8 * words.len().min(SHORT);
+    memchr2(b'"', b'\\', &bytes[searched..]).map(|at| searched + at)
 }
 
-/// A place in a text without control characters. Every method reads one thing from there on, or gives up.
+/// A position in a text without control characters. Each method reads one item from there, or
+/// returns `None`.
 struct Reader<'a> {
     text: &'a str,
     at: usize,
 }
 
 impl<'a> Reader<'a> {
-    /// Reads a text that is one object.
+    /// Reads a text that is one object. `field` reads the value of each field.
     fn whole(text: &'a str, field: impl FnMut(&mut Self, &str) -> Option<()>) -> Option<()> {
-        // Looked at as a whole, many bytes at once, so that no string is looked at for them again.
+        // Checked for the whole text at once, which compiles to vector instructions, and not again
+        // for each string.
         let controls = text.as_bytes().iter().fold(0, |controls, byte| controls | u8::from(*byte < 0x20));
         if controls != 0 {
             return None;
@@ -128,7 +133,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads an object, whose values are left to `field`.
+    /// Reads an object. `field` reads the value of each field.
     #[inline]
     fn object(&mut self, mut field: impl FnMut(&mut Self, &str) -> Option<()>) -> Option<()> {
         self.pairs(|reader, name| field(reader, &name))
@@ -164,7 +169,7 @@ impl<'a> Reader<'a> {
         Some(Text::borrowed(&self.text[start..end]))
     }
 
-    /// Reads a string that begins at `start` and has its first backslash at `at`.
+    /// Reads a string that starts at `start` and has its first backslash at `at`.
     fn escaped(&mut self, start: usize, at: usize) -> Option<Text<'a>> {
         let bytes = self.text.as_bytes();
         let mut at = at;
@@ -173,7 +178,7 @@ impl<'a> Reader<'a> {
             at += memchr2(b'"', b'\\', bytes.get(at..)?)?;
         }
         self.at = at + 1;
-        // Quotes included.
+        // With its quotes.
         serde_json::from_str::<String>(&self.text[start - 1..=at]).ok().map(Text::from)
     }
 
@@ -184,7 +189,7 @@ impl<'a> Reader<'a> {
             return None;
         }
         self.at += digits;
-        // What follows must be the end of the value: a fraction or an exponent is left to others.
+        // The value must end here: serde_json reads fractions and exponents.
         matches!(self.rest().first(), Some(b',' | b'}')).then_some(())?;
         T::try_from(number.parse().ok()?).ok()
     }
@@ -197,13 +202,13 @@ impl<'a> Reader<'a> {
         if self.take(b"null").is_some() { Some(None) } else { value(self).map(Some) }
     }
 
-    /// Reads the value of a field that nobody asks for.
+    /// Skips the value of an unknown field.
     fn skip(&mut self) -> Option<()> {
         match self.rest().first()? {
             b'"' => self.string().map(drop),
             b't' | b'f' => self.boolean().map(drop),
             b'n' => self.take(b"null"),
-            // Larger ones are not written by the proxies that are known.
+            // Known proxies write no arrays or objects in other fields.
             _ => self.number::<u64>().map(drop),
         }
     }
@@ -242,7 +247,7 @@ impl<'a> Reader<'a> {
     }
 
     fn headers(&mut self) -> Option<Headers<'a>> {
-        // Most requests have ten to twenty.
+        // Most requests have 10 to 20.
         let mut headers = Vec::with_capacity(16);
         let mut entries = 0;
         self.pairs(|reader, name| {
@@ -254,7 +259,7 @@ impl<'a> Reader<'a> {
         Some(Headers(headers))
     }
 
-    /// A list of at most `most` strings. An empty one counts as one.
+    /// Reads an array of at most `most` strings. An empty array counts as one.
     fn values(&mut self, most: usize) -> Option<HeaderValues<'a>> {
         if most == 0 {
             return None;
@@ -280,7 +285,7 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
-    /// An event without a place for every string; `None` stands for null.
+    /// Request headers with these values; `None` becomes null.
     fn request(strings: &[String; 4], optional: Option<&String>, number: u32) -> String {
         let [id, uri, name, value] = strings;
         json!({
@@ -292,7 +297,7 @@ mod tests {
         .to_string()
     }
 
-    /// What serde_json reads, and what this reader reads, for comparison.
+    /// What serde_json reads, and what this reader reads.
     fn both<'a, T: serde::Deserialize<'a> + std::fmt::Debug>(
         text: &'a str,
         read: fn(&'a str) -> Option<T>,
@@ -302,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn the_proxy_s_events_are_read() {
+    fn reads_the_events_of_the_proxy() {
         assert!(request_headers(&request(&["c", "/", "host", "h"].map(String::from), None, 0)).is_some());
         assert!(response_headers(r#"{"correlation_id":"c","status":200,"headers":{"a":["\"1\"","2"]}}"#).is_some());
         let chunk = r#"{"correlation_id":"c","data":"aGk=","is_last":true,"total_size":null,"chunk_index":0,"bytes_received":2}"#;
@@ -310,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_otherwise_is_left_to_others() {
+    fn leaves_other_json_to_serde_json() {
         for text in [
             r#"{"correlation_id":"c","status":200,"status":200,"headers":{}}"#,
             r#"{"correlation_id":"c","status":0200,"headers":{}}"#,
@@ -331,7 +336,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_the_proxy_says_is_read_as_serde_json_does(
+        fn reads_events_like_serde_json(
             strings in any::<[String; 4]>(), optional in any::<Option<String>>(), number in any::<u32>()
         ) {
             let text = request(&strings, optional.as_ref(), number);
@@ -341,7 +346,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_damaged_is_never_read_otherwise_than_serde_json_does(
+        fn reads_damaged_events_like_serde_json_or_not_at_all(
             strings in any::<[String; 4]>(), at in any::<prop::sample::Index>(), with in "[\\x00-\\x7f]{0,3}", cut in 0..4_usize
         ) {
             let request = request(&strings, None, 7);

@@ -1,4 +1,8 @@
-//! The Unix socket.
+//! The transport over a Unix socket.
+//!
+//! [`serve`] runs the loop of one connection. [`frame`] finds the frames in what was read,
+//! [`decode`] decodes their events, with `json` as the fast path, and [`SocketEncoder`] encodes the
+//! answers.
 
 mod agent_response;
 mod connection;

@@ -1,4 +1,4 @@
-//! Writes to a socket.
+//! The writer of a connection.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -12,21 +12,22 @@ use super::frame;
 use crate::limits::MAX_UNSENT;
 use crate::session::{Session, Ticket};
 
-/// What a frame that waits takes besides its bytes, roughly: short ones must not be many for nothing.
+/// Rough memory of a waiting frame besides its bytes, in bytes: many short frames count too.
 const FRAME_OVERHEAD: usize = 64;
 
 /// Frames that one system call writes at most.
 const WRITE_SLICES: usize = 64;
 
-/// Frames that wait to be written.
+/// Frames that are waiting to be written.
 #[derive(Default)]
 pub(super) struct Outbox {
-    /// Each with its event's ticket, unless it answers none.
+    /// Each with the ticket of the event that it answers, if any.
     frames: VecDeque<(Option<Ticket>, Vec<u8>)>,
-    /// Bytes of the first frame that are out.
+    /// Bytes of the first frame that are written.
     written: usize,
-    /// Memory in bytes that they take, roughly.
+    /// Rough memory of the frames, in bytes.
     unsent: usize,
+    /// Since when the socket accepts nothing.
     blocked_since: Option<Instant>,
 }
 
@@ -35,13 +36,13 @@ impl Outbox {
         self.frames.is_empty()
     }
 
-    /// Frames that wait.
+    /// Number of waiting frames.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.frames.len()
     }
 
-    /// Whether so much waits that nothing is to be added as long as that can be helped.
+    /// Whether so much waits that no more events are read or run.
     pub(super) fn is_full(&self) -> bool {
         self.unsent >= MAX_UNSENT
     }
@@ -51,7 +52,7 @@ impl Outbox {
         self.push(Some(ticket), answer);
     }
 
-    /// Appends a frame that answers no event.
+    /// Appends a frame that is not an answer.
     pub(super) fn control(&mut self, kind: u8, payload: &[u8]) {
         let mut out = Vec::new();
         frame::append(&mut out, kind, |out| out.extend_from_slice(payload));
@@ -63,7 +64,7 @@ impl Outbox {
         self.frames.push_back((ticket, frame));
     }
 
-    /// Leaves out the answers to events that a newer one has superseded, or that were cancelled.
+    /// Drops the answers to events that are superseded or cancelled.
     fn retain_newest(&mut self, session: &Session<Vec<u8>>) -> Result<(), SocketError> {
         let stale = |ticket: &Option<Ticket>| ticket.is_some_and(|ticket| !session.is_newest(ticket));
         if self.written > 0 && self.frames.front().is_some_and(|(ticket, _)| stale(ticket)) {
@@ -80,7 +81,7 @@ impl Outbox {
         Ok(())
     }
 
-    /// Writes as much as the socket takes.
+    /// Writes as much as the socket accepts.
     pub(super) fn write(&mut self, stream: &UnixStream, session: &mut Session<Vec<u8>>) -> Result<(), SocketError> {
         if self.frames.is_empty() {
             return Ok(());
@@ -109,6 +110,7 @@ impl Outbox {
         Ok(())
     }
 
+    /// Accounts for `written` bytes.
     fn advance(&mut self, written: usize, session: &mut Session<Vec<u8>>) {
         self.blocked_since = None;
         self.unsent -= written;
@@ -125,6 +127,7 @@ impl Outbox {
         }
     }
 
+    /// When the client has not read anything for too long.
     pub(super) fn stalled_at(&self, stall: Duration) -> Option<Instant> {
         self.blocked_since.map(|since| since + stall)
     }

@@ -1,4 +1,4 @@
-//! Reports as the JSON of the socket.
+//! Reports as JSON.
 
 use serde::ser::{Serialize, Serializer};
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use zentinel_wasm_contract::report::{HealthState, Metric, REPORT_INTERVAL, Repor
 use crate::handshake::AGENT_ID;
 use crate::report::state_number;
 
-/// The health, as the socket's JSON.
+/// The health report.
 pub(crate) fn health_json(reports: &Reports) -> Value {
     let health = &reports.health;
     let latency = &health.latency;
@@ -18,7 +18,7 @@ pub(crate) fn health_json(reports: &Reports) -> Value {
     };
     json!({
         "agent_id": AGENT_ID,
-        // The published client reads a number, the published types an object: both find what they look for.
+        // The published client reads a number, the published types an object.
         "state": state_number(&health.state),
         "health_state": state,
         "message": health.state.message(),
@@ -33,7 +33,7 @@ pub(crate) fn health_json(reports: &Reports) -> Value {
     })
 }
 
-/// The metrics, as the socket's JSON.
+/// The metrics report.
 pub(crate) fn metrics_json(reports: &Reports) -> Value {
     let Series { counters, gauges, histograms } = &reports.metrics;
     json!({
@@ -48,7 +48,7 @@ pub(crate) fn metrics_json(reports: &Reports) -> Value {
     })
 }
 
-/// One series as JSON, with the fields of `value`.
+/// One series, with the fields of `value`.
 fn series_json<T>(metric: &Metric<T>, mut value: Value) -> Value {
     value["name"] = json!(metric.name);
     value["help"] = json!(metric.help);
@@ -56,7 +56,7 @@ fn series_json<T>(metric: &Metric<T>, mut value: Value) -> Value {
     value
 }
 
-/// An upper bound. JSON has no infinite number: the published types take this text for it.
+/// Upper bound of a bucket. JSON has no infinity; the published types read `+Inf` for it.
 struct Bound(f64);
 
 impl Serialize for Bound {
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_state_is_said_as_number_and_as_object() {
+    fn the_health_state_is_a_number_and_an_object() {
         for (state, number, status) in [
             (HealthState::Healthy, 1, "healthy"),
             (HealthState::Degraded("why".into()), 2, "degraded"),
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_bucket_has_no_number() {
+    fn the_bound_of_the_last_bucket_is_inf() {
         let histogram = Histogram { sum: 1.5, count: 2, buckets: vec![(1.0, 1), (f64::INFINITY, 2)] };
         let metric = Metric { name: "n".into(), help: "h".into(), labels: vec![("hook".into(), "x".into())], value: histogram };
         let metrics = Series { histograms: vec![metric], ..Series::default() };
