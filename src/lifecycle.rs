@@ -1,72 +1,78 @@
-//! From the first connection to the last: signals, reloads, the watchdog, and an orderly end.
+//! Serves from the first connection to the last: reports, the watchdog, reloads, and shutdown.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use sd_notify::NotifyState;
-use tokio::signal::unix::Signal;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{info, warn};
 use zentinel_wasm_contract::report::REPORT_INTERVAL;
 use zentinel_wasm_engine::agent::Agent;
-use zentinel_wasm_protocol::Stage;
+use zentinel_wasm_protocol::{Stage, Timeouts};
 
-use crate::listen::grpc;
-use crate::listen::unix::Listener;
+use crate::listen::grpc::GrpcServer;
+use crate::listen::unix::SocketServer;
 use crate::reload::reload_when_due;
-use crate::signals::Signals;
+use crate::signals::{Signals, TerminationSignals};
 use crate::source::Source;
 use crate::systemd::notify;
-use crate::tasks::note_end;
-use crate::watch::Watched;
+use crate::tasks::log_if_panicked;
+use crate::watch::FileWatcher;
 
-/// Time beyond the grace in which the last answers are written.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Time after the grace period in which the last answers are written.
+const FLUSH_GRACE: Duration = Duration::from_secs(1);
+
+/// How connections are served and ended.
+#[derive(Clone, Copy, Debug)]
+pub struct LifecycleConfig {
+    /// Time to finish in-flight events at shutdown.
+    pub grace: Duration,
+    /// How long clients of all addresses are waited for.
+    pub timeouts: Timeouts,
+}
 
 /// The agent's servers, and what ends them.
 pub struct Lifecycle {
     agent: Arc<Agent>,
-    grace: Duration,
+    config: LifecycleConfig,
     stage: watch::Sender<Stage>,
-    /// Servers that drain.
+    /// Tasks that end after draining.
     servers: JoinSet<()>,
-    /// Helpers that end with the process.
-    helpers: JoinSet<()>,
-    terminate: Signal,
-    interrupt: Signal,
+    /// The task that ends with the process.
+    reloading: JoinSet<()>,
+    termination: TerminationSignals,
 }
 
 impl Lifecycle {
-    /// A lifecycle in which nothing is served yet. SIGHUP reloads from now on, and so do changes of
-    /// the `watched` files.
-    pub fn new(agent: Arc<Agent>, source: Source, grace: Duration, signals: Signals, watched: Option<Watched>) -> Self {
-        let Signals { terminate, interrupt, hangup } = signals;
-        let stage = watch::Sender::new(Stage::Serving);
-        let mut helpers = JoinSet::new();
-        helpers.spawn(reload_when_due(Arc::clone(&agent), source, hangup, watched));
-        Self { agent, grace, stage, servers: JoinSet::new(), helpers, terminate, interrupt }
+    /// A lifecycle without servers. From now on, SIGHUP and changes of the files of `watcher` reload
+    /// `source`.
+    pub fn new(agent: Arc<Agent>, source: Source, config: LifecycleConfig, signals: Signals, watcher: Option<FileWatcher>) -> Self {
+        let Signals { termination, hangup } = signals;
+        let mut reloading = JoinSet::new();
+        reloading.spawn(reload_when_due(Arc::clone(&agent), source, hangup, watcher));
+        Self { agent, config, stage: watch::Sender::new(Stage::Serving), servers: JoinSet::new(), reloading, termination }
     }
 
     /// Serves the Unix socket.
     ///
     /// # Errors
     ///
-    /// The system gives no thread.
-    pub fn serve_socket(&mut self, listener: Listener) -> anyhow::Result<()> {
-        let served = listener.serve(Arc::clone(&self.agent), self.stage.subscribe());
-        self.servers.spawn(served.context("cannot start the thread that looks after the socket")?);
+    /// The system cannot start the thread that checks the socket's path.
+    pub fn serve_socket(&mut self, server: SocketServer) -> anyhow::Result<()> {
+        let served = server.serve(Arc::clone(&self.agent), self.stage.subscribe(), self.config.timeouts);
+        self.servers.spawn(served.context("cannot start the thread that checks the socket's path")?);
         Ok(())
     }
 
     /// Serves the gRPC address.
-    pub fn serve_grpc(&mut self, listener: grpc::Listener) {
-        self.servers.spawn(listener.serve(Arc::clone(&self.agent), self.stage.subscribe()));
+    pub fn serve_grpc(&mut self, server: GrpcServer) {
+        self.servers.spawn(server.serve(Arc::clone(&self.agent), self.stage.subscribe(), self.config.timeouts));
     }
 
-    /// Serves until SIGTERM or SIGINT, and ends in order.
+    /// Serves until SIGTERM or SIGINT, and shuts down.
     pub async fn run(mut self) {
         notify(&[NotifyState::Ready]);
         let mut report = tokio::time::interval(REPORT_INTERVAL);
@@ -74,41 +80,41 @@ impl Lifecycle {
         let mut watchdog_usec = 0;
         let mut watchdog = tokio::time::interval(match sd_notify::watchdog_enabled(false, &mut watchdog_usec) {
             true => Duration::from_micros(watchdog_usec / 2).max(Duration::from_millis(1)),
+            // Ignored by systemd.
             false => REPORT_INTERVAL,
         });
         loop {
             tokio::select! {
-                _ = self.terminate.recv() => break,
-                _ = self.interrupt.recv() => break,
+                () = self.termination.recv() => break,
                 _ = report.tick() => self.agent.publish(),
                 _ = watchdog.tick() => notify(&[NotifyState::Watchdog]),
-                Some(ended) = self.helpers.join_next() => note_end("a helper", ended),
+                Some(ended) = self.reloading.join_next() => log_if_panicked("reloading", ended),
             }
         }
         notify(&[NotifyState::Stopping]);
-        self.end().await;
+        self.shut_down().await;
     }
 
-    async fn end(mut self) {
-        info!("ending: finishing what is in flight, at most {:?}", self.grace);
+    async fn shut_down(mut self) {
+        info!("shutting down: finishing in-flight events for at most {:?}", self.config.grace);
         self.agent.drain();
         self.stage.send_replace(Stage::Draining);
-        let deadline = Instant::now() + self.grace;
+        let deadline = Instant::now() + self.config.grace;
         if tokio::time::timeout_at(deadline, join_all(&mut self.servers)).await.is_err() {
-            warn!("the grace is over: no more events are taken");
+            warn!("grace period expired; rejecting new events");
             self.stage.send_replace(Stage::Closing);
-            if tokio::time::timeout(LAST_WORDS, join_all(&mut self.servers)).await.is_err() {
-                warn!("connections that do not end are closed");
-                // Waited for, so that the socket's file goes with its server.
+            if tokio::time::timeout(FLUSH_GRACE, join_all(&mut self.servers)).await.is_err() {
+                warn!("closing connections that are still open");
+                // Awaited, because the socket's file is removed when its server is dropped.
                 self.servers.shutdown().await;
             }
         }
-        info!("ended");
+        info!("shutdown complete");
     }
 }
 
-async fn join_all(tasks: &mut JoinSet<()>) {
-    while let Some(ended) = tasks.join_next().await {
-        note_end("a server", ended);
+async fn join_all(servers: &mut JoinSet<()>) {
+    while let Some(ended) = servers.join_next().await {
+        log_if_panicked("a server", ended);
     }
 }

@@ -1,7 +1,7 @@
-//! `zentinel-wasm-agent`: options, module, sockets, until a signal ends it.
+//! `zentinel-wasm-agent` reads its options, loads the module, and serves it until a signal ends it.
 
 #![forbid(unsafe_code)]
-// They panic when standard error or output cannot be written.
+// The macros panic when standard error or output cannot be written.
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 
 use std::io::{self, Write as _};
@@ -9,15 +9,18 @@ use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::Context as _;
+use zentinel_agent_wasm::cache;
 use zentinel_agent_wasm::cli::Cli;
-use zentinel_agent_wasm::lifecycle::Lifecycle;
-use zentinel_agent_wasm::listen::unix::Listener;
-use zentinel_agent_wasm::listen::{admin, grpc, tls};
+use zentinel_agent_wasm::lifecycle::{Lifecycle, LifecycleConfig};
+use zentinel_agent_wasm::listen::admin::AdminServer;
+use zentinel_agent_wasm::listen::grpc::GrpcServer;
+use zentinel_agent_wasm::listen::tls::ReloadableTls;
+use zentinel_agent_wasm::listen::unix::SocketServer;
 use zentinel_agent_wasm::logging::Log;
-use zentinel_agent_wasm::process::{NO_THREADS, raise_file_limit};
+use zentinel_agent_wasm::process::{self, NO_THREADS};
 use zentinel_agent_wasm::signals::Signals;
-use zentinel_agent_wasm::watch::Watched;
-use zentinel_agent_wasm::{cache, process};
+use zentinel_agent_wasm::watch::FileWatcher;
+use zentinel_wasm_protocol::Timeouts;
 use zentinel_wasm_runtime::Runtime;
 
 fn main() -> ExitCode {
@@ -30,15 +33,16 @@ fn main() -> ExitCode {
     };
     let cli = match Cli::parse() {
         Ok(cli) => cli,
-        Err(refusal) => return refusal.tell(|line| log.say(line)),
+        Err(exit) => return exit.report(|line| log.write_plain(line)),
     };
     log.init(cli.log_format, cli.verbose);
-    raise_file_limit();
+    process::raise_file_limit();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Said plainly, for whoever started it by hand, and not only in the log's form.
-            log.say(&format!("zentinel-wasm-agent: {error:#}"));
+            // A plain line whatever the log's format, because the agent may have been started by
+            // hand.
+            log.write_plain(&format!("zentinel-wasm-agent: {error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -47,38 +51,41 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<()> {
     let runtime = process::runtime().context(NO_THREADS)?;
     let served = runtime.block_on(serve(cli));
-    // A module that is being compiled is not waited for.
+    // Does not wait for a module that is being compiled.
     runtime.shutdown_background();
     served
 }
 
 async fn serve(cli: Cli) -> anyhow::Result<()> {
-    let mut signals = Signals::listen()?;
-    // Before the module: an address that is taken should not cost a compilation.
-    let listener = Listener::bind(&cli.socket, cli.socket_mode)?;
-    let tls = cli.grpc_tls().map(tls::Tls::open).transpose()?;
+    let mut signals = Signals::catch()?;
+    // Addresses come before the module, because one that is in use should not cost a compilation.
+    let socket = SocketServer::bind(&cli.socket, cli.socket_mode)?;
+    let tls = cli.grpc_tls().map(ReloadableTls::open).transpose()?;
     let source = cli.source(tls.clone());
     let grpc = match cli.grpc_address {
-        Some(address) => Some(grpc::Listener::bind(address, tls).await?),
+        Some(address) => Some(GrpcServer::bind(address, tls).await?),
         None => None,
     };
     let started = Arc::new(OnceLock::new());
     if let Some(address) = cli.admin_address {
-        // From now on, because the module may take long to compile.
-        tokio::spawn(admin::serve(admin::bind(address).await?, Arc::clone(&started)));
+        // Served from now on, because the module may take long to compile.
+        tokio::spawn(AdminServer::bind(address).await?.serve(Arc::clone(&started)));
     }
 
     let cache = cache::open(cli.cache_dir.as_deref());
-    let watched = if cli.watch { Some(Watched::start(source.files()).context(NO_THREADS)?) } else { None };
+    // Before the files are read, so no change is missed.
+    let watcher = if cli.watch { Some(FileWatcher::start(source.files()).context(NO_THREADS)?) } else { None };
+    let runtime = Runtime::start().context(NO_THREADS)?;
     let agent = tokio::select! {
-        agent = source.start(Runtime::start().context(NO_THREADS)?, cli.settings(), cache) => agent?,
-        () = signals.end() => return Ok(()),
+        agent = source.start(runtime, cli.settings(), cache) => agent?,
+        () = signals.termination.recv() => return Ok(()),
     };
 
-    // Before its log says that it serves.
+    // Before the log reports that the agent serves.
     let _ = started.set(Arc::clone(&agent));
-    let mut lifecycle = Lifecycle::new(agent, source, cli.grace(), signals, watched);
-    lifecycle.serve_socket(listener).context(NO_THREADS)?;
+    let config = LifecycleConfig { grace: cli.grace(), timeouts: Timeouts::default() };
+    let mut lifecycle = Lifecycle::new(agent, source, config, signals, watcher);
+    lifecycle.serve_socket(socket).context(NO_THREADS)?;
     if let Some(grpc) = grpc {
         lifecycle.serve_grpc(grpc);
     }

@@ -1,4 +1,4 @@
-//! What the process has: its threads and file descriptors.
+//! Resources of the process: threads and file descriptors.
 
 use std::io;
 use std::sync::{Arc, RwLock};
@@ -7,19 +7,25 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use zentinel_wasm_runtime::threads;
 
-/// Files that the agent may have open: those of all connections at their bounds, and room for the rest.
-const FILES: u64 = 4096;
+/// File descriptors that the agent may need: those of the most connections, and room for the rest.
+const MAX_FILES: u64 = 4096;
 
-/// Threads for files, beside one a core for large messages, which are read and written there.
+/// Blocking threads for files, besides one per core for large messages.
 const FILE_THREADS: usize = 4;
 
-/// No agent runs longer.
+/// 136 years: longer than any agent runs.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
-/// What to do when the system gives no more threads.
-pub const NO_THREADS: &str = "cannot start the agent's threads: raise the limit on processes and threads (`ulimit -u`, `TasksMax=` of the unit, `pids.max` of the cgroup)";
+/// What to do if the system cannot start a thread.
+pub const NO_THREADS: &str = "cannot start the agent's threads: raise the limit on processes and threads (`ulimit -u`, \
+                              `TasksMax=` of the unit, `pids.max` of the cgroup)";
 
-/// The runtime of the agent, with all threads that it will ever have: one that is refused later, when work should move to another thread, is a panic.
+/// Builds the async runtime and starts all threads that it will ever have. If a thread could not be
+/// started later, when work has to move to another one, tokio would panic.
+///
+/// # Errors
+///
+/// The system cannot start that many threads.
 pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
     let workers = threads::parallelism();
     let blocking = workers + FILE_THREADS;
@@ -31,7 +37,7 @@ pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
         .thread_name("agent")
         .enable_all()
         .build()?;
-    // As long as the gate is closed each needs a thread of its own.
+    // While the gate is closed, each closure needs a thread of its own.
     let gate = Arc::new(RwLock::new(()));
     let closed = gate.write();
     for _ in 0..blocking {
@@ -42,12 +48,14 @@ pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
     Ok(runtime)
 }
 
-/// Shells and service managers start processes with a limit of 1024 files, and let them raise it.
+/// Raises the limit on open files, which shells and service managers set to 1024 for each process
+/// while allowing it to raise it.
 pub fn raise_file_limit() {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let wanted = maximum.map_or(FILES, |maximum| maximum.min(FILES));
+    let wanted = maximum.map_or(MAX_FILES, |maximum| maximum.min(MAX_FILES));
     if current.is_some_and(|current| current < wanted) {
-        // Where that is refused, connections beyond the limit are turned away later than they would be otherwise: the listener waits and tries again.
+        // A failure is no reason not to start: without a free descriptor, accepting a connection
+        // fails and is retried.
         let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum });
     }
 }

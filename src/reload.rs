@@ -1,4 +1,4 @@
-//! When the agent reloads, and what becomes of it.
+//! Reloads the agent, on SIGHUP and when its files change.
 
 use std::sync::Arc;
 
@@ -9,36 +9,36 @@ use zentinel_wasm_engine::agent::Agent;
 
 use crate::source::Source;
 use crate::systemd::notify;
-use crate::watch::{Cause, Watched};
+use crate::watch::{FileWatcher, ReloadCause};
 
-/// Reloads one at a time, so that signals that arrive during a reload become one more.
-pub(crate) async fn reload_when_due(agent: Arc<Agent>, source: Source, mut hangup: Signal, mut watched: Option<Watched>) {
+/// Reloads one at a time, so signals that arrive during a reload cause one more.
+pub(crate) async fn reload_when_due(agent: Arc<Agent>, source: Source, mut hangup: Signal, mut watcher: Option<FileWatcher>) {
     loop {
         tokio::select! {
             _ = hangup.recv() => info!("reloading because of SIGHUP"),
-            cause = due(watched.as_mut()) => match cause {
-                Cause::Change => info!("reloading because a watched file has changed"),
-                Cause::Retry => info!("trying the failed reload again"),
+            cause = due(watcher.as_mut()) => match cause {
+                ReloadCause::Change => info!("reloading because a watched file has changed"),
+                ReloadCause::Retry => info!("retrying the failed reload"),
             },
         }
-        if let Some(watched) = &mut watched {
-            watched.reloading().await;
+        if let Some(watcher) = &mut watcher {
+            watcher.reload_begins().await;
         }
         let succeeded = reload(&agent, &source).await;
-        if let Some(watched) = &mut watched {
-            watched.reloaded(succeeded);
+        if let Some(watcher) = &mut watcher {
+            watcher.reload_ended(succeeded);
         }
     }
 }
 
-async fn due(watched: Option<&mut Watched>) -> Cause {
-    match watched {
-        Some(watched) => watched.due().await,
+async fn due(watcher: Option<&mut FileWatcher>) -> ReloadCause {
+    match watcher {
+        Some(watcher) => watcher.due().await,
         None => std::future::pending().await,
     }
 }
 
-/// Whether it has succeeded.
+/// Returns whether the reload succeeded.
 async fn reload(agent: &Agent, source: &Source) -> bool {
     notify(&[NotifyState::Reloading, NotifyState::monotonic_usec_now().unwrap_or(NotifyState::MonotonicUsec(0))]);
     let result = source.reload(agent).await;

@@ -1,8 +1,8 @@
-//! What systemd is told.
+//! Notifies systemd.
 
 use sd_notify::NotifyState;
 
-/// Tells systemd, where it is there.
+/// Notifies systemd. Does nothing without it.
 pub(crate) fn notify(states: &[NotifyState<'_>]) {
     let _ = sd_notify::notify(false, states);
 }

@@ -1,18 +1,19 @@
-//! What becomes of the tasks that serve connections.
+//! Logs how tasks have ended.
 
 use tokio::task::JoinError;
 use zentinel_wasm_bounds::log_limited;
 use zentinel_wasm_contract::shortened;
 
-/// Most characters of how a task has failed.
+/// Longest failure of a task in the log, in characters.
 const MAX_FAILURE: usize = 1000;
 
-/// Logs that a task has panicked; `what` was closed by that. The panic was logged and counted where it happened, for a task knows no more of it.
-pub(crate) fn note_end(what: &str, ended: Result<(), JoinError>) {
+/// Logs that `what` ended because its task panicked. The panic itself has been logged and counted by
+/// the panic hook; the task's result does not have its location.
+pub(crate) fn log_if_panicked(what: &str, ended: Result<(), JoinError>) {
     if let Err(error) = ended
         && error.is_panic()
     {
-        log_limited!(error, "closed {what} because its task panicked: {}", shortened(&error.to_string(), MAX_FAILURE));
+        log_limited!(error, "{what} ended because its task panicked: {}", shortened(&error.to_string(), MAX_FAILURE));
     }
 }
 
@@ -39,7 +40,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_task_that_panics_is_logged_and_the_others_go_on() {
+    async fn logs_a_panic_and_leaves_other_tasks_running() {
         let lines = Lines::default();
         let writer = lines.clone();
         let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
@@ -48,11 +49,11 @@ mod tests {
         let (go_on, wait) = tokio::sync::oneshot::channel::<()>();
         tasks.spawn(async move { wait.await.unwrap() });
         tasks.spawn(async { panic!("no luck") });
-        note_end("a connection", tasks.join_next().await.unwrap());
+        log_if_panicked("a connection", tasks.join_next().await.unwrap());
         let logged = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
-        assert!(logged.contains("closed a connection because its task panicked") && logged.contains("no luck"), "{logged}");
+        assert!(logged.contains("a connection ended because its task panicked") && logged.contains("no luck"), "{logged}");
         go_on.send(()).unwrap();
-        note_end("a connection", tasks.join_next().await.unwrap());
+        log_if_panicked("a connection", tasks.join_next().await.unwrap());
         assert_eq!(lines.0.lock().unwrap().len(), logged.len());
     }
 }

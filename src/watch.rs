@@ -1,4 +1,4 @@
-//! `--watch`: when to reload, from what the files look like.
+//! `--watch`: decides when to reload by comparing snapshots of the files' metadata.
 
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
@@ -9,43 +9,41 @@ use std::{fs, io, thread};
 
 use tokio::sync::{oneshot, watch};
 
-/// How often the watched files are looked at. A change is taken when two looks in a row have found
-/// the same, so that a file being written is left alone.
-const INTERVAL: Duration = Duration::from_millis(500);
+/// Time between two snapshots. A change counts once two snapshots in a row are equal, so a file that
+/// is being written is not reloaded.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Looks in a row that a file has to be missing before that counts as a change: five seconds. Who
-/// replaces a file in two steps, by removing the old one and moving the new one to its place, is
-/// done by then.
-const MISSING_LOOKS: u32 = 10;
+/// Snapshots in a row in which a file has to be missing before that counts as a change: 5 s. Whoever
+/// replaces a file by removing the old one and moving the new one to its place needs less.
+const MISSING_SNAPSHOTS: u32 = 10;
 
-/// Pause before the first retry of a reload that has failed: what is wrong for a moment is over
-/// soon.
+/// Pause before the first retry of a failed reload. Short, because the cause may be temporary.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Longest pause between retries, each of which may compile a module. A change of the files does
-/// not wait for it.
+/// Longest pause between retries, each of which may compile a module. A change of the files is
+/// reloaded without waiting for it.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
-/// What the files looked like at one moment, each in its place.
+/// The metadata of the watched files at one time, in the order of their paths.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Look(Vec<Result<Stamp, ErrorKind>>);
+struct Snapshot(Vec<Result<FileStamp, ErrorKind>>);
 
-/// What changes when a file does, or when another one takes its place: directories and links on the
-/// way to it do not matter.
+/// Metadata that changes when a file is written, or when another file takes its place. Links and
+/// directories of the path are not compared themselves.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Stamp {
+struct FileStamp {
     device: u64,
     inode: u64,
     size: u64,
-    /// Seconds and nanoseconds, as everywhere.
+    /// Seconds and nanoseconds.
     modified: (i64, i64),
-    /// The kernel's own: nobody can set it, and it changes with permissions too.
+    /// Set by the kernel alone, also when permissions change.
     changed: (i64, i64),
 }
 
-impl Look {
-    fn at(paths: &[PathBuf]) -> Self {
-        Self(paths.iter().map(|path| Stamp::of(path).map_err(|error| error.kind())).collect())
+impl Snapshot {
+    fn take(paths: &[PathBuf]) -> Self {
+        Self(paths.iter().map(|path| FileStamp::of(path).map_err(|error| error.kind())).collect())
     }
 
     fn misses_a_file(&self) -> bool {
@@ -53,7 +51,7 @@ impl Look {
     }
 }
 
-impl Stamp {
+impl FileStamp {
     /// Follows links.
     fn of(path: &Path) -> io::Result<Self> {
         let metadata = fs::metadata(path)?;
@@ -67,91 +65,91 @@ impl Stamp {
     }
 }
 
-/// The watched files since they were looked at first.
-pub struct Watched {
-    looks: watch::Receiver<Look>,
-    /// Asks the thread for a look between two of them.
-    ask: mpsc::Sender<oneshot::Sender<Look>>,
-    schedule: Schedule,
+/// Watches files for changes.
+pub struct FileWatcher {
+    snapshots: watch::Receiver<Snapshot>,
+    /// Requests a snapshot at once.
+    requests: mpsc::Sender<oneshot::Sender<Snapshot>>,
+    schedule: ReloadSchedule,
 }
 
 /// Why to reload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Cause {
+pub(crate) enum ReloadCause {
     /// The files have changed.
     Change,
     /// The last reload has failed.
     Retry,
 }
 
-impl Watched {
-    /// Looks at the files for the first time and starts the thread that goes on looking. This is
-    /// done before they are read, so that no later change is missed.
+impl FileWatcher {
+    /// Takes the first snapshot and starts the thread that takes the others. Must be called before
+    /// the files are read, so no later change is missed.
     ///
     /// # Errors
     ///
-    /// The system gives no thread.
+    /// The system cannot start the thread.
     pub fn start(paths: Vec<PathBuf>) -> io::Result<Self> {
-        let first = Look::at(&paths);
-        let (sender, looks) = watch::channel(first.clone());
-        let (ask, asked) = mpsc::channel::<oneshot::Sender<Look>>();
-        // A thread of its own: looking at a file blocks, on a network's file system for long.
+        let first = Snapshot::take(&paths);
+        let (sender, snapshots) = watch::channel(first.clone());
+        let (requests, requested) = mpsc::channel::<oneshot::Sender<Snapshot>>();
+        // A thread of its own, because reading metadata blocks, on network file systems for long.
         thread::Builder::new().name("watch".into()).spawn(move || {
             loop {
-                match asked.recv_timeout(INTERVAL) {
+                match requested.recv_timeout(POLL_INTERVAL) {
                     Err(RecvTimeoutError::Timeout) => {
-                        sender.send_replace(Look::at(&paths));
+                        sender.send_replace(Snapshot::take(&paths));
                     }
                     Err(RecvTimeoutError::Disconnected) => return,
-                    Ok(answer) => {
-                        let _ = answer.send(Look::at(&paths));
+                    Ok(reply) => {
+                        let _ = reply.send(Snapshot::take(&paths));
                     }
                 }
             }
         })?;
-        Ok(Self { looks, ask, schedule: Schedule::new(first) })
+        Ok(Self { snapshots, requests, schedule: ReloadSchedule::new(first) })
     }
 
-    /// Waits until it is time to reload. What it has waited for is not lost when it is dropped.
-    pub(crate) async fn due(&mut self) -> Cause {
+    /// Waits until it is time to reload. Dropping the future loses nothing.
+    pub(crate) async fn due(&mut self) -> ReloadCause {
         loop {
-            if self.looks.changed().await.is_err() {
-                // Without the thread there is nothing to wait for.
+            if self.snapshots.changed().await.is_err() {
+                // The thread has ended, so there will be no more snapshots.
                 std::future::pending::<()>().await;
             }
-            let look = self.looks.borrow_and_update().clone();
-            if let Some(cause) = self.schedule.looked(look, Instant::now()) {
+            let snapshot = self.snapshots.borrow_and_update().clone();
+            if let Some(cause) = self.schedule.observe(snapshot, Instant::now()) {
                 return cause;
             }
         }
     }
 
-    /// Looks at the files because a reload begins, whatever its cause. What they look like later is
-    /// compared with that.
-    pub(crate) async fn reloading(&mut self) {
-        let (answer, look) = oneshot::channel();
-        // Without the thread nothing is watched any more.
-        if self.ask.send(answer).is_ok()
-            && let Ok(look) = look.await
+    /// Takes a snapshot because a reload begins, whatever its cause. Later ones are compared with
+    /// it.
+    pub(crate) async fn reload_begins(&mut self) {
+        let (reply, snapshot) = oneshot::channel();
+        // Fails only if the thread has ended.
+        if self.requests.send(reply).is_ok()
+            && let Ok(snapshot) = snapshot.await
         {
-            self.schedule.known = look;
+            self.schedule.loaded = snapshot;
         }
     }
 
-    /// Takes over how a reload has ended, whatever its cause.
-    pub(crate) fn reloaded(&mut self, succeeded: bool) {
-        self.schedule.reloaded(succeeded, Instant::now());
+    /// Records how a reload has ended, whatever its cause.
+    pub(crate) fn reload_ended(&mut self, succeeded: bool) {
+        self.schedule.reload_ended(succeeded, Instant::now());
     }
 }
 
-/// Turns looks into reloads.
+/// Decides from snapshots when to reload.
 #[derive(Debug)]
-struct Schedule {
-    /// What the files looked like before they were read last.
-    known: Look,
-    /// What they looked like last, and how many times in a row.
-    seen: Look,
-    times: u32,
+struct ReloadSchedule {
+    /// The snapshot from before the last reload.
+    loaded: Snapshot,
+    /// The latest snapshot, and how many in a row were equal to it.
+    latest: Snapshot,
+    repeats: u32,
     retry: Option<Retry>,
 }
 
@@ -161,31 +159,31 @@ struct Retry {
     pause: Duration,
 }
 
-impl Schedule {
-    fn new(first: Look) -> Self {
-        Self { known: first.clone(), seen: first, times: 1, retry: None }
+impl ReloadSchedule {
+    fn new(first: Snapshot) -> Self {
+        Self { loaded: first.clone(), latest: first, repeats: 1, retry: None }
     }
 
-    fn looked(&mut self, look: Look, now: Instant) -> Option<Cause> {
-        if look == self.seen {
-            self.times = self.times.saturating_add(1);
+    fn observe(&mut self, snapshot: Snapshot, now: Instant) -> Option<ReloadCause> {
+        if snapshot == self.latest {
+            self.repeats = self.repeats.saturating_add(1);
         } else {
-            self.seen = look;
-            self.times = 1;
+            self.latest = snapshot;
+            self.repeats = 1;
         }
-        let is_missing = self.seen.misses_a_file();
-        if self.times < if is_missing { MISSING_LOOKS } else { 2 } {
+        let is_missing = self.latest.misses_a_file();
+        if self.repeats < if is_missing { MISSING_SNAPSHOTS } else { 2 } {
             return None;
         }
-        if self.seen != self.known {
+        if self.latest != self.loaded {
             self.retry = None;
-            return Some(Cause::Change);
+            return Some(ReloadCause::Change);
         }
-        // A file that is missing is not there before it looks different.
-        self.retry.filter(|retry| retry.at <= now && !is_missing).map(|_| Cause::Retry)
+        // A retry cannot succeed while a file is missing, and its return is a change.
+        self.retry.filter(|retry| retry.at <= now && !is_missing).map(|_| ReloadCause::Retry)
     }
 
-    fn reloaded(&mut self, succeeded: bool, now: Instant) {
+    fn reload_ended(&mut self, succeeded: bool, now: Instant) {
         self.retry = (!succeeded).then(|| {
             let pause = self.retry.map_or(FIRST_PAUSE, |retry| (retry.pause * 2).min(LONGEST_PAUSE));
             Retry { at: now + pause, pause }
@@ -197,112 +195,112 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    impl Schedule {
-        /// A reload that begins when the files look as they did last.
-        fn reloading(&mut self) {
-            self.known.clone_from(&self.seen);
+    impl ReloadSchedule {
+        /// A reload begins while the files are as in the latest snapshot.
+        fn reload_begins(&mut self) {
+            self.loaded.clone_from(&self.latest);
         }
     }
 
-    fn look(inode: u64) -> Look {
-        Look(vec![Ok(Stamp { device: 1, inode, size: 1, modified: (0, 0), changed: (0, 0) })])
+    fn snapshot(inode: u64) -> Snapshot {
+        Snapshot(vec![Ok(FileStamp { device: 1, inode, size: 1, modified: (0, 0), changed: (0, 0) })])
     }
 
-    fn missing() -> Look {
-        Look(vec![Err(ErrorKind::NotFound)])
-    }
-
-    #[test]
-    fn a_change_is_taken_when_two_looks_agree() {
-        let now = Instant::now();
-        let mut schedule = Schedule::new(look(1));
-        let looks = [look(1), look(1), look(2), look(3), look(3)].map(|look| schedule.looked(look, now));
-        assert_eq!(looks, [None, None, None, None, Some(Cause::Change)]);
-        schedule.reloading();
-        schedule.reloaded(true, now);
-        assert_eq!(schedule.looked(look(3), now), None);
+    fn missing() -> Snapshot {
+        Snapshot(vec![Err(ErrorKind::NotFound)])
     }
 
     #[test]
-    fn what_is_as_it_was_is_no_change() {
+    fn reloads_when_two_snapshots_agree() {
         let now = Instant::now();
-        let mut schedule = Schedule::new(look(1));
-        assert_eq!([look(2), look(1), look(1)].map(|look| schedule.looked(look, now)), [None, None, None]);
+        let mut schedule = ReloadSchedule::new(snapshot(1));
+        let causes = [snapshot(1), snapshot(1), snapshot(2), snapshot(3), snapshot(3)].map(|snapshot| schedule.observe(snapshot, now));
+        assert_eq!(causes, [None, None, None, None, Some(ReloadCause::Change)]);
+        schedule.reload_begins();
+        schedule.reload_ended(true, now);
+        assert_eq!(schedule.observe(snapshot(3), now), None);
     }
 
     #[test]
-    fn a_file_may_be_missing_for_a_moment() {
+    fn ignores_a_change_that_was_undone() {
         let now = Instant::now();
-        let mut schedule = Schedule::new(look(1));
-        for _ in 1..MISSING_LOOKS {
-            assert_eq!(schedule.looked(missing(), now), None);
+        let mut schedule = ReloadSchedule::new(snapshot(1));
+        assert_eq!([snapshot(2), snapshot(1), snapshot(1)].map(|snapshot| schedule.observe(snapshot, now)), [None, None, None]);
+    }
+
+    #[test]
+    fn ignores_a_file_that_is_missing_briefly() {
+        let now = Instant::now();
+        let mut schedule = ReloadSchedule::new(snapshot(1));
+        for _ in 1..MISSING_SNAPSHOTS {
+            assert_eq!(schedule.observe(missing(), now), None);
         }
-        assert_eq!([look(2), look(2)].map(|look| schedule.looked(look, now)), [None, Some(Cause::Change)]);
+        assert_eq!([snapshot(2), snapshot(2)].map(|snapshot| schedule.observe(snapshot, now)), [None, Some(ReloadCause::Change)]);
     }
 
     #[test]
-    fn a_file_that_stays_missing_is_one_change_and_its_return_another() {
+    fn reloads_once_for_a_missing_file_and_once_for_its_return() {
         let now = Instant::now();
-        let mut schedule = Schedule::new(look(1));
-        let causes: Vec<_> = (0..MISSING_LOOKS).filter_map(|_| schedule.looked(missing(), now)).collect();
-        assert_eq!(causes, [Cause::Change]);
-        schedule.reloading();
-        schedule.reloaded(false, now);
+        let mut schedule = ReloadSchedule::new(snapshot(1));
+        let causes: Vec<_> = (0..MISSING_SNAPSHOTS).filter_map(|_| schedule.observe(missing(), now)).collect();
+        assert_eq!(causes, [ReloadCause::Change]);
+        schedule.reload_begins();
+        schedule.reload_ended(false, now);
         let much_later = now + 2 * LONGEST_PAUSE;
-        assert_eq!(schedule.looked(missing(), much_later), None);
-        assert_eq!([look(1), look(1)].map(|look| schedule.looked(look, much_later)), [None, Some(Cause::Change)]);
+        assert_eq!(schedule.observe(missing(), much_later), None);
+        assert_eq!([snapshot(1), snapshot(1)].map(|snapshot| schedule.observe(snapshot, much_later)), [None, Some(ReloadCause::Change)]);
     }
 
     #[test]
-    fn a_failure_is_retried_after_growing_pauses_until_it_works() {
+    fn retries_after_growing_pauses_until_a_reload_succeeds() {
         let mut now = Instant::now();
-        let mut schedule = Schedule::new(look(1));
-        schedule.reloading();
-        schedule.reloaded(false, now);
+        let mut schedule = ReloadSchedule::new(snapshot(1));
+        schedule.reload_begins();
+        schedule.reload_ended(false, now);
         let mut pauses = Vec::new();
         for _ in 0..12 {
             let pause = schedule.retry.unwrap().pause;
             pauses.push(pause.as_secs());
-            assert_eq!(schedule.looked(look(1), now + pause - Duration::from_millis(1)), None);
+            assert_eq!(schedule.observe(snapshot(1), now + pause - Duration::from_millis(1)), None);
             now += pause;
-            assert_eq!(schedule.looked(look(1), now), Some(Cause::Retry));
-            schedule.reloading();
-            schedule.reloaded(false, now);
+            assert_eq!(schedule.observe(snapshot(1), now), Some(ReloadCause::Retry));
+            schedule.reload_begins();
+            schedule.reload_ended(false, now);
         }
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]);
-        schedule.reloading();
-        schedule.reloaded(true, now);
-        assert_eq!(schedule.looked(look(1), now + 2 * LONGEST_PAUSE), None);
+        schedule.reload_begins();
+        schedule.reload_ended(true, now);
+        assert_eq!(schedule.observe(snapshot(1), now + 2 * LONGEST_PAUSE), None);
     }
 
     #[test]
-    fn a_change_does_not_wait_for_the_pause_and_starts_it_anew() {
+    fn a_change_is_reloaded_during_a_pause_and_resets_it() {
         let now = Instant::now();
-        let mut schedule = Schedule::new(look(1));
+        let mut schedule = ReloadSchedule::new(snapshot(1));
         for _ in 0..5 {
-            schedule.reloading();
-            schedule.reloaded(false, now);
+            schedule.reload_begins();
+            schedule.reload_ended(false, now);
         }
-        assert_eq!([look(2), look(2)].map(|look| schedule.looked(look, now)), [None, Some(Cause::Change)]);
-        schedule.reloading();
-        schedule.reloaded(false, now);
+        assert_eq!([snapshot(2), snapshot(2)].map(|snapshot| schedule.observe(snapshot, now)), [None, Some(ReloadCause::Change)]);
+        schedule.reload_begins();
+        schedule.reload_ended(false, now);
         assert_eq!(schedule.retry.unwrap().pause, FIRST_PAUSE);
     }
 
     #[test]
-    fn a_look_sees_what_size_and_time_do_not_show() {
+    fn a_snapshot_detects_a_change_that_keeps_size_and_time() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("f");
         let paths = [path.clone()];
         fs::write(&path, "one").unwrap();
-        let first = Look::at(&paths);
-        assert_eq!(Look::at(&paths), first);
+        let first = Snapshot::take(&paths);
+        assert_eq!(Snapshot::take(&paths), first);
         let modified = fs::metadata(&path).unwrap().modified().unwrap();
         fs::write(&path, "two").unwrap();
         fs::File::open(&path).unwrap().set_modified(modified).unwrap();
-        let second = Look::at(&paths);
+        let second = Snapshot::take(&paths);
         assert_ne!(second, first);
         fs::remove_file(&path).unwrap();
-        assert!(Look::at(&paths).misses_a_file() && !second.misses_a_file());
+        assert!(Snapshot::take(&paths).misses_a_file() && !second.misses_a_file());
     }
 }

@@ -66,27 +66,27 @@ fn the_readme_names_every_option_its_variable_and_its_default() {
 #[test]
 fn a_bad_value_is_refused_in_one_line_that_says_what_it_takes() {
     for (arguments, expected) in [
-        (&["--pool-size", "0"][..], "error: invalid value '0' for '--pool-size <N>': it takes a whole number from 1 to 1024"),
-        (&["--pool-size", "many"], "error: invalid value 'many' for '--pool-size <N>': it takes a whole number from 1 to 1024"),
+        (&["--pool-size", "0"][..], "error: invalid value '0' for '--pool-size <N>': expected a whole number from 1 to 1024"),
+        (&["--pool-size", "many"], "error: invalid value 'many' for '--pool-size <N>': expected a whole number from 1 to 1024"),
         (&["--log-format", "xml"], "error: invalid value 'xml' for '--log-format <LOG_FORMAT>' [possible values: json, text]"),
         (&["--fail-open=maybe"], "error: invalid value 'maybe' for '--fail-open[=<FAIL_OPEN>]': value was not a boolean"),
         (&["--fail-close"], "error: unexpected argument '--fail-close' found"),
         (
             &["--admin-address", "localhost"],
-            "error: invalid value 'localhost' for '--admin-address <IP:PORT>': it takes an IP address and a port, such as 127.0.0.1:9090",
+            "error: invalid value 'localhost' for '--admin-address <IP:PORT>': expected an IP address and a port, such as 127.0.0.1:9090",
         ),
     ] {
         assert_eq!(refusal(&[&["--module", "m.wasm"], arguments].concat(), &[]), expected);
     }
     assert_eq!(refusal(&[], &[]), "error: the following required arguments were not provided: --module <FILE>");
     let missing = refusal(&["--module", "m.wasm", "--module-config", "@/nowhere"], &[]);
-    assert!(missing.contains("'@/nowhere' for '--module-config <JSON>': it takes JSON or @FILE, and the file cannot be read"), "{missing}");
+    assert!(missing.contains("'@/nowhere' for '--module-config <JSON>': expected JSON or @FILE: cannot read the file"), "{missing}");
 }
 
 #[test]
 fn a_bad_variable_is_refused_like_a_bad_option() {
     for (name, value, expected) in [
-        ("WASM_POOL_SIZE", "x", "error: invalid value 'x' for '--pool-size <N>': it takes a whole number from 1 to 1024"),
+        ("WASM_POOL_SIZE", "x", "error: invalid value 'x' for '--pool-size <N>': expected a whole number from 1 to 1024"),
         ("FAIL_OPEN", "2", "error: invalid value '2' for '--fail-open[=<FAIL_OPEN>]': value was not a boolean"),
     ] {
         assert_eq!(refusal(&["--module", "m.wasm"], &[(name, value)]), expected);
@@ -113,7 +113,7 @@ fn an_empty_variable_is_an_unset_one_unless_that_would_widen_a_right() {
         let output = run(given, &[(variable, "")]);
         let told = String::from_utf8(output.stderr).unwrap();
         if REFUSED.contains(&variable) {
-            assert_eq!(told, format!("error: the variable `{variable}` is empty: give it a value, or unset it\n"));
+            assert_eq!(told, format!("error: the environment variable `{variable}` is empty: set it to a value or unset it\n"));
             assert_eq!(output.status.code(), Some(2));
             refused += 1;
         } else if variable == "WASM_MODULE" {

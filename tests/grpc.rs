@@ -483,7 +483,7 @@ async fn an_ending_agent_answers_what_is_in_flight_and_ends_its_streams_in_order
     }
     stream.ping().await;
     agent.signal(Signal::TERM);
-    agent.log.wait_for_line("that it ends", |line| line.contains("ending: finishing what is in flight"));
+    agent.log.wait_for_line("that it ends", |line| line.contains("shutting down: finishing in-flight events"));
     // On its way when the agent was told to end.
     stream.send(get("late", "/")).await;
     let mut answered = BTreeSet::new();
@@ -568,10 +568,10 @@ fn a_tls_configuration_that_cannot_be_used_is_refused_with_the_option_at_fault()
     let (cert, key) = (options[1].as_str(), options[3].as_str());
     let address = ["--grpc-address", "127.0.0.1:0"];
     let (code, said) = refused(&[&address[..], &["--grpc-tls-cert", cert]].concat());
-    assert_eq!((code, said.as_str()), (Some(2), "error: `--grpc-tls-cert` also needs `--grpc-tls-key`"));
+    assert_eq!((code, said.as_str()), (Some(2), "error: `--grpc-tls-cert` requires `--grpc-tls-key`"));
     for (cert, key, expected) in [
         ("/nowhere.pem", key, "cannot read certificates from `--grpc-tls-cert /nowhere.pem`"),
-        (key, key, "there are none in it"),
+        (key, key, "the file contains none"),
         (cert, cert, "cannot read a private key from `--grpc-tls-key"),
     ] {
         let (code, said) = refused(&[&address[..], &["--grpc-tls-cert", cert, "--grpc-tls-key", key]].concat());

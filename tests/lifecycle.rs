@@ -148,7 +148,7 @@ fn end_under_load(signal: Signal) {
         }
         wait_for("the load to be there", || (answers.load(SeqCst) > 1000).then_some(()));
         agent.signal(signal);
-        agent.log.wait_for_line("that it ends", |line| line.contains("ending: finishing what is in flight"));
+        agent.log.wait_for_line("that it ends", |line| line.contains("shutting down: finishing in-flight events"));
         ending.store(true, SeqCst);
     });
     assert_eq!(agent.wait().code(), Some(0));
@@ -198,7 +198,7 @@ fn the_grace_bounds_the_end() {
     agent.signal(Signal::TERM);
     assert_eq!(agent.wait().code(), Some(0));
     assert_eq!(connection.answer_or_end(), None);
-    agent.log.wait_for_line("that the grace is over", |line| line.contains("the grace is over"));
+    agent.log.wait_for_line("that the grace period has expired", |line| line.contains("grace period expired; rejecting new events"));
     assert!(!agent.socket.exists());
 }
 
@@ -409,7 +409,7 @@ fn a_path_that_is_not_a_socket_is_left_alone() {
         let mut agent = AGENT.launch_in(tempfile::tempdir().unwrap(), path, &module, |_| ());
         assert_eq!(agent.wait().code(), Some(1));
         let log = agent.log.whole();
-        assert!(log.contains("something that is not a socket stands there"), "{log}");
+        assert!(log.contains("the path exists and is not a socket"), "{log}");
     }
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "precious");
 }
@@ -551,7 +551,7 @@ fn a_compile_cache_that_cannot_be_written_is_only_a_warning() {
     });
     let entry = agent
         .log
-        .wait_for_entry("that nothing is kept", |entry| entry["message"].as_str().unwrap().contains("compiled modules are not kept"));
+        .wait_for_entry("that nothing is kept", |entry| entry["message"].as_str().unwrap().contains("compiled modules are not cached"));
     assert_eq!(entry["level"], "WARN");
     assert_eq!(tag(&agent.connect().get("a", "/")), "x");
 }

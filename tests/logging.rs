@@ -133,7 +133,7 @@ fn a_reader_that_stalls_holds_up_nothing_and_is_told_what_it_missed() {
     lines.by_ref().find(|entry| entry["message"].as_str().is_some_and(|message| message.contains("serves"))).expect("further lines");
     assert_eq!(agent.admin.metric(LOST), lost);
     agent.end();
-    assert_eq!(lines.last().expect("a last line")["message"], "ended");
+    assert_eq!(lines.last().expect("a last line")["message"], "shutdown complete");
 }
 
 #[test]

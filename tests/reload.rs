@@ -105,9 +105,7 @@ fn one_bad_file_changes_nothing_and_is_named() {
     // The module is good, and would show.
     files.module(&module::tagging("new"));
     for (round, (bad, reason)) in
-        [("{", "EOF while parsing"), (&*"1".repeat((1 << 20) + 1), "more bytes than the limit"), ("", "No such file")]
-            .into_iter()
-            .enumerate()
+        [("{", "EOF while parsing"), (&*"1".repeat((1 << 20) + 1), "larger than the limit"), ("", "No such file")].into_iter().enumerate()
     {
         match bad {
             "" => fs::remove_file(&config).unwrap(),
@@ -288,7 +286,7 @@ fn a_failed_reload_is_retried_although_no_file_changes() {
     let before = limit_files(&agent, Some(3));
     agent.signal(Signal::HUP);
     agent.log.wait_for_line("that the reload failed", |line| line.contains("reload failed") && line.contains("m.wasm"));
-    agent.log.wait_for_line("that it is tried again", |line| line.contains("trying the failed reload again"));
+    agent.log.wait_for_line("that it is tried again", |line| line.contains("retrying the failed reload"));
     let served = || agent.log.lines().iter().filter(|line| line.contains("the module `") && line.contains("` serves")).count();
     assert_eq!(served(), 1);
     limit_files(&agent, before);

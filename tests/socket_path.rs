@@ -77,7 +77,8 @@ fn a_socket_that_was_removed_is_bound_again_and_connections_go_on() {
         assert_eq!(fs::metadata(served.socket()).unwrap().permissions().mode() & 0o777, 0o640);
     }
     served.agent.log.wait_for_entry("that it was bound again", |entry| {
-        entry["level"] == "WARN" && entry["message"].as_str().is_some_and(|message| message.contains("is bound again"))
+        entry["level"] == "WARN"
+            && entry["message"].as_str().is_some_and(|message| message.contains("was removed or replaced; bound it again"))
     });
     let socket = served.socket().to_owned();
     served.agent.end();
@@ -98,8 +99,8 @@ fn a_folder_that_was_removed_is_waited_for() {
     let log = served.agent.log.clone();
     served.agent.end();
     let log = log.whole();
-    assert_eq!(log.lines().filter(|line| line.contains("nobody can connect")).count(), 1, "{log}");
-    assert!(log.contains("can be reached again"), "{log}");
+    assert_eq!(log.lines().filter(|line| line.contains("retrying to bind it")).count(), 1, "{log}");
+    assert!(log.contains("is reachable again"), "{log}");
 }
 
 #[test]
@@ -144,7 +145,7 @@ fn what_is_not_a_socket_is_never_removed() {
     let precious = served.folder().join("precious");
     fs::write(&precious, "precious").unwrap();
     fs::rename(&precious, served.socket()).unwrap();
-    served.wait_until_it_is_not_ready_because("something that is not a socket stands there");
+    served.wait_until_it_is_not_ready_because("the path exists and is not a socket");
     assert_eq!(fs::read_to_string(served.socket()).unwrap(), "precious");
     fs::remove_file(served.socket()).unwrap();
     served.wait_until_it_is_served_and_ready();

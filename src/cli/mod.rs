@@ -1,10 +1,11 @@
-//! The command line. A flag beats its environment variable, which beats the default.
+//! The command line. An option takes precedence over its environment variable, and that over the
+//! default.
 
+mod early_exit;
 mod environment;
 mod options;
-mod refusal;
 mod values;
 
-pub use options::{Case, Cli, Isolation, command};
-pub use refusal::Refusal;
+pub use early_exit::EarlyExit;
+pub use options::{Cli, HeaderCaseArg, IsolationArg, command};
 pub use values::ModuleConfig;

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use clap::{CommandFactory, Parser, ValueEnum};
 use zentinel_wasm_contract::HeaderCase;
+use zentinel_wasm_engine::settings::{Limits, Settings};
 use zentinel_wasm_protocol::MAX_FRAME;
+use zentinel_wasm_runtime::Isolation;
 
 use super::values::{ModuleConfig, address, boolean, module_config, number, octal, sha256};
-use crate::listen::tls::{Tls, TlsFiles};
+use crate::listen::tls::{ReloadableTls, TlsFiles};
 use crate::logging::LogFormat;
 use crate::source::Source;
-use zentinel_wasm_engine::settings::{Limits, Settings};
 
 /// Runs WebAssembly modules as a policy agent of the Zentinel reverse proxy.
 #[derive(Clone, Debug, Parser)]
@@ -23,7 +24,7 @@ pub struct Cli {
     #[arg(long, env = "AGENT_SOCKET", value_name = "PATH", default_value = "/tmp/zentinel-wasm.sock")]
     pub socket: PathBuf,
 
-    /// Permissions of the socket, octal; without it the umask decides
+    /// Permissions of the socket, in octal; by default the umask decides
     #[arg(long, env = "WASM_SOCKET_MODE", value_name = "MODE", value_parser = octal)]
     pub socket_mode: Option<u32>,
 
@@ -31,59 +32,59 @@ pub struct Cli {
     #[arg(long, env = "WASM_MODULE", value_name = "FILE")]
     pub module: PathBuf,
 
-    /// Refuse a module whose SHA-256 differs
+    /// Reject a module with another SHA-256
     #[arg(long, env = "WASM_MODULE_SHA256", value_name = "HEX", value_parser = sha256)]
     pub module_sha256: Option<String>,
 
-    /// JSON handed to the module's `on_configure`, or `@` and a file that holds it
+    /// JSON passed to the module's `on_configure`, or `@FILE` to read it from a file
     #[arg(long, env = "WASM_MODULE_CONFIG", value_name = "JSON", value_parser = module_config)]
     pub module_config: Option<ModuleConfig>,
 
-    /// Reload when the module or another file of these options changes; SIGHUP always reloads
+    /// Reload when the module or another file named by these options changes; SIGHUP always reloads
     #[arg(long, env = "WASM_WATCH", value_parser = boolean(), default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_possible_values = true)]
     pub watch: bool,
 
-    /// Instances of the module, and thereby calls that run at once
+    /// Instances of the module, and so calls that run at once
     #[arg(long, env = "WASM_POOL_SIZE", value_name = "N", default_value = "4", value_parser = number(1, Limits::POOL_SIZE))]
     pub pool_size: u64,
 
-    /// Deadline of a whole call, waiting for an instance included
+    /// Deadline of a call, including the wait for an instance
     #[arg(long, env = "WASM_TIMEOUT_MS", value_name = "MS", default_value = "40", value_parser = number(1, Limits::TIMEOUT_MS))]
     pub timeout_ms: u64,
 
-    /// Time of one instance to become ready: start function, `_initialize` and `on_configure`
+    /// Time limit for an instance to become ready: start function, `_initialize` and `on_configure`
     #[arg(long, env = "WASM_START_TIMEOUT_MS", value_name = "MS", default_value = "5000", value_parser = number(1, Limits::START_TIMEOUT_MS))]
     pub start_timeout_ms: u64,
 
-    /// Linear memory of one instance
+    /// Limit on the linear memory of an instance
     #[arg(long, env = "WASM_MAX_MEMORY_MB", value_name = "MB", default_value = "64", value_parser = number(1, Limits::MEMORY_MB))]
     pub max_memory_mb: u64,
 
-    /// Largest body handed to the module
+    /// Largest body passed to the module
     #[arg(long, env = "WASM_MAX_BODY_BYTES", value_name = "BYTES", default_value = "1048576", value_parser = number(0, MAX_FRAME as u64))]
     pub max_body_bytes: u64,
 
-    /// Hand a request body that the proxy streams to the module whole, up to the largest body; text only
+    /// Collect a streamed request body and pass it to the module whole, up to the largest body; text only
     #[arg(long, env = "WASM_COLLECT_REQUEST_BODY", value_parser = boolean(), default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_possible_values = true)]
     pub collect_request_body: bool,
 
-    /// Largest answer read from the module; without it, 1 MiB more than the largest body
+    /// Largest answer read from the module; by default 1 MiB more than the largest body
     #[arg(long, env = "WASM_MAX_OUTPUT_BYTES", value_name = "BYTES", value_parser = number(1, MAX_FRAME as u64))]
     pub max_output_bytes: Option<u64>,
 
-    /// Whether instances are used again, or every call gets a fresh one
+    /// Whether instances are reused or every call gets a fresh one
     #[arg(long, env = "WASM_ISOLATION", value_enum, default_value = "pooled")]
-    pub isolation: Isolation,
+    pub isolation: IsolationArg,
 
-    /// How header names are written for the module
+    /// Spelling of header names in the module's input
     #[arg(long, env = "WASM_HEADER_CASE", value_enum, default_value = "canonical")]
-    pub header_case: Case,
+    pub header_case: HeaderCaseArg,
 
     /// Allow requests on module errors
     #[arg(long, env = "FAIL_OPEN", value_parser = boolean(), default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_possible_values = true)]
     pub fail_open: bool,
 
-    /// Serve gRPC on this address too
+    /// Also serve gRPC on this address
     #[arg(long, env = "AGENT_GRPC_ADDRESS", value_name = "IP:PORT", value_parser = address)]
     pub grpc_address: Option<SocketAddr>,
 
@@ -91,11 +92,11 @@ pub struct Cli {
     #[arg(long, env = "WASM_GRPC_TLS_CERT", value_name = "FILE")]
     pub grpc_tls_cert: Option<PathBuf>,
 
-    /// Private key of that certificate, PEM
+    /// Private key of the gRPC certificate, PEM
     #[arg(long, env = "WASM_GRPC_TLS_KEY", value_name = "FILE")]
     pub grpc_tls_key: Option<PathBuf>,
 
-    /// Roots of the certificates that gRPC clients must show, PEM; without it any client may connect
+    /// CA certificates that verify gRPC clients, PEM; by default any client may connect
     #[arg(long, env = "WASM_GRPC_CLIENT_CA", value_name = "FILE")]
     pub grpc_client_ca: Option<PathBuf>,
 
@@ -103,7 +104,7 @@ pub struct Cli {
     #[arg(long, env = "WASM_ADMIN_ADDRESS", value_name = "IP:PORT", value_parser = address)]
     pub admin_address: Option<SocketAddr>,
 
-    /// How log lines are written
+    /// Format of log lines
     #[arg(long, env = "WASM_LOG_FORMAT", value_enum, default_value = "json")]
     pub log_format: LogFormat,
 
@@ -111,53 +112,54 @@ pub struct Cli {
     #[arg(long, env = "WASM_VERBOSE", value_parser = boolean(), default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_possible_values = true)]
     pub verbose: bool,
 
-    /// Time to finish what is in flight when ending
+    /// Time to finish in-flight events at shutdown
     #[arg(long, env = "WASM_SHUTDOWN_GRACE_MS", value_name = "MS", default_value = "10000", value_parser = number(0, Limits::GRACE_MS))]
     pub shutdown_grace_ms: u64,
 
-    /// Directory for compiled modules; without it, $CACHE_DIRECTORY, $XDG_CACHE_HOME or ~/.cache
+    /// Directory for compiled modules; by default $CACHE_DIRECTORY, $XDG_CACHE_HOME or ~/.cache
     #[arg(long, env = "WASM_CACHE_DIR", value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
 }
 
-/// See [`zentinel_wasm_runtime::Isolation`].
+/// An [`Isolation`] on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Isolation {
-    /// Instances are used again
+pub enum IsolationArg {
+    /// Instances are reused
     Pooled,
     /// Every call gets a fresh instance; nothing carries over
     Request,
 }
 
-impl From<Isolation> for zentinel_wasm_runtime::Isolation {
-    fn from(isolation: Isolation) -> Self {
+impl From<IsolationArg> for Isolation {
+    fn from(isolation: IsolationArg) -> Self {
         match isolation {
-            Isolation::Pooled => Self::Pooled,
-            Isolation::Request => Self::Request,
+            IsolationArg::Pooled => Self::Pooled,
+            IsolationArg::Request => Self::Request,
         }
     }
 }
 
-/// See [`HeaderCase`].
+/// A [`HeaderCase`] on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Case {
-    /// `User-Agent`, as people write them
+pub enum HeaderCaseArg {
+    /// `User-Agent`, as usually written
     Canonical,
     /// `user-agent`, as received
     Lower,
 }
 
-impl From<Case> for HeaderCase {
-    fn from(case: Case) -> Self {
+impl From<HeaderCaseArg> for HeaderCase {
+    fn from(case: HeaderCaseArg) -> Self {
         match case {
-            Case::Canonical => Self::Canonical,
-            Case::Lower => Self::Lower,
+            HeaderCaseArg::Canonical => Self::Canonical,
+            HeaderCaseArg::Lower => Self::Lower,
         }
     }
 }
 
 impl Cli {
-    /// A half of a TLS configuration must not end in an address that is open to everybody.
+    /// Checks that the TLS configuration is complete, because half of one must not result in an
+    /// address that is open to everybody.
     pub(super) fn check_tls(&self) -> Result<(), String> {
         let options = [
             ("--grpc-tls-cert", self.grpc_tls_cert.is_some()),
@@ -167,7 +169,7 @@ impl Cli {
         let Some((given, _)) = options.into_iter().find(|(_, is_given)| *is_given) else { return Ok(()) };
         let needed = [("--grpc-address", self.grpc_address.is_some()), options[0], options[1]];
         match needed.into_iter().find(|(_, is_given)| !is_given) {
-            Some((missing, _)) => Err(format!("`{given}` also needs `{missing}`")),
+            Some((missing, _)) => Err(format!("`{given}` requires `{missing}`")),
             None => Ok(()),
         }
     }
@@ -178,13 +180,13 @@ impl Cli {
         Some(TlsFiles { cert, key, client_ca: self.grpc_client_ca.clone() })
     }
 
-    /// Where everything is read from.
-    pub fn source(&self, tls: Option<Tls>) -> Source {
+    /// The files that the agent reads.
+    pub fn source(&self, tls: Option<ReloadableTls>) -> Source {
         let module_config = self.module_config.as_ref().and_then(|config| config.file.clone());
         Source { module: self.module.clone(), sha256: self.module_sha256.clone(), module_config, tls }
     }
 
-    /// The settings that these options give.
+    /// The settings of the engine.
     pub fn settings(&self) -> Settings {
         let max_body = self.max_body_bytes as usize;
         Settings {
@@ -202,7 +204,7 @@ impl Cli {
         }
     }
 
-    /// Time to finish what is in flight when ending.
+    /// Time to finish in-flight events at shutdown.
     pub fn grace(&self) -> Duration {
         Duration::from_millis(self.shutdown_grace_ms)
     }
@@ -218,12 +220,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_is_consistent() {
+    fn passes_the_checks_of_clap() {
         command().debug_assert();
     }
 
     #[test]
-    fn flags_may_be_taken_back() {
+    fn flags_can_be_negated() {
         let parse = |args: &[&str]| Cli::try_parse_from(["x", "--module", "m"].iter().chain(args)).unwrap().fail_open;
         assert!(parse(&["--fail-open"]));
         assert!(!parse(&["--fail-open=false"]));
@@ -231,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_s_limit_follows_the_body_s() {
+    fn the_limit_on_answers_follows_the_limit_on_bodies() {
         let cli = Cli::try_parse_from(["x", "--module", "m", "--max-body-bytes", "100"]).unwrap();
         assert_eq!(cli.settings().max_output, 100 + (1 << 20));
     }

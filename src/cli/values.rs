@@ -1,4 +1,4 @@
-//! What the values of options may be.
+//! Parsers of option values.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,9 +10,9 @@ use zentinel_wasm_engine::settings::checked_module_config;
 /// A module's configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModuleConfig {
-    /// The JSON as it was when the command line was read.
+    /// The JSON, as of when the command line was read.
     pub json: Arc<[u8]>,
-    /// The regular file that it comes from. What was in a pipe can be read only once.
+    /// The regular file that contains it. None for a pipe, which can be read only once.
     pub file: Option<PathBuf>,
 }
 
@@ -23,7 +23,7 @@ pub(super) fn boolean() -> impl TypedValueParser<Value = bool> {
 pub(super) fn number(from: u64, to: u64) -> impl Fn(&str) -> Result<u64, String> + Clone + Send + Sync + 'static {
     move |text| match text.parse() {
         Ok(number) if (from..=to).contains(&number) => Ok(number),
-        _ => Err(format!("it takes a whole number from {from} to {to}")),
+        _ => Err(format!("expected a whole number from {from} to {to}")),
     }
 }
 
@@ -31,7 +31,7 @@ pub(super) fn octal(text: &str) -> Result<u32, String> {
     let digits = text.strip_prefix("0o").unwrap_or(text);
     match u32::from_str_radix(digits, 8) {
         Ok(mode) if mode <= 0o777 => Ok(mode),
-        _ => Err("it takes an octal mode from 000 to 777, such as 660".into()),
+        _ => Err("expected an octal mode from 000 to 777, such as 660".into()),
     }
 }
 
@@ -39,22 +39,22 @@ pub(super) fn sha256(text: &str) -> Result<String, String> {
     if text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         Ok(text.to_ascii_lowercase())
     } else {
-        Err("it takes 64 hexadecimal digits".into())
+        Err("expected 64 hexadecimal digits".into())
     }
 }
 
 pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| "it takes an IP address and a port, such as 127.0.0.1:9090".into())
+    text.parse().map_err(|_| "expected an IP address and a port, such as 127.0.0.1:9090".into())
 }
 
 pub(super) fn module_config(text: &str) -> Result<ModuleConfig, String> {
     let (json, file) = match text.strip_prefix('@') {
         None => (text.as_bytes().to_vec(), None),
         Some(file) => {
-            let json = std::fs::read(file).map_err(|error| format!("it takes JSON or @FILE, and the file cannot be read: {error}"))?;
+            let json = std::fs::read(file).map_err(|error| format!("expected JSON or @FILE: cannot read the file: {error}"))?;
             (json, Some(PathBuf::from(file)).filter(|file| file.is_file()))
         }
     };
-    let json = checked_module_config(&json).map_err(|error| format!("it takes JSON or @FILE: {error}"))?;
+    let json = checked_module_config(&json).map_err(|error| format!("expected JSON or @FILE: {error}"))?;
     Ok(ModuleConfig { json, file })
 }

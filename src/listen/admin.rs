@@ -1,4 +1,4 @@
-//! The HTTP address for operators: `/metrics`, `/healthz`, `/readyz`.
+//! The HTTP address for operators: `/metrics`, `/healthz` and `/readyz`.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -17,61 +17,68 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tracing::{debug, info};
-use zentinel_wasm_bounds::log_limited;
 use zentinel_wasm_contract::report::HealthState;
-
-use crate::logging;
 use zentinel_wasm_engine::agent::Agent;
+
+use super::accept::AcceptErrors;
+use crate::logging;
 
 /// Connections at once: a scraper or two, and a person.
 const MAX_CONNECTIONS: usize = 32;
 
-/// Time that a connection has, from its first byte to the last of its one answer: a few kilobytes each way.
-const TIMEOUT: Duration = Duration::from_secs(10);
+/// Time from the first byte of a connection to the last of its one response: each way takes a few
+/// kilobytes.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Pause after the system has refused a connection.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// What is said until there is an agent.
+/// Response of `/healthz` and `/readyz` until there is an agent.
 const STARTING: &str = "starting\n";
 
-/// Binds the address.
-///
-/// # Errors
-///
-/// The address cannot be had.
-pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot serve `--admin-address {address}`"))
+/// A bound address.
+pub struct AdminServer(TcpListener);
+
+impl AdminServer {
+    /// Binds `address`.
+    ///
+    /// # Errors
+    ///
+    /// The system cannot bind the address.
+    pub async fn bind(address: SocketAddr) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(address).await.with_context(|| format!("cannot serve `--admin-address {address}`"))?;
+        Ok(Self(listener))
+    }
+
+    /// Serves the address until the process ends. There is no agent yet while its module is being
+    /// compiled, which may take long; until then the address reports that it is starting.
+    pub async fn serve(self, agent: Arc<OnceLock<Arc<Agent>>>) {
+        let Self(listener) = self;
+        if let Ok(address) = listener.local_addr() {
+            info!("serving /metrics, /healthz and /readyz on http://{address}");
+        }
+        let errors = AcceptErrors::new("a connection on the admin address");
+        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            // Waiting for a permit leaves further clients in the system's queue, which is bounded
+            // too.
+            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    errors.log_and_pause(&error).await;
+                    continue;
+                }
+            };
+            let agent = Arc::clone(&agent);
+            tokio::spawn(async move {
+                let _permit = permit;
+                serve_one_request(stream, CONNECTION_TIMEOUT, |request| respond(request, agent.get().map(|agent| &**agent))).await;
+            });
+        }
+    }
 }
 
-/// Serves the address for ever, also before there is an agent: until then it is starting, which may take as long as its module is compiled.
-pub async fn serve(listener: TcpListener, agent: Arc<OnceLock<Arc<Agent>>>) {
-    if let Ok(address) = listener.local_addr() {
-        info!("serving /metrics, /healthz and /readyz on http://{address}");
-    }
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        // Waiting for a slot keeps further clients in the system's queue, which is bounded too.
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                log_limited!(warn, "cannot accept a connection on the admin address: {error}");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let agent = Arc::clone(&agent);
-        tokio::spawn(async move {
-            let _slot = slot;
-            serve_one(stream, TIMEOUT, |request| respond(request, agent.get().map(|agent| &**agent))).await;
-        });
-    }
-}
-
-/// Answers the first request of a connection and closes it: a client that sent many and read nothing would hold its slot for ever. Scrapers
-/// connect anew.
-async fn serve_one<S>(stream: S, timeout: Duration, respond: impl Fn(&Request<Incoming>) -> Response<Full<Bytes>>)
+/// Serves the first request of a connection and closes it, because a client that sent many and read
+/// nothing would hold its permit forever. Scrapers open a new connection.
+async fn serve_one_request<S>(stream: S, timeout: Duration, respond: impl Fn(&Request<Incoming>) -> Response<Full<Bytes>>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -79,12 +86,12 @@ where
         let response = respond(&request);
         async move { Ok::<_, Infallible>(response) }
     });
-    // The timeout is over the whole.
+    // Headers need no timeout of their own: `timeout` covers the whole connection.
     let served = http1::Builder::new().keep_alive(false).header_read_timeout(None).serve_connection(TokioIo::new(stream), service);
     match tokio::time::timeout(timeout, served).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!("a connection on the admin address has failed: {error}"),
-        Err(_) => debug!("a connection on the admin address has taken too long"),
+        Ok(Err(error)) => debug!("a connection on the admin address failed: {error}"),
+        Err(_) => debug!("a connection on the admin address timed out"),
     }
 }
 
@@ -94,7 +101,7 @@ fn respond(request: &Request<Incoming>, agent: Option<&Agent>) -> Response<Full<
     }
     match request.uri().path() {
         "/metrics" => {
-            // All names are there from the start, and nothing has been counted yet.
+            // Without an agent, all metrics exist and are zero.
             let metrics = agent.map_or_else(|| logging::metrics().text(), |agent| agent.metrics().text());
             let mut response = Response::new(Full::from(metrics));
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4"));
@@ -128,12 +135,12 @@ mod tests {
     use tokio::io::AsyncWriteExt as _;
 
     #[tokio::test]
-    async fn a_client_that_does_not_read_or_says_nothing_is_not_waited_for() {
+    async fn closes_clients_that_do_not_read_or_send() {
         for request in ["GET / HTTP/1.1\r\nHost: a\r\n\r\n", "GET", ""] {
-            // The answer does not fit in.
+            // Smaller than the response.
             let (mut client, server) = tokio::io::duplex(64);
             client.write_all(request.as_bytes()).await.unwrap();
-            serve_one(server, Duration::from_millis(1), |_| text(StatusCode::OK, "x".repeat(1000))).await;
+            serve_one_request(server, Duration::from_millis(1), |_| text(StatusCode::OK, "x".repeat(1000))).await;
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The file of the Unix socket: who may have its path, and what keeps it there.
+//! The file of the Unix socket: who may have its path, and the thread that keeps it there.
 
 use std::convert::Infallible;
 use std::io::{self, ErrorKind};
@@ -23,28 +23,27 @@ use zentinel_wasm_engine::agent::Agent;
 /// Clients that may wait to be accepted: as many as may be connected.
 const BACKLOG: i32 = 1024;
 
-/// How often to check that the socket's path still leads to it. A proxy tries to connect again for
-/// minutes, so that it finds the socket soon after something has removed it; a look costs one
-/// system call.
+/// How often to check that the path still leads to the socket. A check costs one system call. A
+/// proxy retries to connect for minutes, so it finds the socket soon after it was removed and bound
+/// again.
 const PATH_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Checks between two questions whether another process still serves the path: each is a connection
-/// that it has to accept.
+/// Checks between two attempts to find out whether another process still serves the path. Each
+/// attempt is a connection that the other process has to accept.
 const CHECKS_WHILE_SERVED: u32 = 10;
 
-/// The file of a socket, by which it is known again.
-pub(super) struct SocketFile {
-    pub(super) path: PathBuf,
-    mode: Option<u32>,
-    identity: Option<Identity>,
-}
+/// Device and inode of a file.
+type FileId = (u64, u64);
 
-/// Device and inode of what is at a path.
-type Identity = (u64, u64);
+/// The file of a bound socket. It is removed on drop, unless another file has taken its place.
+pub(super) struct SocketFile {
+    path: PathBuf,
+    mode: Option<u32>,
+    id: Option<FileId>,
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Somebody else may have put another one there.
         if self.is_in_place() {
             let _ = fs::remove_file(&self.path);
         }
@@ -52,13 +51,9 @@ impl Drop for SocketFile {
 }
 
 impl SocketFile {
-    /// Binds `path`, with the permissions `mode` if given.
-    ///
-    /// # Errors
-    ///
-    /// Another process serves the path, it is not a socket, or the system refuses it. A stale socket is replaced, anything else left alone.
-    pub(super) fn open(path: &Path, mode: Option<u32>) -> anyhow::Result<(Self, UnixListener)> {
-        let mut file = Self { path: path.to_owned(), mode, identity: None };
+    /// Binds `path`, with the permissions `mode` if given. Replaces a stale socket and nothing else.
+    pub(super) fn bind_or_replace_stale(path: &Path, mode: Option<u32>) -> anyhow::Result<(Self, UnixListener)> {
+        let mut file = Self { path: path.to_owned(), mode, id: None };
         if socket_at(path)?.is_some() {
             remove_stale(path)?;
         }
@@ -66,25 +61,29 @@ impl SocketFile {
         Ok((file, listener))
     }
 
-    fn is_in_place(&self) -> bool {
-        self.identity.is_some() && identity(&self.path) == self.identity
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
-    /// Binds the path, at which nothing must be.
+    fn is_in_place(&self) -> bool {
+        self.id.is_some() && file_id(&self.path) == self.id
+    }
+
+    /// Binds the path, where no file may exist.
     fn bind(&mut self) -> anyhow::Result<StdUnixListener> {
         let listener = bind(&self.path, self.mode).with_context(|| format!("cannot serve the socket `{}`", self.path.display()))?;
-        self.identity = identity(&self.path);
+        self.id = file_id(&self.path);
         Ok(listener)
     }
 }
 
-fn identity(path: &Path) -> Option<Identity> {
+fn file_id(path: &Path) -> Option<FileId> {
     fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-/// The socket's file, in the hands of a thread that keeps it in its place.
+/// The thread that owns the socket's file and keeps it in its place.
 pub(super) struct KeeperHandle {
-    /// The sockets that were bound because the one before was lost.
+    /// Sockets that were bound because the previous one was lost.
     pub(super) bound: mpsc::Receiver<UnixListener>,
     /// Ends the thread when dropped.
     end: std::sync::mpsc::Sender<Infallible>,
@@ -93,15 +92,15 @@ pub(super) struct KeeperHandle {
 }
 
 impl KeeperHandle {
-    /// Removes the file, and waits until that is done.
+    /// Removes the file and waits until that is done.
     pub(super) async fn end(self) {
         drop((self.bound, self.end));
         let _ = self.ended.await;
     }
 }
 
-/// Starts the thread that checks whether `file` is in its place. A thread of its own, because
-/// looking at a file may block.
+/// Starts the thread that checks whether `file` is in its place. It is a thread of its own because
+/// system calls on files may block.
 pub(super) fn keep(file: SocketFile, agent: Arc<Agent>) -> io::Result<KeeperHandle> {
     let (listeners, bound) = mpsc::channel(1);
     let (end, ends) = std::sync::mpsc::channel();
@@ -128,32 +127,32 @@ struct Keeper {
     listeners: mpsc::Sender<UnixListener>,
     runtime: Handle,
     foreign: Option<ForeignSocket>,
-    /// Why the socket cannot be reached, as it was logged last.
+    /// Why the socket is unreachable, as last logged.
     problem: Option<String>,
 }
 
-/// A socket at our path that is not ours.
+/// Another process's socket at our path.
 enum ForeignSocket {
-    /// It is served. Asked again after some checks.
-    Served { identity: Identity, checks: u32 },
-    /// It has refused a connection. Its owner may be just about to listen, so that one refusal
-    /// proves nothing.
-    Refused(Identity),
+    /// It is served. To be checked again after `CHECKS_WHILE_SERVED` checks of the path.
+    Served { id: FileId, checks: u32 },
+    /// It has refused one connection. That does not prove that it is stale, because its owner may be
+    /// between `bind` and `listen`.
+    Refused(FileId),
 }
 
 impl Keeper {
     fn check(&mut self) {
         if self.file.is_in_place() {
-            self.found();
+            self.clear_problem();
             return;
         }
         match self.bind_again() {
             Ok(Some(listener)) => {
                 self.foreign = None;
-                // The end has begun when nobody takes it.
+                // Fails only if the server is shutting down.
                 if self.listeners.blocking_send(listener).is_ok() {
-                    self.found();
-                    log_limited!(warn, "the socket `{}` was gone from its path and is bound again", self.file.path.display());
+                    self.clear_problem();
+                    log_limited!(warn, "the socket `{}` was removed or replaced; bound it again", self.file.path.display());
                 }
             }
             Ok(None) => {}
@@ -162,7 +161,8 @@ impl Keeper {
                 if self.problem.as_ref() != Some(&problem) {
                     log_limited!(
                         warn,
-                        "the socket is gone from its path and nobody can connect; trying to bind it again every {PATH_CHECK_INTERVAL:?}: {problem}"
+                        "the socket is unreachable because it was removed or replaced; retrying to bind it every {PATH_CHECK_INTERVAL:?}: \
+                         {problem}"
                     );
                     self.agent.socket_lost(Some(problem.clone()));
                     self.problem = Some(problem);
@@ -171,29 +171,29 @@ impl Keeper {
         }
     }
 
-    fn found(&mut self) {
+    fn clear_problem(&mut self) {
         if self.problem.take().is_some() {
-            info!("the socket `{}` can be reached again", self.file.path.display());
+            info!("the socket `{}` is reachable again", self.file.path.display());
             self.agent.socket_lost(None);
         }
     }
 
-    /// Binds the path if that takes it from nobody. None: it is served as before, as far as anybody
-    /// has looked.
+    /// Binds the path if no other process serves it. Returns None if another process served it at
+    /// the last attempt to connect, which is not repeated yet.
     fn bind_again(&mut self) -> anyhow::Result<Option<UnixListener>> {
         let path = &self.file.path;
         if let Some(found) = socket_at(path)? {
             match &mut self.foreign {
-                Some(ForeignSocket::Served { identity, checks }) if *identity == found && *checks < CHECKS_WHILE_SERVED => {
+                Some(ForeignSocket::Served { id, checks }) if *id == found && *checks < CHECKS_WHILE_SERVED => {
                     *checks += 1;
                     return Ok(None);
                 }
-                Some(ForeignSocket::Refused(identity)) if *identity == found => remove_stale(path)?,
+                Some(ForeignSocket::Refused(id)) if *id == found => remove_stale(path)?,
                 foreign => {
-                    // Whether it is served or cannot be asked, it is left alone for a while.
-                    *foreign = Some(ForeignSocket::Served { identity: found, checks: 0 });
+                    // Set first, so that a failing check is not repeated at once either.
+                    *foreign = Some(ForeignSocket::Served { id: found, checks: 0 });
                     if is_served(path)? {
-                        return Err(served(path));
+                        return Err(served_by_another(path));
                     }
                     *foreign = Some(ForeignSocket::Refused(found));
                     bail!("cannot serve the socket `{}`: another socket is at that path and refuses connections", path.display());
@@ -206,27 +206,27 @@ impl Keeper {
     }
 }
 
-/// Which socket is at `path`, if there is one.
+/// The id of the socket at `path`, if there is one.
 ///
 /// # Errors
 ///
-/// Something else is there, or nobody can tell.
-fn socket_at(path: &Path) -> anyhow::Result<Option<Identity>> {
+/// The file at `path` is not a socket, or cannot be inspected.
+fn socket_at(path: &Path) -> anyhow::Result<Option<FileId>> {
     let shown = path.display();
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => bail!("cannot serve the socket `{shown}`: {error}"),
         Ok(metadata) if !metadata.file_type().is_socket() => {
-            bail!("cannot serve the socket `{shown}`: something that is not a socket stands there; remove it or choose another `--socket`")
+            bail!("cannot serve the socket `{shown}`: the path exists and is not a socket; remove it or choose another `--socket`")
         }
         Ok(metadata) => Ok(Some((metadata.dev(), metadata.ino()))),
     }
 }
 
-/// Removes the socket at `path`, which nobody must serve.
+/// Removes the socket at `path`, unless a process serves it.
 fn remove_stale(path: &Path) -> anyhow::Result<()> {
     if is_served(path)? {
-        return Err(served(path));
+        return Err(served_by_another(path));
     }
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -236,32 +236,32 @@ fn remove_stale(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-fn served(path: &Path) -> anyhow::Error {
+fn served_by_another(path: &Path) -> anyhow::Error {
     anyhow!("cannot serve the socket `{}`: it is already served by another process", path.display())
 }
 
 /// Whether a process serves the socket at `path`.
 fn is_served(path: &Path) -> anyhow::Result<bool> {
-    // It must not wait for a process that accepts nobody.
+    // Non-blocking, because the process may not accept connections.
     let connected = Socket::new(Domain::UNIX, Type::STREAM, None).and_then(|socket| {
         socket.set_nonblocking(true)?;
         socket.connect(&SockAddr::unix(path)?)
     });
     match connected {
         Ok(()) => Ok(true),
-        // More clients wait to be accepted than it takes.
+        // The queue of clients that wait to be accepted is full.
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(true),
         Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => Ok(false),
         Err(error) => {
-            bail!("cannot serve the socket `{}`: it is there and cannot be asked who serves it: {error}", path.display())
+            bail!("cannot serve the socket `{}`: cannot check whether another process serves it: {error}", path.display())
         }
     }
 }
 
-/// Binds `path`. Nobody gets in before the permissions are right.
+/// Binds `path`. Clients cannot connect before the permissions are set.
 fn bind(path: &Path, mode: Option<u32>) -> io::Result<StdUnixListener> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    let too_long = |_| io::Error::new(ErrorKind::InvalidInput, "the system takes no path of that length; choose a shorter `--socket`");
+    let too_long = |_| io::Error::new(ErrorKind::InvalidInput, "the path is too long for the system; choose a shorter `--socket`");
     socket.bind(&SockAddr::unix(path).map_err(too_long)?)?;
     let listen = || {
         if let Some(mode) = mode {

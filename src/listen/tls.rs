@@ -14,14 +14,18 @@ use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 use crate::files;
 
+/// Largest file of a TLS configuration, in bytes: four times what the roots of all public
+/// authorities take.
+const MAX_TLS_FILE: u64 = 1 << 20;
+
 /// The files of a TLS configuration, all PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The agent's certificate, followed by those that lead to its root.
+    /// The agent's certificate, followed by the intermediate certificates up to its root.
     pub cert: PathBuf,
-    /// The key of that certificate.
+    /// The private key of that certificate.
     pub key: PathBuf,
-    /// Roots of the certificates that clients must show. Without it any client may connect.
+    /// Root certificates that verify client certificates. Without it any client may connect.
     pub client_ca: Option<PathBuf>,
 }
 
@@ -32,53 +36,47 @@ impl TlsFiles {
     }
 }
 
-/// Largest file of a TLS configuration, in bytes: the roots of all public authorities take a
-/// quarter of it.
-const MAX_TLS_FILE: u64 = 1 << 20;
-
 /// The TLS configuration of new connections, which a reload replaces. Clones share it.
 #[derive(Clone)]
-pub struct Tls(Arc<Shared>);
-
-struct Shared {
-    files: TlsFiles,
-    /// Established connections keep the one that they began with.
-    current: ArcSwap<ServerConfig>,
+pub struct ReloadableTls {
+    files: Arc<TlsFiles>,
+    /// Established connections keep the configuration that they began with.
+    current: Arc<ArcSwap<ServerConfig>>,
 }
 
-impl Tls {
+impl ReloadableTls {
     /// Reads the files.
     ///
     /// # Errors
     ///
-    /// A file is not what it should be.
+    /// A file cannot be read, or does not contain what it should.
     pub fn open(files: TlsFiles) -> anyhow::Result<Self> {
         let current = ArcSwap::new(server_config(&files)?);
-        Ok(Self(Arc::new(Shared { files, current })))
+        Ok(Self { files: Arc::new(files), current: Arc::new(current) })
     }
 
-    /// Where it comes from.
+    /// The files of the configuration.
     pub(crate) fn files(&self) -> &TlsFiles {
-        &self.0.files
+        &self.files
     }
 
-    /// Reads the files anew, and changes nothing yet.
+    /// Reads the files again without using them yet.
     pub(crate) fn read(&self) -> anyhow::Result<Arc<ServerConfig>> {
-        server_config(&self.0.files)
+        server_config(&self.files)
     }
 
     /// Uses `config` for connections from now on.
     pub(crate) fn install(&self, config: Arc<ServerConfig>) {
-        self.0.current.store(config);
+        self.current.store(config);
     }
 
     pub(super) fn acceptor(&self) -> TlsAcceptor {
-        TlsAcceptor::from(self.0.current.load_full())
+        TlsAcceptor::from(self.current.load_full())
     }
 }
 
 fn server_config(files: &TlsFiles) -> anyhow::Result<Arc<ServerConfig>> {
-    // Named here, for a process may have only one, and a dependency that brings another must not decide.
+    // Named explicitly, because the default is one per process and a dependency could set another.
     let provider = Arc::new(ring::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
     let builder = match &files.client_ca {
@@ -109,7 +107,7 @@ fn certificates(option: &str, path: &Path) -> anyhow::Result<Vec<CertificateDer<
     let pem = files::read(path, MAX_TLS_FILE).with_context(context)?;
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>().with_context(context)?;
     if certificates.is_empty() {
-        bail!("cannot read certificates from `{option} {shown}`: there are none in it");
+        bail!("cannot read certificates from `{option} {shown}`: the file contains none");
     }
     Ok(certificates)
 }

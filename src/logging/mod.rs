@@ -1,7 +1,8 @@
-//! The agent's log: one line an entry on standard error, JSON unless told otherwise, bounded, and never waited for.
+//! The agent's log: entries of bounded length, one per line, on standard error.
 //!
-//! Whoever logs puts its line into a `queue` that a thread of its own writes. What cannot be written is lost and counted: a log must not hold up
-//! or fail a request, a reload or the end.
+//! Entries go into a bounded `queue` that a thread of its own writes, so logging never blocks. Lines
+//! that cannot be written are lost and counted, because the log must not delay or fail a request, a
+//! reload or the shutdown.
 
 mod queue;
 
@@ -20,37 +21,39 @@ use tracing::{error, warn};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::Directive;
 use zentinel_wasm_contract::shortened;
-
-use queue::{Queue, captured};
 use zentinel_wasm_engine::metrics::Metrics;
 
-/// How log lines are written.
+use queue::{LogQueue, captured};
+
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// One JSON object a line
+    /// One JSON object per line
     Json,
-    /// For people
+    /// Human-readable text
     Text,
 }
 
-/// Time that the last lines have to be written when the process ends. A reader that reads takes all that may be queued within milliseconds; one that
-/// does not must not keep a service manager waiting.
+/// Time to write the last lines when the process ends. A reader takes a full queue within
+/// milliseconds; one that does not read must not delay a service manager.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Most characters of a backtrace: the calls that lead to a panic, and not those below the runtime.
+/// Longest backtrace in the log, in characters: enough for the calls that lead to a panic, without
+/// those below the runtime.
 const MAX_BACKTRACE: usize = 8000;
 
-/// Most characters of what was ignored in `RUST_LOG`.
+/// Longest quotation of ignored directives of `RUST_LOG`, in characters.
 const MAX_IGNORED: usize = 100;
 
-/// Lines that were lost because they could not be written.
-static LINES_LOST: LazyLock<IntCounter> =
-    LazyLock::new(|| counter("wasm_agent_log_lines_lost_total", "Log lines lost because nobody read them or they could not be written."));
+/// Log lines that could not be written.
+static LINES_LOST: LazyLock<IntCounter> = LazyLock::new(|| {
+    counter("wasm_agent_log_lines_lost_total", "Log lines lost because standard error was not read or could not be written.")
+});
 
-/// Panics of any thread.
+/// Panics on any thread.
 static PANICS: LazyLock<IntCounter> = LazyLock::new(|| counter("wasm_agent_panics_total", "Panics in the agent's own code."));
 
-/// The metrics of an agent, with what the process counts beside them.
+/// The metrics of an agent, including those of the whole process: lost log lines and panics.
 pub fn metrics() -> Metrics {
     Metrics::new().with(&LINES_LOST).with(&PANICS)
 }
@@ -59,34 +62,36 @@ fn counter(name: &str, help: &str) -> IntCounter {
     IntCounter::new(name, help).expect("the name is valid")
 }
 
-/// The way to standard error. Dropping it waits until everything is written, for a bounded time.
-pub struct Log(Queue);
+/// The log. Dropping it waits until everything is written, for a bounded time.
+pub struct Log(LogQueue);
 
 impl Log {
     /// Starts the thread that writes.
     ///
     /// # Errors
     ///
-    /// The system gives no thread, or no file descriptor.
+    /// The system cannot start the thread, or has no file descriptor left.
     pub fn start() -> io::Result<Self> {
-        let queue = Queue::new(LINES_LOST.clone());
-        // A descriptor of its own: a write that blocks holds the lock of `std::io::stderr`.
+        let queue = LogQueue::new(LINES_LOST.clone());
+        // A descriptor of its own, because a blocked write would hold the lock of `std::io::stderr`.
         let out = std::fs::File::from(io::stderr().as_fd().try_clone_to_owned()?);
         queue.start(out, |lost| captured(|| error!(lost, "log lines were lost here because they could not be written")))?;
         Ok(Self(queue))
     }
 
-    /// Writes one plain line, for whoever started the agent by hand.
-    pub fn say(&self, line: &str) {
+    /// Writes one line as it is, whatever the format of entries.
+    pub fn write_plain(&self, line: &str) {
         // Writing to the queue does not fail.
-        let _ = Entries { out: self.0.clone(), format: LogFormat::Text }.write_all(format!("{line}\n").as_bytes());
+        let _ = EntryWriter { out: self.0.clone(), format: LogFormat::Text }.write_all(format!("{line}\n").as_bytes());
     }
 
-    /// Sets up what is logged, and how; panics are logged from now on. `verbose` beats `RUST_LOG`, which the proxy's installer sets for every agent.
+    /// Sets up the format and filter of entries, and logs panics from now on. `verbose` takes
+    /// precedence over `RUST_LOG`, which the proxy's installer sets for every agent.
     pub fn init(&self, format: LogFormat, verbose: bool) {
         let default = if verbose { "debug" } else { "info" };
         let wanted = std::env::var("RUST_LOG").ok().filter(|filter| !filter.is_empty() && !verbose);
-        // Checked here, because the filter says on standard error what it ignores, and panics when it cannot.
+        // Checked here, because the filter prints what it ignores to standard error, and panics if
+        // that fails.
         let (valid, ignored): (Vec<_>, Vec<_>) = wanted
             .as_deref()
             .unwrap_or(default)
@@ -98,15 +103,15 @@ impl Log {
         let builder = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .log_internal_errors(false)
-            .with_writer(move || Entries { out: queue.clone(), format });
+            .with_writer(move || EntryWriter { out: queue.clone(), format });
         match format {
             LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).with_span_list(false).init(),
-            // The target tells the module's own lines, `guest`, from the agent's.
+            // Includes the target, which is `guest` for the module's own lines.
             LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).init(),
         }
         panic::set_hook(Box::new(log_panic));
         if !ignored.is_empty() {
-            warn!("ignoring what is not a filter in `RUST_LOG`: {}", shortened(&ignored.join(","), MAX_IGNORED));
+            warn!("ignoring invalid directives in `RUST_LOG`: {}", shortened(&ignored.join(","), MAX_IGNORED));
         }
     }
 }
@@ -117,7 +122,7 @@ impl Drop for Log {
     }
 }
 
-/// Counts and logs a panic, which the standard library would write to standard error over several lines.
+/// Counts and logs a panic. The standard library would write it to standard error in several lines.
 fn log_panic(panic: &PanicHookInfo<'_>) {
     PANICS.inc();
     let backtrace = Backtrace::capture();
@@ -131,26 +136,28 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
     );
 }
 
-/// Largest entry that is written as it is, in bytes: a module's longest line with every byte of it escaped, and what stands beside it.
+/// Largest entry that is written as it is, in bytes: a module's longest line with all of its bytes
+/// escaped, and the other fields.
 const MAX_ENTRY: usize = 64 << 10;
 
-/// What is left of a text in a larger entry, in characters. Only what a client has put into it is that long.
+/// Longest text in a larger entry, in characters. Such an entry contains text from a client.
 const MAX_TEXT: usize = 1000;
 
-/// Writes entries as single lines of bounded length, whatever a module or a client has put into them.
-struct Entries<W> {
+/// Writes entries as single lines of bounded length, whatever text of a module or a client they
+/// contain.
+struct EntryWriter<W> {
     out: W,
     format: LogFormat,
 }
 
-impl<W: Write> Write for Entries<W> {
-    /// Takes one entry with its end of line: that is how entries are written.
+impl<W: Write> Write for EntryWriter<W> {
+    /// Takes one entry with its line break. `tracing_subscriber` writes each entry in one call.
     fn write(&mut self, entry: &[u8]) -> io::Result<usize> {
         let text = entry.strip_suffix(b"\n").unwrap_or(entry);
         let breaks = |byte: &u8| matches!(byte, b'\n' | b'\r');
         if text.len() > MAX_ENTRY || text.iter().any(breaks) {
             let mut line = match self.format {
-                LogFormat::Json => shorter(text),
+                LogFormat::Json => with_short_texts(text),
                 LogFormat::Text => text.iter().take(MAX_ENTRY).map(|byte| if breaks(byte) { b' ' } else { *byte }).collect(),
             };
             line.push(b'\n');
@@ -166,8 +173,8 @@ impl<W: Write> Write for Entries<W> {
     }
 }
 
-/// The object `entry` with its texts cut off.
-fn shorter(entry: &[u8]) -> Vec<u8> {
+/// The object `entry` with its texts truncated.
+fn with_short_texts(entry: &[u8]) -> Vec<u8> {
     let mut fields: serde_json::Map<String, Value> = serde_json::from_slice(entry).unwrap_or_default();
     for value in fields.values_mut() {
         if let Value::String(text) = value
@@ -186,18 +193,18 @@ mod tests {
 
     fn written(format: LogFormat, entry: &str) -> String {
         let mut out = Vec::new();
-        Entries { out: &mut out, format }.write_all(entry.as_bytes()).unwrap();
+        EntryWriter { out: &mut out, format }.write_all(entry.as_bytes()).unwrap();
         String::from_utf8(out).unwrap()
     }
 
     #[test]
-    fn an_entry_stays_on_its_line() {
+    fn an_entry_is_one_line() {
         assert_eq!(written(LogFormat::Text, "plain\n"), "plain\n");
         assert_eq!(written(LogFormat::Text, "one\ntwo\r\nthree\n"), "one two  three\n");
     }
 
     #[test]
-    fn a_long_entry_is_cut_off() {
+    fn truncates_a_long_entry() {
         let long = "\u{e9}".repeat(10 << 20);
         let text = written(LogFormat::Text, &format!("{}\n", "x".repeat(10 << 20)));
         assert_eq!(text.len(), MAX_ENTRY + 1);
@@ -211,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_module_s_longest_line_is_not_cut_off() {
+    fn keeps_the_longest_line_of_a_module() {
         let entry = format!("{}\n", serde_json::json!({"message": "\u{1}".repeat(8 << 10)}));
         assert_eq!(written(LogFormat::Json, &entry), entry);
     }

@@ -1,4 +1,5 @@
-//! From those who log to standard error, by a thread of its own: whoever reads there may stall or be gone, and the disk behind it may be full.
+//! The queue of log lines, and the thread that writes them to standard error. Writing may block or
+//! fail, because the reader may be stalled or gone, or a disk may be full.
 
 use std::cell::Cell;
 use std::io::{self, ErrorKind, Write};
@@ -8,24 +9,27 @@ use std::time::{Duration, Instant};
 
 use prometheus::IntCounter;
 
-/// Most bytes of lines that wait to be written: the burst of a module, 500 lines of 8 KiB. As many may be in the hands of the writer.
+/// Largest queue, in bytes of lines: the burst of a module, 500 lines of 8 KiB. The writer may hold as
+/// many again.
 const MAX_QUEUED: usize = 4 << 20;
 
-/// Largest buffer that is kept when it is empty, in bytes: a burst must not hold its memory for ever.
+/// Largest empty buffer that is kept, in bytes, so a burst does not hold its memory forever.
 const MAX_KEPT: usize = 64 << 10;
 
-/// Bytes of lines that are written at once. A pipe takes so many whole (`PIPE_BUF` of Linux), whoever else writes to it.
+/// Bytes of lines that are written at once. A pipe takes as many without mixing them with another
+/// process's (`PIPE_BUF` of Linux).
 const MAX_BATCH: usize = 4096;
 
-/// Pause when standard error takes nothing and does not wait either, because another process has made it non-blocking.
+/// Pause before another write if standard error is full and another process has made it
+/// non-blocking.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
-/// Where lines wait for the thread that writes them. Clones are the same queue.
+/// Lines that wait to be written. Clones are the same queue.
 #[derive(Clone)]
-pub(super) struct Queue(Arc<Shared>);
+pub(super) struct LogQueue(Arc<QueueInner>);
 
-struct Shared {
-    state: Mutex<State>,
+struct QueueInner {
+    backlog: Mutex<Backlog>,
     /// There is something to write.
     filled: Condvar,
     /// Everything is written.
@@ -34,79 +38,81 @@ struct Shared {
 }
 
 #[derive(Default)]
-struct State {
+struct Backlog {
     /// Whole lines, oldest first.
     lines: Vec<u8>,
-    /// Lines lost after those in `lines`. While there are any, no line is taken, so that the gap is at one place.
+    /// Lines lost after those in `lines`. While there are any, further lines are lost too, so the
+    /// gap is in one place.
     lost: u64,
     /// The writer was woken and is not waiting again yet.
     is_busy: bool,
 }
 
-impl Queue {
-    /// An empty queue that counts in `lost` what it loses.
+impl LogQueue {
+    /// An empty queue that counts lost lines in `lost`.
     pub(super) fn new(lost: IntCounter) -> Self {
-        Self(Arc::new(Shared { state: Mutex::default(), filled: Condvar::new(), emptied: Condvar::new(), lost }))
+        Self(Arc::new(QueueInner { backlog: Mutex::default(), filled: Condvar::new(), emptied: Condvar::new(), lost }))
     }
 
-    /// Starts the thread that writes to `out`. `notice` gives the line that says how many were lost.
+    /// Starts the thread that writes to `out`. `notice` makes a line from the number of lost lines.
     ///
     /// # Errors
     ///
-    /// The system gives no thread.
+    /// The system cannot start the thread.
     pub(super) fn start(&self, out: impl Write + Send + 'static, notice: impl Fn(u64) -> Vec<u8> + Send + 'static) -> io::Result<()> {
-        let shared = Arc::clone(&self.0);
-        let writer = Writer { out, notice, unreported: 0, is_torn: false, lost: shared.lost.clone() };
-        thread::Builder::new().name("log".into()).spawn(move || shared.write(writer))?;
+        let queue = Arc::clone(&self.0);
+        let writer = LineWriter { out, notice, unreported: 0, is_torn: false, lost: queue.lost.clone() };
+        thread::Builder::new().name("log".into()).spawn(move || queue.write(writer))?;
         Ok(())
     }
 
-    /// Puts a whole line into the queue, or loses and counts it when there is no room. Never waits for a reader.
+    /// Puts a whole line into the queue, or loses and counts it if there is no room. Never blocks.
     fn push(&self, line: &[u8]) {
-        let mut state = self.0.state();
-        if state.lost > 0 || state.lines.len() + line.len() > MAX_QUEUED {
-            state.lost += 1;
+        let mut backlog = self.0.backlog();
+        if backlog.lost > 0 || backlog.lines.len() + line.len() > MAX_QUEUED {
+            backlog.lost += 1;
             self.0.lost.inc();
         } else {
-            state.lines.extend_from_slice(line);
+            backlog.lines.extend_from_slice(line);
         }
-        if !state.is_busy {
-            state.is_busy = true;
+        if !backlog.is_busy {
+            backlog.is_busy = true;
             self.0.filled.notify_one();
         }
     }
 
-    /// Waits until everything is written or lost, at most for `timeout`.
+    /// Waits until everything is written or lost, for at most `timeout`.
     pub(super) fn flush(&self, timeout: Duration) {
         let deadline = Instant::now() + timeout;
-        let mut state = self.0.state();
-        while state.is_busy {
+        let mut backlog = self.0.backlog();
+        while backlog.is_busy {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
             }
-            state = self.0.emptied.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            backlog = self.0.emptied.wait_timeout(backlog, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+impl QueueInner {
+    fn backlog(&self) -> MutexGuard<'_, Backlog> {
+        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self, mut writer: Writer<impl Write, impl Fn(u64) -> Vec<u8>>) {
+    /// Writes the lines of the queue forever.
+    fn write(&self, mut writer: LineWriter<impl Write, impl Fn(u64) -> Vec<u8>>) {
         let mut lines = Vec::new();
-        let mut state = self.state();
+        let mut backlog = self.backlog();
         loop {
-            while state.lines.is_empty() && state.lost == 0 {
-                state.is_busy = false;
+            while backlog.lines.is_empty() && backlog.lost == 0 {
+                backlog.is_busy = false;
                 self.emptied.notify_all();
-                state = self.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
+                backlog = self.filled.wait(backlog).unwrap_or_else(PoisonError::into_inner);
             }
-            std::mem::swap(&mut lines, &mut state.lines);
-            let lost = std::mem::take(&mut state.lost);
-            drop(state);
+            std::mem::swap(&mut lines, &mut backlog.lines);
+            let lost = std::mem::take(&mut backlog.lost);
+            drop(backlog);
             writer.write(&lines);
             writer.unreported += lost;
             lines.clear();
@@ -114,29 +120,29 @@ impl Shared {
             if lost > 0 {
                 writer.report();
             }
-            state = self.state();
+            backlog = self.backlog();
         }
     }
 }
 
-struct Writer<W, N> {
+struct LineWriter<W, N> {
     out: W,
     notice: N,
     /// Lines lost since the last notice.
     unreported: u64,
-    /// The last line was written in part.
+    /// The last line was written partly.
     is_torn: bool,
     lost: IntCounter,
 }
 
-impl<W: Write, N: Fn(u64) -> Vec<u8>> Writer<W, N> {
-    /// Writes lines, as many at once as a pipe takes whole.
+impl<W: Write, N: Fn(u64) -> Vec<u8>> LineWriter<W, N> {
+    /// Writes lines, at once as many as fit into a batch.
     fn write(&mut self, mut lines: &[u8]) {
         while !lines.is_empty() {
             let (batch, rest) = lines.split_at(batch_len(lines));
             lines = rest;
             self.report();
-            // Where the notice cannot be written, neither can what follows.
+            // If the notice cannot be written, the lines after it are lost too.
             if self.unreported > 0 || self.write_all(batch).is_err() {
                 let lost = batch.iter().filter(|byte| **byte == b'\n').count() as u64;
                 self.unreported += lost;
@@ -145,7 +151,7 @@ impl<W: Write, N: Fn(u64) -> Vec<u8>> Writer<W, N> {
         }
     }
 
-    /// Says how many lines were lost, if any were and it can be said.
+    /// Writes how many lines were lost, if any were.
     fn report(&mut self) {
         if self.unreported > 0 && self.write_all(&(self.notice)(self.unreported)).is_ok() {
             self.unreported = 0;
@@ -177,7 +183,7 @@ impl<W: Write, N: Fn(u64) -> Vec<u8>> Writer<W, N> {
     }
 }
 
-/// The length of the first lines that fit into a batch, or of the first line.
+/// The length of the first lines that fit into a batch, or of the first line if it does not fit.
 fn batch_len(lines: &[u8]) -> usize {
     if lines.len() <= MAX_BATCH {
         return lines.len();
@@ -190,18 +196,18 @@ fn batch_len(lines: &[u8]) -> usize {
 }
 
 thread_local! {
-    /// Where the lines of this thread go instead of the queue.
+    /// Takes the lines of this thread instead of the queue while [`captured`] runs.
     static CAPTURED: Cell<Option<Vec<u8>>> = const { Cell::new(None) };
 }
 
-/// What `log` logs, as lines.
+/// Returns the lines that `log` logs.
 pub(super) fn captured(log: impl FnOnce()) -> Vec<u8> {
     CAPTURED.set(Some(Vec::new()));
     log();
     CAPTURED.take().unwrap_or_default()
 }
 
-/// Keeps the line for [`captured`], if that is under way on this thread.
+/// Keeps the line for [`captured`] if that is running on this thread.
 fn capture(line: &[u8]) -> bool {
     match CAPTURED.take() {
         None => false,
@@ -213,7 +219,7 @@ fn capture(line: &[u8]) -> bool {
     }
 }
 
-impl Write for Queue {
+impl Write for LogQueue {
     /// Takes whole lines.
     fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
         if !capture(lines) {
@@ -235,10 +241,10 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    /// What becomes of one write: so many bytes of it are taken, or an error.
+    /// The result of one write: the number of bytes taken, or an error.
     type Outcome = Result<usize, ErrorKind>;
 
-    /// Takes what the test lets it take, and tells the test.
+    /// Takes as many bytes as the test allows, and hands them to it.
     struct Pipe {
         outcomes: mpsc::Receiver<Outcome>,
         written: mpsc::Sender<Vec<u8>>,
@@ -246,7 +252,7 @@ mod tests {
 
     impl Write for Pipe {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            // Without an outcome nobody reads: it blocks.
+            // Blocks until the test reads.
             let taken = self.outcomes.recv().map_or(Err(ErrorKind::BrokenPipe), |outcome| outcome)?.min(bytes.len());
             self.written.send(bytes[..taken].to_vec()).map_err(|_| ErrorKind::BrokenPipe)?;
             Ok(taken)
@@ -273,24 +279,24 @@ mod tests {
         }
     }
 
-    fn start() -> (Queue, Reader) {
-        let queue = Queue::new(IntCounter::new("lost", "lost").unwrap());
+    fn start() -> (LogQueue, Reader) {
+        let queue = LogQueue::new(IntCounter::new("lost", "lost").unwrap());
         let ((outcomes, taken), (written, read)) = (mpsc::channel(), mpsc::channel());
         queue.start(Pipe { outcomes: taken, written }, |lost| format!("{lost} lost\n").into_bytes()).unwrap();
         (queue, Reader { outcomes, written: read })
     }
 
     /// Waits until the writer has taken all lines and is about to write them.
-    fn wait_until_taken(queue: &Queue) {
+    fn wait_until_taken(queue: &LogQueue) {
         let started = Instant::now();
-        while !queue.0.state().lines.is_empty() {
+        while !queue.0.backlog().lines.is_empty() {
             assert!(started.elapsed() < PATIENCE);
             thread::yield_now();
         }
     }
 
     #[test]
-    fn lines_are_written_whole_and_in_order() {
+    fn writes_whole_lines_in_order() {
         let (queue, reader) = start();
         queue.push(b"one\n");
         wait_until_taken(&queue);
@@ -308,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_lost_counted_and_told_where_it_is_missing() {
+    fn lines_beyond_the_limit_are_lost_counted_and_reported_in_their_place() {
         let (queue, reader) = start();
         queue.push(b"first\n");
         wait_until_taken(&queue);
@@ -316,10 +322,10 @@ mod tests {
         for _ in 0..MAX_QUEUED / line.len() + 9 {
             queue.push(&line);
         }
-        // It would fit but for the gap.
+        // Would fit, but comes after the gap.
         queue.push(b"also lost\n");
         assert_eq!(queue.0.lost.get(), 10);
-        assert!(queue.0.state().lines.len() <= MAX_QUEUED);
+        assert!(queue.0.backlog().lines.len() <= MAX_QUEUED);
         queue.flush(Duration::from_millis(1));
         assert_eq!(reader.read(Ok(usize::MAX)), "first\n");
         for _ in 0..MAX_QUEUED / line.len() {
@@ -330,12 +336,12 @@ mod tests {
         assert_eq!(reader.read(Ok(usize::MAX)), "10 lost\n");
         assert_eq!(reader.read(Ok(usize::MAX)), "after\n");
         queue.flush(PATIENCE);
-        let state = queue.0.state();
-        assert!(!state.is_busy && state.lines.capacity() <= MAX_KEPT);
+        let backlog = queue.0.backlog();
+        assert!(!backlog.is_busy && backlog.lines.capacity() <= MAX_KEPT);
     }
 
     #[test]
-    fn what_cannot_be_written_is_lost_and_the_writer_goes_on() {
+    fn lines_that_cannot_be_written_are_lost_and_later_ones_written() {
         let (queue, reader) = start();
         for error in [ErrorKind::BrokenPipe, ErrorKind::StorageFull] {
             reader.fail(error);
@@ -343,14 +349,14 @@ mod tests {
             queue.flush(PATIENCE);
         }
         assert_eq!(queue.0.lost.get(), 2);
-        // The notice comes first, is written in part, and the disk is full again.
+        // The notice comes first and is written partly before the disk is full again.
         reader.outcomes.send(Ok(3)).unwrap();
         reader.fail(ErrorKind::StorageFull);
         queue.push(b"nor this\n");
         assert_eq!(reader.written.recv_timeout(PATIENCE).unwrap(), b"2 l");
         queue.flush(PATIENCE);
         assert_eq!(queue.0.lost.get(), 3);
-        // What was torn is ended first.
+        // Ends the partly written line first.
         queue.push(b"again\n");
         assert_eq!(reader.read(Ok(usize::MAX)), "\n");
         reader.fail(ErrorKind::Interrupted);
@@ -361,15 +367,15 @@ mod tests {
     }
 
     #[test]
-    fn flushing_ends_when_nobody_reads() {
+    fn flushing_times_out_without_a_reader() {
         let (queue, _reader) = start();
         queue.push(b"line\n");
         queue.flush(Duration::from_millis(1));
-        assert!(queue.0.state().is_busy);
+        assert!(queue.0.backlog().is_busy);
     }
 
     #[test]
-    fn lines_are_captured_on_one_thread() {
+    fn captures_the_lines_of_one_thread() {
         assert!(!capture(b"not me\n"));
         let lines = captured(|| {
             assert!(capture(b"me\n"));
