@@ -5,8 +5,8 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-/// Reads a regular file of at most `limit` bytes. Other files are an error, because reading one, such
-/// as a pipe without a writer, could block forever.
+/// Reads a regular file of at most `limit` bytes. Other files are an error, because reading one,
+/// such as a pipe without a writer, could block forever.
 pub(crate) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     // Opening a pipe would block too.
     let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;

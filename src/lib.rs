@@ -1,12 +1,15 @@
-//! The Zentinel WebAssembly agent.
+//! The Zentinel WebAssembly agent: everything of the binary except its `main`.
 //!
-//! `main.rs` reads top to bottom: options, log, module, sockets, until a signal ends it. [`listen`] accepts connections, the
-//! protocol crate hands their events to the engine crate. [`lifecycle`] ends, reloads from the files of [`source`] and reports; [`listen::admin`]
-//! shows it over HTTP.
+//! * [`cli`] reads the options;
+//! * [`source`] reads the files that they name, and starts an agent from them;
+//! * [`listen`] accepts connections on the Unix socket, the gRPC address and the HTTP address for
+//!   operators. The protocol crate hands their events to the engine crate;
+//! * [`lifecycle`] serves until a signal ends the agent, and reloads the files when they change;
+//! * [`logging`] writes what happens to standard error.
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
-// They panic when standard error or output cannot be written.
+// The macros panic when standard error or output cannot be written.
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 
 pub mod cache;

@@ -47,8 +47,8 @@ pub struct Lifecycle {
 }
 
 impl Lifecycle {
-    /// A lifecycle without servers. From now on, SIGHUP and changes of the files of `watcher` reload
-    /// `source`.
+    /// A lifecycle without servers. From now on, SIGHUP and changes of the files of `watcher`
+    /// reload `source`.
     pub fn new(agent: Arc<Agent>, source: Source, config: LifecycleConfig, signals: Signals, watcher: Option<FileWatcher>) -> Self {
         let Signals { termination, hangup } = signals;
         let mut reloading = JoinSet::new();

@@ -58,8 +58,8 @@ impl Source {
         Ok(agent)
     }
 
-    /// Reads all files again and serves their contents from now on. Events that are in flight finish
-    /// on the old module, and connections keep the TLS configuration that they began with.
+    /// Reads all files again and serves their contents from now on. Events that are in flight
+    /// finish on the old module, and connections keep the TLS configuration that they began with.
     ///
     /// # Errors
     ///

@@ -7,8 +7,8 @@ use zentinel_wasm_contract::shortened;
 /// Longest failure of a task in the log, in characters.
 const MAX_FAILURE: usize = 1000;
 
-/// Logs that `what` ended because its task panicked. The panic itself has been logged and counted by
-/// the panic hook; the task's result does not have its location.
+/// Logs that `what` ended because its task panicked. The panic itself has been logged and counted
+/// by the panic hook; the task's result does not have its location.
 pub(crate) fn log_if_panicked(what: &str, ended: Result<(), JoinError>) {
     if let Err(error) = ended
         && error.is_panic()

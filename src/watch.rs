@@ -9,12 +9,12 @@ use std::{fs, io, thread};
 
 use tokio::sync::{oneshot, watch};
 
-/// Time between two snapshots. A change counts once two snapshots in a row are equal, so a file that
-/// is being written is not reloaded.
+/// Time between two snapshots. A change counts once two snapshots in a row are equal, so a file
+/// that is being written is not reloaded.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Snapshots in a row in which a file has to be missing before that counts as a change: 5 s. Whoever
-/// replaces a file by removing the old one and moving the new one to its place needs less.
+/// Snapshots in a row in which a file has to be missing before that counts as a change: 5 s.
+/// Whoever replaces a file by removing the old one and moving the new one to its place needs less.
 const MISSING_SNAPSHOTS: u32 = 10;
 
 /// Pause before the first retry of a failed reload. Short, because the cause may be temporary.

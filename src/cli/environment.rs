@@ -34,8 +34,8 @@ impl Cli {
         T: Into<OsString> + Clone,
     {
         let mut command = Self::command();
-        // clap supports one variable per option. The alias is the default, because the option and its
-        // variable take precedence over that.
+        // clap supports one variable per option. The alias is the default, because the option and
+        // its variable take precedence over that.
         if let Some(address) = grpc_address.filter(|address| !address.is_empty()) {
             command = command.mut_arg("grpc_address", |arg| arg.default_value(clap::builder::OsStr::from(address)));
         }

@@ -64,7 +64,8 @@ pub struct Cli {
     #[arg(long, env = "WASM_MAX_BODY_BYTES", value_name = "BYTES", default_value = "1048576", value_parser = number(0, MAX_FRAME as u64))]
     pub max_body_bytes: u64,
 
-    /// Collect a streamed request body and pass it to the module whole, up to the largest body; text only
+    /// Collect a streamed request body and pass it to the module whole, up to the largest body;
+    /// text only
     #[arg(long, env = "WASM_COLLECT_REQUEST_BODY", value_parser = boolean(), default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_possible_values = true)]
     pub collect_request_body: bool,
 

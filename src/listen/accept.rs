@@ -45,8 +45,8 @@ pub(super) trait Endpoint {
     async fn close(self);
 }
 
-/// Serves the connections of `endpoint` until the agent drains, closes the endpoint, and waits until
-/// its connections have ended.
+/// Serves the connections of `endpoint` until the agent drains, closes the endpoint, and waits
+/// until its connections have ended.
 pub(super) async fn serve_endpoint<E: Endpoint>(mut endpoint: E, mut context: ConnectionContext) {
     let errors = AcceptErrors::new(E::CONNECTION);
     // A limit for each endpoint, so that a flood on one does not silence the other.

@@ -51,7 +51,8 @@ impl Drop for SocketFile {
 }
 
 impl SocketFile {
-    /// Binds `path`, with the permissions `mode` if given. Replaces a stale socket and nothing else.
+    /// Binds `path`, with the permissions `mode` if given. Replaces a stale socket and nothing
+    /// else.
     pub(super) fn bind_or_replace_stale(path: &Path, mode: Option<u32>) -> anyhow::Result<(Self, UnixListener)> {
         let mut file = Self { path: path.to_owned(), mode, id: None };
         if socket_at(path)?.is_some() {
@@ -135,8 +136,8 @@ struct Keeper {
 enum ForeignSocket {
     /// It is served. To be checked again after `CHECKS_WHILE_SERVED` checks of the path.
     Served { id: FileId, checks: u32 },
-    /// It has refused one connection. That does not prove that it is stale, because its owner may be
-    /// between `bind` and `listen`.
+    /// It has refused one connection. That does not prove that it is stale, because its owner may
+    /// be between `bind` and `listen`.
     Refused(FileId),
 }
 

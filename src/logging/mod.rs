@@ -1,8 +1,8 @@
 //! The agent's log: entries of bounded length, one per line, on standard error.
 //!
-//! Entries go into a bounded `queue` that a thread of its own writes, so logging never blocks. Lines
-//! that cannot be written are lost and counted, because the log must not delay or fail a request, a
-//! reload or the shutdown.
+//! Entries go into a bounded `queue` that a thread of its own writes, so logging never blocks.
+//! Lines that cannot be written are lost and counted, because the log must not delay or fail a
+//! request, a reload or the shutdown.
 
 mod queue;
 
@@ -73,7 +73,8 @@ impl Log {
     /// The system cannot start the thread, or has no file descriptor left.
     pub fn start() -> io::Result<Self> {
         let queue = LogQueue::new(LINES_LOST.clone());
-        // A descriptor of its own, because a blocked write would hold the lock of `std::io::stderr`.
+        // A descriptor of its own, because a blocked write would hold the lock of
+        // `std::io::stderr`.
         let out = std::fs::File::from(io::stderr().as_fd().try_clone_to_owned()?);
         queue.start(out, |lost| captured(|| error!(lost, "log lines were lost here because they could not be written")))?;
         Ok(Self(queue))

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use prometheus::IntCounter;
 
-/// Largest queue, in bytes of lines: the burst of a module, 500 lines of 8 KiB. The writer may hold as
-/// many again.
+/// Largest queue, in bytes of lines: the burst of a module, 500 lines of 8 KiB. The writer may hold
+/// as many again.
 const MAX_QUEUED: usize = 4 << 20;
 
 /// Largest empty buffer that is kept, in bytes, so a burst does not hold its memory forever.
