@@ -1,6 +1,7 @@
-//! Each stage of a request's way by itself: `cargo bench --bench stages`.
+//! Measures each stage of a request separately: `cargo bench --bench stages`.
 //!
-//! The module is the page's security example; build it first, `cargo xtask demo --once` does it.
+//! The module is the product page's security example. Build it first with `cargo xtask demo
+//! --once`.
 
 #![allow(missing_docs)]
 
@@ -19,7 +20,7 @@ use zentinel_wasm_runtime::{Isolation, Module, Pool, Request, Runtime, Settings}
 
 const MODULE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/rust/target/wasm32-unknown-unknown/release/security.wasm");
 
-/// A request as a browser sends it, through the proxy.
+/// The event of a browser's request, as the proxy sends it.
 fn event(headers: usize) -> Vec<u8> {
     let names = [
         "host",
@@ -108,7 +109,7 @@ fn stages(c: &mut Criterion) {
 
 fn calls(c: &mut Criterion) {
     let Ok(bytes) = std::fs::read(MODULE) else {
-        eprintln!("`{MODULE}` is missing: build it with `cargo xtask demo --once`");
+        eprintln!("cannot read `{MODULE}`: build it with `cargo xtask demo --once`");
         return;
     };
     let module = Arc::new(Module::from_bytes(MODULE, bytes, None).unwrap());
@@ -121,7 +122,8 @@ fn calls(c: &mut Criterion) {
             b.iter_batched(|| input.clone(), |input| tokio.block_on(call(&pool, input)), BatchSize::SmallInput);
         });
     }
-    // An engine, its pool, four instances, from code that was compiled before: what a reload of the same module costs.
+    // The cost of reloading the same module: an engine, its pool and four instances from compiled
+    // code.
     c.bench_function("reload/compiled", |b| {
         b.iter(|| tokio.block_on(start(&runtime, &module)));
     });

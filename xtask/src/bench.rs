@@ -1,7 +1,7 @@
-//! `cargo xtask bench`: what the agent costs, as ratios to an agent that does nothing.
+//! `cargo xtask bench`: measures the agent's cost as ratios to an agent that does nothing.
 //!
-//! Every case runs its contestants by turns, several rounds of each, so that what else the machine
-//! does falls on all of them; the median round counts. The load generator checks every answer and
+//! Every case runs several rounds of its contestants in turn, so other activity on the machine
+//! affects all of them, and reports the median round. The load generator checks every answer and
 //! reads processor time and memory from the kernel.
 
 mod cases;
@@ -9,7 +9,7 @@ mod contestant;
 mod modules;
 mod report;
 
-use crate::tools::{output, root, say};
+use crate::tools::{announce, output, root};
 use crate::{cargo, peers};
 use anyhow::{Context, Result, bail};
 use cases::Case;
@@ -22,22 +22,22 @@ use std::time::Instant;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Rounds of each contestant in each case; the median counts
+    /// Rounds of each contestant in each case; the report shows the median
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
-    /// Seconds that a round measures
+    /// Seconds per round
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
-    /// Only cases with this in their name
+    /// Only run cases whose name contains this
     #[arg(long, value_name = "PATTERN")]
     only: Option<String>,
-    /// One round of half a second: shows that all of it works, measures little
+    /// Run one round of 0.5 s: checks that everything works, without useful figures
     #[arg(long, conflicts_with_all = ["rounds", "seconds"])]
     quick: bool,
     /// Measure this agent instead of building one
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
-    /// Name the cases and exit
+    /// List the cases and exit
     #[arg(long)]
     list: bool,
 }
@@ -46,7 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let cases: Vec<Case> =
         cases::all().into_iter().filter(|case| args.only.as_ref().is_none_or(|pattern| case.title().contains(pattern.as_str()))).collect();
     if cases.is_empty() {
-        bail!("no case has `{}` in its name: `cargo xtask bench --list` shows them", args.only.as_deref().unwrap_or_default());
+        bail!("no case name contains `{}`: `cargo xtask bench --list` lists them", args.only.as_deref().unwrap_or_default());
     }
     if args.list {
         for case in &cases {
@@ -59,7 +59,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let builds = build(args)?;
     let mut report = Report::new(rounds, seconds, machine()?);
     for (number, case) in cases.iter().enumerate() {
-        say(&format!("{} of {}: {}", number + 1, cases.len(), case.title()));
+        announce(&format!("{} of {}: {}", number + 1, cases.len(), case.title()));
         let rounds_of_each = measure(case, &builds, rounds, seconds)?;
         report.add(case, rounds_of_each);
     }
@@ -67,10 +67,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     println!("{}", report.text());
     let file = root().join("target/bench/report.json");
     std::fs::write(&file, format!("{:#}\n", report.json())).with_context(|| format!("writing {}", file.display()))?;
-    say(&format!("all rounds: {}", file.display()));
+    announce(&format!("all rounds: {}", file.display()));
     let wrong = report.wrong_answers();
     if !wrong.is_empty() {
-        bail!("wrong answers in {} contestants, the report has them all:\n{}", wrong.len(), wrong[..wrong.len().min(10)].join("\n"));
+        bail!("{} contestants gave wrong answers, which the report lists:\n{}", wrong.len(), wrong[..wrong.len().min(10)].join("\n"));
     }
     Ok(())
 }
@@ -87,7 +87,7 @@ fn build(args: &Args) -> Result<Builds> {
     Ok(Builds { programs, agent, modules, dir })
 }
 
-/// Every round of every contestant, as the generator reported it.
+/// Runs a case; returns the generator's report of every round, by contestant.
 fn measure(case: &Case, builds: &Builds, rounds: usize, seconds: f64) -> Result<Vec<Vec<Value>>> {
     if let Some(runs) = case.starts(rounds) {
         return case.contestants.iter().map(|contestant| Ok(vec![contestant.time_start(builds, runs)?])).collect();
@@ -97,7 +97,7 @@ fn measure(case: &Case, builds: &Builds, rounds: usize, seconds: f64) -> Result<
     let mut measured = vec![Vec::with_capacity(rounds); running.len()];
     for round in 0..rounds {
         for turn in 0..running.len() {
-            // Each round begins with another contestant: no one always follows the same neighbour.
+            // Each round starts with another contestant, so the order does not favour any of them.
             let index = (turn + round) % running.len();
             let arguments = case.load(index, seconds);
             let began = Instant::now();
@@ -110,7 +110,7 @@ fn measure(case: &Case, builds: &Builds, rounds: usize, seconds: f64) -> Result<
     Ok(measured)
 }
 
-/// One run of the generator. It exits with 1 when answers were wrong, and reports all the same.
+/// Runs the generator once. It reports even if answers were wrong, which makes it exit with 1.
 fn put_under_load(builds: &Builds, running: &Running, arguments: &[String]) -> Result<Value> {
     let output = Command::new(&builds.programs.loadgen)
         .arg("run")
@@ -119,11 +119,11 @@ fn put_under_load(builds: &Builds, running: &Running, arguments: &[String]) -> R
         .args(arguments.iter().filter(|argument| *argument != contestant::OVER_GRPC))
         .stdin(Stdio::null())
         .output()
-        .context("starting the load generator")?;
+        .context("cannot start the load generator")?;
     serde_json::from_slice(&output.stdout).with_context(|| String::from_utf8_lossy(&output.stderr).trim().to_owned())
 }
 
-/// What was measured on, for whoever reads the numbers.
+/// Describes the machine, for the readers of the report.
 fn machine() -> Result<Value> {
     let read = |path: &str| std::fs::read_to_string(path).with_context(|| format!("reading {path}"));
     let cpu = read("/proc/cpuinfo")?;
@@ -131,7 +131,7 @@ fn machine() -> Result<Value> {
     let load = read("/proc/loadavg")?;
     let load: f64 = load.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0);
     if load > 0.5 {
-        say(&format!("the machine is busy (load {load}): ratios hold somewhat, absolute times do not"));
+        announce(&format!("the machine is busy (load {load}): ratios are less accurate, absolute times are wrong"));
     }
     Ok(serde_json::json!({
         "cpu": model,

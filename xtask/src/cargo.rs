@@ -1,4 +1,4 @@
-//! Building with cargo, and learning from it where the results are.
+//! Builds with cargo, and takes the paths of the results from its messages.
 
 use crate::tools::{output, root, rust_target};
 use anyhow::{Context, Result, bail};
@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The cargo that runs us, so that a chosen toolchain stays chosen.
+/// The cargo that runs this program, so a selected toolchain is kept.
 pub(crate) fn command() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(root());
@@ -33,18 +33,18 @@ pub(crate) fn guest(dir: &str) -> Result<PathBuf> {
         .args(["build", "--locked", "--release", "--lib"])
         .args(["--target", "wasm32-unknown-unknown", "--manifest-path"])
         .arg(&manifest)
-        // Guests share one folder, so that what they depend on is compiled once. Flags meant for
-        // the host (sanitizers, linkers) have no place in a guest.
+        // Guests share one folder, so their dependencies are compiled once. Flags for the host,
+        // such as sanitizers and linkers, do not apply to guests.
         .env("CARGO_TARGET_DIR", root().join("target/guests"))
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        // A guest is tested as its users build it, whatever makes the agent build faster.
+        // Guests are tested as users build them, without settings that make the agent build faster.
         .env_remove("CARGO_PROFILE_RELEASE_LTO")
         .env_remove("CARGO_PROFILE_RELEASE_CODEGEN_UNITS");
     artifact(&mut build, |file| file.extension() == Some("wasm".as_ref())).with_context(|| format!("building the guest in {dir}"))
 }
 
-/// Runs a `cargo build` and returns the file it made that `wanted` picks.
+/// Runs a `cargo build` and returns the last file it produced for which `wanted` is true.
 fn artifact(build: &mut Command, wanted: impl Fn(&Path) -> bool) -> Result<PathBuf> {
     let messages = output(build.arg("--message-format=json-render-diagnostics"))?;
     let files = messages
@@ -58,14 +58,14 @@ fn artifact(build: &mut Command, wanted: impl Fn(&Path) -> bool) -> Result<PathB
         .filter_map(|file| file.as_str().map(PathBuf::from));
     match files.filter(|file| wanted(file)).last() {
         Some(file) => Ok(file),
-        None => bail!("{} made no such file", crate::tools::show(build)),
+        None => bail!("{} did not produce the expected file", crate::tools::show(build)),
     }
 }
 
-/// The manifests of the workspaces that lie beside the root's, in folders named by the root
-/// manifest's `exclude`.
+/// The manifests of the nested workspaces in these folders, which the root manifest's `exclude`
+/// lists.
 pub(crate) fn nested_workspaces(under: &[&str]) -> Result<Vec<PathBuf>> {
-    /// `examples/rust/Cargo.toml` and `sdk/rust/Cargo.toml` are two levels down.
+    /// Levels of subfolders to search.
     const DEPTH: usize = 2;
     let mut found = Vec::new();
     for dir in under {

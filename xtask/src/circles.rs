@@ -1,8 +1,8 @@
-//! `cargo xtask lint --circles`: no circle of files inside a crate.
+//! `cargo xtask lint --circles`: the files of a crate must not depend on each other in a circle.
 //!
-//! A file depends on another when its code names a path into that file's module, in a `use` item or
-//! inline. Three things are not a dependency: a `mod child;` declaration, a `pub use` of a child's
-//! item that the file itself does not use, and whatever is under `#[cfg(test)]`.
+//! A file depends on another if its code contains a path into that file's module, in a `use` item
+//! or inline. Three things are not dependencies: a `mod child;` declaration, a `pub use` of a
+//! child's item that the file itself does not use, and code under `#[cfg(test)]`.
 
 use crate::tools;
 use anyhow::{Context, Result, bail};
@@ -10,7 +10,7 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 
-/// Imports that lead to imports are followed this far, so `use a::a;` ends.
+/// The longest chain of imports to follow, so a loop such as `use a::a;` ends.
 const MAX_IMPORTS: usize = 16;
 
 /// Checks every crate of the repository.
@@ -30,15 +30,15 @@ pub(crate) fn check() -> Result<()> {
     Ok(())
 }
 
-/// Whether this is a library's or a binary's root file. Test files are crates of one file each.
+/// Whether this is the root file of a library or a binary. Test files are crates of their own.
 fn is_crate_root(file: &Path) -> bool {
     file.ends_with("src/lib.rs") || file.ends_with("src/main.rs")
 }
 
-/// Files that depend on each other, each on the next and the last on the first.
+/// Files of which each depends on the next, and the last on the first.
 struct Circle {
     files: Vec<PathBuf>,
-    /// For each file, the paths by which it names the next.
+    /// For each file, its paths into the next.
     paths: Vec<BTreeSet<String>>,
 }
 
@@ -57,55 +57,55 @@ impl std::fmt::Display for Circle {
     }
 }
 
-/// For each file by its index, the files that it depends on and the paths that name them.
+/// For each file, the files that it depends on, and its paths into them.
 type Dependencies = Vec<BTreeMap<usize, BTreeSet<String>>>;
 
 /// The modules of a crate, the root first.
 struct Crate {
     files: Vec<PathBuf>,
-    modules: Vec<Module>,
+    modules: Vec<Node>,
 }
 
-/// A module: a file, or a `mod` block in one.
-struct Module {
+/// A module: a file or a `mod` block.
+struct Node {
     file: usize,
     parent: usize,
     children: BTreeMap<String, usize>,
     contents: Contents,
 }
 
-/// What a module's own code consists of, as far as dependencies go.
+/// The parts of a module's own code that matter for dependencies.
 #[derive(Default)]
 struct Contents {
     imports: Vec<Import>,
     /// Inline paths of two or more segments.
     paths: BTreeSet<Vec<String>>,
-    /// Names in the code outside of `use` items.
+    /// Names in the code outside `use` items.
     names: BTreeSet<String>,
-    /// Modules in files of their own.
+    /// Child modules with files of their own.
     declared: Vec<String>,
-    /// Modules in blocks.
+    /// Child modules in blocks.
     blocks: Vec<(String, TokenStream)>,
 }
 
 /// One name that a `use` item brings into scope.
 struct Import {
-    /// None for `*`.
+    /// `None` for `*`.
     name: Option<String>,
     path: Vec<String>,
     public: bool,
 }
 
 impl Crate {
-    /// Reads the crate whose root file is `root`, with all of its modules.
+    /// Reads all modules of the crate whose root file is `root`.
     fn read(root: &Path, read: &dyn Fn(&Path) -> Option<String>) -> Result<Self> {
         let mut tree = Self { files: Vec::new(), modules: Vec::new() };
-        let folder = root.parent().context("a root file lies in a folder")?;
+        let folder = root.parent().context("the root file has no folder")?;
         tree.add_file(root, folder, 0, read)?;
         Ok(tree)
     }
 
-    /// Adds the module in `file`, whose children's files lie in `folder`.
+    /// Adds the module in `file`, whose children have their files in `folder`.
     fn add_file(&mut self, file: &Path, folder: &Path, parent: usize, read: &dyn Fn(&Path) -> Option<String>) -> Result<usize> {
         let text = read(file).with_context(|| format!("cannot read `{}`", file.display()))?;
         let tokens: TokenStream = text.parse().map_err(|error| anyhow::anyhow!("`{}`: {error}", file.display()))?;
@@ -125,7 +125,7 @@ impl Crate {
         contents.read(tokens);
         let (declared, blocks) = (std::mem::take(&mut contents.declared), std::mem::take(&mut contents.blocks));
         let this = self.modules.len();
-        self.modules.push(Module { file, parent, children: BTreeMap::new(), contents });
+        self.modules.push(Node { file, parent, children: BTreeMap::new(), contents });
         for name in declared {
             let inside = folder.join(&name);
             let beside = inside.with_extension("rs");
@@ -140,7 +140,8 @@ impl Crate {
         Ok(this)
     }
 
-    /// The modules that a path in module `from` names, re-exports followed. None outside the crate.
+    /// The modules that a path in module `from` leads to, including those of re-exports. Empty for
+    /// paths into other crates.
     fn resolve(&self, from: usize, path: &[String], imports_left: usize) -> Vec<usize> {
         let Some((first, rest)) = path.split_first() else { return vec![from] };
         match first.as_str() {
@@ -156,7 +157,7 @@ impl Crate {
         }
     }
 
-    /// The modules that `path` names, starting from `module`.
+    /// The modules that `path` leads to from `module`.
     fn walk(&self, module: usize, path: &[String], imports_left: usize) -> Vec<usize> {
         let Some((name, rest)) = path.split_first() else { return vec![module] };
         if let Some(child) = self.modules[module].children.get(name) {
@@ -167,7 +168,7 @@ impl Crate {
         named
     }
 
-    /// The modules that `name::rest` names when `name` is an import of `module`.
+    /// The modules that `name::rest` leads to if `name` is an import of `module`.
     fn follow(&self, module: usize, name: &str, rest: &[String], imports_left: usize) -> Vec<usize> {
         let import = self.modules[module].contents.imports.iter().find(|import| import.name.as_deref() == Some(name));
         match import {
@@ -183,12 +184,11 @@ impl Crate {
         module == ancestor
     }
 
-    /// For each file, the files that it depends on, and the paths that name them: those of `use`
-    /// items, and inline ones where no `use` item leads there.
+    /// The paths are those of `use` items, and inline ones only if no `use` item leads to the file.
     fn dependencies(&self) -> Dependencies {
         let mut by_use = vec![BTreeMap::new(); self.files.len()];
         let mut inline = by_use.clone();
-        let add = |dependencies: &mut Dependencies, from: &Module, to: usize, path: &[String]| {
+        let add = |dependencies: &mut Dependencies, from: &Node, to: usize, path: &[String]| {
             let to = self.modules[to].file;
             if to != from.file {
                 dependencies[from.file].entry(to).or_default().insert(path.join("::"));
@@ -218,7 +218,7 @@ impl Crate {
         by_use
     }
 
-    /// The shortest circle through each file that is in one, each circle once.
+    /// The shortest circle through each file that is part of one, without duplicates.
     fn circles(&self) -> Vec<Circle> {
         let dependencies = self.dependencies();
         let mut found = BTreeSet::new();
@@ -240,7 +240,7 @@ impl Crate {
     }
 }
 
-/// The shortest way from `start` back to it, without the return.
+/// The files of the shortest circle through `start`, which is the first of them.
 fn shortest_circle(dependencies: &Dependencies, start: usize) -> Option<Vec<usize>> {
     let mut before = BTreeMap::new();
     let mut queue = VecDeque::from([start]);
@@ -278,14 +278,14 @@ impl Contents {
                 TokenTree::Ident(ident) if ident == "mod" => self.read_module(&tokens, at),
                 TokenTree::Ident(ident) if ident == "use" && !is_punct(tokens.get(at + 1), '<') => self.read_use(&tokens, at),
                 TokenTree::Ident(_) => self.read_path(&tokens, at),
-                // A path that begins with `::` leads to another crate.
+                // A path that starts with `::` leads to another crate.
                 TokenTree::Punct(_) if is_separator(&tokens, at) => at + 3,
                 _ => at + 1,
             };
         }
     }
 
-    /// Reads `mod name;` or `mod name { … }`. Returns where it ends.
+    /// Reads `mod name;` or `mod name { … }`; returns the position after it.
     fn read_module(&mut self, tokens: &[TokenTree], at: usize) -> usize {
         match (tokens.get(at + 1), tokens.get(at + 2)) {
             (Some(TokenTree::Ident(name)), Some(TokenTree::Group(group))) if group.delimiter() == Delimiter::Brace => {
@@ -300,12 +300,12 @@ impl Contents {
         }
     }
 
-    /// Reads a `use` item. Returns where it ends.
+    /// Reads a `use` item; returns the position after it.
     fn read_use(&mut self, tokens: &[TokenTree], at: usize) -> usize {
         let end = (at..tokens.len()).find(|at| is_punct(tokens.get(*at), ';')).unwrap_or(tokens.len());
         let public = match at.checked_sub(1).map(|before| &tokens[before]) {
             Some(TokenTree::Ident(ident)) => ident == "pub",
-            // `pub(crate)`; any other group ends the item before.
+            // `pub(crate)`. Any other group is the end of the previous item.
             Some(TokenTree::Group(group)) => group.delimiter() == Delimiter::Parenthesis,
             _ => false,
         };
@@ -337,7 +337,7 @@ impl Contents {
                     self.imports.push(Import { name: None, path, public });
                     return;
                 }
-                // A path that begins with `::` leads to another crate.
+                // A path that starts with `::` leads to another crate.
                 _ if at == 0 && prefix.is_empty() && is_separator(tree, at) => return,
                 _ => {}
             }
@@ -351,7 +351,7 @@ impl Contents {
         self.imports.push(Import { name, path, public });
     }
 
-    /// Reads a path of one or more segments. Returns where it ends.
+    /// Reads a path of one or more segments; returns the position after it.
     fn read_path(&mut self, tokens: &[TokenTree], mut at: usize) -> usize {
         let mut path = Vec::new();
         while let Some(TokenTree::Ident(ident)) = tokens.get(at) {
@@ -366,7 +366,7 @@ impl Contents {
         if path.len() > 1 {
             self.paths.insert(path);
         }
-        // Generics follow a separator of their own, which is not the beginning of a path.
+        // A separator before generics is not the start of a path.
         if is_separator(tokens, at) { at + 2 } else { at }
     }
 }
@@ -380,19 +380,19 @@ fn is_punct(token: Option<&TokenTree>, wanted: char) -> bool {
     matches!(token, Some(TokenTree::Punct(punct)) if punct.as_char() == wanted)
 }
 
-/// Whether `::` stands here.
+/// Whether `::` is at this position.
 fn is_separator(tokens: &[TokenTree], at: usize) -> bool {
     is_punct(tokens.get(at), ':') && is_punct(tokens.get(at + 1), ':')
 }
 
-/// Whether this is the `[cfg(test)]` of an attribute, or a condition that includes it.
+/// Whether this is the bracket of `#[test]`, `#[cfg(test)]`, or `#[cfg(all(test, …))]`.
 fn is_test_attribute(token: Option<&TokenTree>) -> bool {
     let Some(TokenTree::Group(group)) = token else { return false };
     let text = group.stream().to_string().replace(' ', "");
     text == "test" || text.starts_with("cfg(test)") || text.starts_with("cfg(all(test,")
 }
 
-/// Where the item ends whose first attribute is here: after its block or its semicolon.
+/// The position after the item whose attribute is at `at`: after its block or its semicolon.
 fn end_of_item(tokens: &[TokenTree], mut at: usize) -> usize {
     while at < tokens.len() {
         match &tokens[at] {
@@ -408,7 +408,7 @@ fn end_of_item(tokens: &[TokenTree], mut at: usize) -> usize {
 mod tests {
     use super::*;
 
-    /// The circles of a crate with these files, in words.
+    /// The circles of a crate with these files, as text.
     fn circles(files: &[(&str, &str)]) -> Vec<String> {
         let read = |wanted: &Path| files.iter().find(|(file, _)| Path::new(file) == wanted).map(|(_, text)| (*text).to_owned());
         let tree = Crate::read(Path::new(files[0].0), &read).unwrap();
@@ -444,7 +444,7 @@ mod tests {
         }
 
         #[test]
-        fn a_child_that_uses_what_its_parent_defines() {
+        fn children_that_import_from_their_parent() {
             let files = |parent| [("lib.rs", "mod a;"), ("a.rs", parent), ("a/b.rs", "use super::f;")];
             assert_eq!(circles(&files("mod b; use b::B; fn f() {}")), ["a.rs → a/b.rs → a.rs"]);
             assert_eq!(circles(&files("mod b; fn f() { b::g() }")), ["a.rs → a/b.rs → a.rs"]);
@@ -466,7 +466,7 @@ mod tests {
         }
     }
 
-    mod permits {
+    mod allows {
         use super::*;
 
         const NONE: [&str; 0] = [];
@@ -483,7 +483,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_only_tests_use() {
+        fn imports_of_tests() {
             assert_eq!(
                 circles_of("use crate::b::B;", "#[cfg(test)] use crate::a::A; #[cfg(test)] mod tests { use crate::a::A; }", ""),
                 NONE

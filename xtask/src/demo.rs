@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: a module deciding on sample requests, from a fresh clone.
+//! `cargo xtask demo`: shows a module's decisions on sample requests, from a fresh clone.
 
 use crate::table::{render, shorten};
 use crate::target::Target;
@@ -12,11 +12,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use testkit::{Connection, decision, kind, request, request_body};
 use zentinel_wasm_e2e::http::exchange;
-use zentinel_wasm_e2e::kdl::{ALL_EVENTS, Settings};
+use zentinel_wasm_e2e::kdl::{ALL_EVENTS, ProxyConfig};
 use zentinel_wasm_e2e::upstream::Upstream;
 use zentinel_wasm_e2e::{Agent, Proxy, free_port};
 
-/// Where the proxy is put for curl.
+/// The proxy's preferred port.
 const PROXY_PORT: u16 = 8080;
 
 const BROWSER: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0";
@@ -25,19 +25,19 @@ const BOT: &str = "Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.co
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The module to serve [default: examples/rust/security, built first]
+    /// The module to serve [default: build examples/rust/security]
     #[arg(long, value_name = "FILE")]
     module: Option<PathBuf>,
     /// Show the decisions and exit
     #[arg(long)]
     once: bool,
-    /// Put the real proxy in front, on 127.0.0.1:8080 [default: when there is one on PATH or in the cache]
+    /// Start the real proxy on 127.0.0.1:8080 [default: if it is on PATH or in the cache]
     #[arg(long)]
     proxy: bool,
-    /// Build the agent with optimisation, for times that mean something
+    /// Build the agent in release mode, for meaningful times
     #[arg(long)]
     release: bool,
-    /// Build the agent as for a release of this target, and run it in an emulator where it is not this machine's
+    /// Build the agent for a release on this target, and run it in an emulator if necessary
     #[arg(long, value_enum, value_name = "TARGET", conflicts_with = "release")]
     target: Option<Target>,
 }
@@ -67,22 +67,22 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let module = match &args.module {
         Some(file) if file.is_file() => file.canonicalize()?,
-        Some(file) => bail!("`--module {}`: there is no such file", file.display()),
+        Some(file) => bail!("`--module {}`: no such file", file.display()),
         None => {
-            tools::say("building examples/rust/security for Wasm");
+            tools::announce("building examples/rust/security for Wasm");
             cargo::guest("examples/rust/security")?
         }
     };
-    // With `--once` there is nobody to use curl, so the proxy comes only when it is asked for.
+    // With `--once` there is no time to use curl, so the proxy starts only on request.
     let proxy_binary = match proxy::find(proxy::DEFAULT_VERSION)? {
         Some(binary) if args.proxy || !args.once => Some(binary),
         None if args.proxy => bail!(
-            "there is no `zentinel` on PATH or in the cache: \
-             `cargo xtask e2e` builds it from crates.io (about 25 minutes on two cores)"
+            "cannot find `zentinel` on PATH or in the cache: \
+             `cargo xtask e2e` builds it from crates.io (takes about 25 minutes on two cores)"
         ),
         _ => None,
     };
-    tools::say("building the agent (minutes the first time)");
+    tools::announce("building the agent (takes minutes the first time)");
     let dir = tempfile::tempdir()?;
     let binary = match args.target {
         None => cargo::agent(args.release)?,
@@ -96,35 +96,35 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     println!("agent   {}\n", describe(&connection.handshake["capabilities"]));
     println!("{}", decisions(&mut connection)?);
     if !args.release && args.target.is_none() {
-        println!("Times are of a build without optimisation; `--release` shows better ones.\n");
+        println!("Times are those of a debug build; use `--release` for realistic ones.\n");
     }
 
-    let mut front = match proxy_binary {
-        Some(binary) => Some(Front::start(&binary, agent.socket(), dir.path())?),
+    let mut stack = match proxy_binary {
+        Some(binary) => Some(ProxyStack::start(&binary, agent.socket(), dir.path())?),
         None => None,
     };
-    if let Some(front) = &front {
-        println!("{}", front.show()?);
+    if let Some(stack) = &stack {
+        println!("{}", stack.show()?);
     }
     if args.once {
         return Ok(());
     }
-    println!("Serving until Ctrl-C; the agent's log: {}", dir.path().join("agent.log").display());
+    println!("Serving until Ctrl-C. The agent's log is {}", dir.path().join("agent.log").display());
     while !stop.load(Ordering::SeqCst) {
         agent.check_running()?;
-        if let Some(front) = &mut front {
-            front.proxy.check_running()?;
+        if let Some(stack) = &mut stack {
+            stack.proxy.check_running()?;
         }
         std::thread::sleep(Duration::from_millis(100));
     }
-    drop(front);
+    drop(stack);
     agent.stop();
     Ok(())
 }
 
-/// What the agent said about itself, in a line.
+/// The agent's capabilities in one line.
 fn describe(capabilities: &Value) -> String {
-    /// The protocol's numbers for kinds of events, from 1.
+    /// Types of events by the protocol's numbers, which start at 1.
     const EVENTS: [&str; 8] = [
         "request headers",
         "request body",
@@ -144,16 +144,16 @@ fn describe(capabilities: &Value) -> String {
     format!("{} {}: {}", capabilities["name"].as_str().unwrap_or("?"), capabilities["version"].as_str().unwrap_or("?"), events.join(", "))
 }
 
-/// Sends every sample and lays out what was decided.
+/// Sends every sample and renders the decisions as a table.
 fn decisions(connection: &mut Connection) -> Result<String> {
-    // The first call pays for pages touched for the first time; the table shows what follows.
+    // The first call is slower because of page faults, so the table leaves it out.
     connection.try_ask(kind::REQUEST_HEADERS, &headers_event("warm-up", &SAMPLES[0]))?;
     let mut rows = Vec::new();
     for (number, sample) in SAMPLES.iter().enumerate() {
         let id = format!("demo-{number}");
         let start = Instant::now();
         let mut answer = connection.try_ask(kind::REQUEST_HEADERS, &headers_event(&id, sample))?;
-        // A body follows, as from the proxy, when the headers alone were not refused.
+        // Like the proxy, sends the body only if the headers were allowed.
         if let (Some(body), "allow") = (sample.body, decision(&answer)) {
             answer = connection.try_ask(kind::REQUEST_BODY, &request_body(&id, body))?;
         }
@@ -169,11 +169,11 @@ fn decisions(connection: &mut Connection) -> Result<String> {
             micros.to_string(),
         ]);
     }
-    let head = ["method", "uri", "user agent", "decision", "status", "what else", "µs"];
+    let head = ["method", "uri", "user agent", "decision", "status", "details", "µs"];
     Ok(render(&head, &rows, 1))
 }
 
-/// The status that a client will see, and the rest of the decision in a few words.
+/// The status that the client receives, and the details of the decision in a few words.
 fn outcome(answer: &Value) -> (String, String) {
     let name = decision(answer);
     let details = &answer["decision"][name];
@@ -187,7 +187,7 @@ fn outcome(answer: &Value) -> (String, String) {
             for (name, value) in params.into_iter().flatten() {
                 words.push(format!("{name}={}", text(value)));
             }
-            // The proxy's own rule.
+            // The same rule as in the proxy.
             let asks_for_credentials = params.is_some_and(|params| params.contains_key("www-authenticate"));
             (if asks_for_credentials { "401" } else { "403" }.to_owned(), words)
         }
@@ -223,22 +223,22 @@ fn headers_event(id: &str, sample: &Sample) -> Value {
     event
 }
 
-/// The real proxy before a small upstream.
-struct Front {
+/// The real proxy in front of a small upstream.
+struct ProxyStack {
     proxy: Proxy,
     upstream: Upstream,
 }
 
-impl Front {
+impl ProxyStack {
     fn start(binary: &Path, socket: &Path, dir: &Path) -> Result<Self> {
-        tools::say(&format!("starting {}", binary.display()));
+        tools::announce(&format!("starting {}", binary.display()));
         let upstream = Upstream::start()?;
-        // For people 8080 is easier to type; when it is taken, another one does.
+        // 8080 is easy to type; if it is in use, any other port works.
         let port = match std::net::TcpListener::bind(("127.0.0.1", PROXY_PORT)) {
             Ok(_) => PROXY_PORT,
             Err(_) => free_port(),
         };
-        let settings = Settings {
+        let settings = ProxyConfig {
             port,
             upstream_port: upstream.port(),
             socket: socket.to_owned(),
@@ -252,18 +252,18 @@ impl Front {
         Ok(Self { proxy, upstream })
     }
 
-    /// A curl line for each sample, with what the client gets.
+    /// Sends every sample through the proxy; returns a curl command for each, with the status.
     fn show(&self) -> Result<String> {
         let port = self.proxy.port();
         let mut text = format!(
-            "zentinel on http://127.0.0.1:{port}, before an upstream on port {} that tells what it was sent. Try:\n\n",
+            "zentinel serves http://127.0.0.1:{port}. The upstream on port {} describes the requests it receives. Try:\n\n",
             self.upstream.port()
         );
         for sample in &SAMPLES {
             let mut headers = vec![("Host".to_owned(), "shop.example".to_owned())];
             let mut curl = "curl -i".to_owned();
             match sample.user_agent {
-                // What curl sends by itself.
+                // curl's default.
                 Some(CURL) => headers.push(("User-Agent".into(), CURL.into())),
                 Some(user_agent) => {
                     headers.push(("User-Agent".into(), user_agent.into()));
@@ -279,7 +279,7 @@ impl Front {
                 curl += &format!(" --json '{body}'");
             }
             let body = sample.body.map(str::as_bytes);
-            let response = exchange(port, sample.method, sample.uri, &headers, body).context("asking the proxy")?;
+            let response = exchange(port, sample.method, sample.uri, &headers, body).context("cannot send a request through the proxy")?;
             curl += &format!(" 'http://127.0.0.1:{port}{}'", sample.uri);
             text += &format!("  {curl:<96} # {}\n", response.start_line.replace("HTTP/1.1 ", ""));
         }
@@ -287,7 +287,7 @@ impl Front {
     }
 }
 
-/// A user agent that is short enough for a command line and says the same to a policy.
+/// A user agent that is short enough for a command line and equivalent for the policy.
 fn shorten_agent(user_agent: &str) -> &str {
     match user_agent {
         BROWSER => "Mozilla/5.0",
@@ -301,7 +301,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_told_in_a_few_words() {
+    fn summarizes_an_answer() {
         let challenge = json!({
             "decision": {"challenge": {"challenge_type": "captcha", "params": {"site_key": "k"}}},
             "audit": {"tags": ["suspicious-ua"]},

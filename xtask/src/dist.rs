@@ -1,25 +1,26 @@
-//! `cargo xtask dist`: the release archive, as `zentinel bundle install wasm` looks for it.
+//! `cargo xtask dist`: builds release archives in the form that `zentinel bundle install wasm`
+//! expects.
 
 use crate::cargo;
 use crate::target::Target;
-use crate::tools::{self, output, root, say};
+use crate::tools::{self, announce, output, root};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The binary, by which the installer finds it in the archive: nothing else there may bear this name.
+/// The name by which the installer finds the binary, so no other file in the archive may have it.
 const BINARY: &str = "zentinel-wasm-agent";
 
-/// What goes into the archive beside the binary, the man page and the completions.
+/// Files in the archive besides the binary, the man page and the completions.
 const FILES: [&str; 3] = ["LICENSE", "README.md", "CHANGELOG.md"];
 
-/// Folders of samples that go into the archive.
+/// Folders of samples in the archive.
 const SAMPLES: [&str; 4] = ["deploy/grafana", "deploy/kdl", "deploy/prometheus", "deploy/systemd"];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Build for this target; may be given several times [default: the one of this machine]
+    /// Build for this target; can be repeated [default: this machine's target]
     #[arg(long = "target", value_enum, value_name = "TARGET")]
     targets: Vec<Target>,
 }
@@ -43,10 +44,10 @@ fn archive(target: Target) -> Result<()> {
     }
     fs::create_dir_all(&stage)?;
 
-    say(&format!("building the agent for {}", target.triple()));
+    announce(&format!("building the agent for {}", target.triple()));
     let binary = build(target)?;
     fs::copy(&binary, stage.join(BINARY)).with_context(|| format!("copying {}", binary.display()))?;
-    say("writing the man page and the completions");
+    announce("writing the man page and the completions");
     let mut manual = cargo::command();
     tools::run(manual.args(["run", "--locked", "--quiet", "--example", "manual", "--"]).arg(&stage))?;
     for file in FILES {
@@ -59,7 +60,7 @@ fn archive(target: Target) -> Result<()> {
     let scratch = tempfile::tempdir()?;
     match target.runner(&stage.join(BINARY), scratch.path())? {
         Some(program) => check_version(&program, version)?,
-        None => say(&target.cannot_run()),
+        None => announce(&target.cannot_run()),
     }
     let archive = pack(&stage, &dist)?;
     let sum = checksum(&archive)?;
@@ -68,12 +69,13 @@ fn archive(target: Target) -> Result<()> {
     Ok(())
 }
 
-/// The name that the proxy's installer asks for, without its ending.
+/// The file name that the proxy's installer requests, without the extension.
 fn archive_name(version: &str, platform: &str) -> String {
     format!("{BINARY}-{version}-{platform}")
 }
 
-/// Builds the agent for release. With glibc it is linked statically, so that it runs on every distribution and in an empty container.
+/// Builds the agent for release. With glibc it is linked statically, so it runs on every
+/// distribution and in an empty container.
 pub(crate) fn build(target: Target) -> Result<PathBuf> {
     let mut build = target.cargo("build")?;
     build.args(["--locked", "--release", "--bin", BINARY]);
@@ -85,11 +87,11 @@ pub(crate) fn build(target: Target) -> Result<PathBuf> {
     Ok(folder.join(target.triple()).join("release").join(BINARY))
 }
 
-/// Asks the binary what the installer asks it.
+/// Checks the output of `--version`, as the installer does.
 fn check_version(binary: &Path, version: &str) -> Result<()> {
-    let told = output(Command::new(binary).arg("--version"))?;
-    if told.trim() != format!("{BINARY} {version}") {
-        bail!("`{}` says that it is {:?}, not {BINARY} {version}", binary.display(), told.trim());
+    let printed = output(Command::new(binary).arg("--version"))?;
+    if printed.trim() != format!("{BINARY} {version}") {
+        bail!("`{} --version` printed {:?}, expected {BINARY} {version}", binary.display(), printed.trim());
     }
     Ok(())
 }
@@ -105,15 +107,15 @@ fn copy_folder(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Packs what lies in `stage` into an archive beside it; the same content gives the same bytes.
+/// Packs the folder `stage` into an archive in `dist`. The same content gives the same bytes.
 fn pack(stage: &Path, dist: &Path) -> Result<PathBuf> {
-    let name = stage.file_name().context("the stage has a name")?;
+    let name = stage.file_name().context("the stage has no name")?;
     let mut archive = dist.join(name).into_os_string();
     archive.push(".tar");
     let tar = PathBuf::from(&archive);
     archive.push(".gz");
     let archive = PathBuf::from(archive);
-    // The time of the release, not of the build.
+    // The time of the release and not of the build, because builds must be reproducible.
     let time = match std::env::var("SOURCE_DATE_EPOCH") {
         Ok(time) => time,
         Err(_) => output(Command::new("git").current_dir(root()).args(["log", "-1", "--format=%ct"])).unwrap_or_else(|_| "0".into()),
@@ -133,10 +135,11 @@ fn pack(stage: &Path, dist: &Path) -> Result<PathBuf> {
     Ok(archive)
 }
 
-/// Writes the archive's SHA-256 beside it, as `sha256sum --check` and the installer read it.
+/// Writes the archive's SHA-256 to a file beside it, in the format of `sha256sum --check` and the
+/// installer.
 fn checksum(archive: &Path) -> Result<PathBuf> {
-    let name = archive.file_name().context("the archive has a name")?;
-    let folder = archive.parent().context("the archive lies in a folder")?;
+    let name = archive.file_name().context("the archive has no name")?;
+    let folder = archive.parent().context("the archive has no folder")?;
     let sum = output(Command::new("sha256sum").current_dir(folder).arg(name))?;
     let mut file = archive.as_os_str().to_owned();
     file.push(".sha256");
@@ -150,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_archive_is_called_as_the_installer_asks_for_it() {
+    fn archives_have_the_installer_s_names() {
         let names = Target::ALL.map(|target| archive_name("0.5.0", target.platform()));
         assert_eq!(
             names,
@@ -163,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn the_binary_lies_at_the_top_and_the_sum_fits() {
+    fn archives_are_reproducible_and_match_their_checksum() {
         let dist = tempfile::tempdir().unwrap();
         let stage = dist.path().join(archive_name("1.2.3", Target::LinuxX86_64.platform()));
         fs::create_dir_all(stage.join("completions")).unwrap();
@@ -173,7 +176,7 @@ mod tests {
         let archive = pack(&stage, dist.path()).unwrap();
         assert_eq!(archive, dist.path().join("zentinel-wasm-agent-1.2.3-linux-x86_64.tar.gz"));
         let first = fs::read(&archive).unwrap();
-        assert_eq!(fs::read(pack(&stage, dist.path()).unwrap()).unwrap(), first, "the same content gives the same bytes");
+        assert_eq!(fs::read(pack(&stage, dist.path()).unwrap()).unwrap(), first, "the same content must give the same bytes");
 
         let listed = output(Command::new("tar").arg("--list").arg("--file").arg(&archive)).unwrap();
         let named: Vec<_> = listed.lines().filter(|line| line.rsplit('/').next() == Some(BINARY)).collect();

@@ -1,11 +1,11 @@
-//! `cargo xtask e2e`: the agent under the real proxy.
+//! `cargo xtask e2e`: tests the agent behind the real proxy.
 
 use crate::{cargo, proxy, tools};
 use anyhow::Result;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The proxy to test under
+    /// The proxy's version
     #[arg(long, value_name = "VERSION", default_value = proxy::DEFAULT_VERSION)]
     #[arg(value_parser = ["0.6.54", "0.6.45"])]
     proxy_version: String,
@@ -16,12 +16,12 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let version = args.proxy_version.as_str();
     let proxy = proxy::find_or_build(version)?;
-    tools::say("building the agent and the guests");
+    tools::announce("building the agent and the guests");
     let agent = cargo::agent(false)?;
     let mirror = cargo::guest("fixtures/mirror")?;
     let security = cargo::guest("examples/rust/security")?;
     let bot_protection = cargo::guest("examples/rust/bot-protection")?;
-    tools::say(&format!("end-to-end tests under zentinel {version}"));
+    tools::announce(&format!("end-to-end tests behind zentinel {version}"));
     let mut test = cargo::command();
     test.args(["test", "--locked", "--package", "zentinel-wasm-e2e", "--no-fail-fast"])
         .env("E2E_AGENT", agent)
@@ -29,7 +29,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .env("E2E_MIRROR", mirror)
         .env("E2E_SECURITY", security)
         .env("E2E_BOT_PROTECTION", bot_protection);
-    // What an old proxy makes of answers has a file of its own.
+    // The old proxy applies answers differently, so it has its own tests.
     for file in test_files()? {
         if (file == "old_proxy") == (version == "0.6.45") {
             test.args(["--test", &file]);

@@ -1,4 +1,5 @@
-//! `cargo xtask guests`: the example policies in every language, built, asked, and measured through the real agent.
+//! `cargo xtask guests`: builds the example policies in every language, and tests and measures them
+//! in the real agent.
 
 mod bodies;
 mod build;
@@ -19,16 +20,16 @@ use suite::Tally;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Only this language
+    /// Only use this language
     #[arg(long, value_name = "LANG")]
     only: Option<Language>,
-    /// Calls of the load
+    /// Calls during the load
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1000..=10_000_000))]
     calls: u32,
     /// Isolation during the load
     #[arg(long, value_enum, default_value = "pooled")]
     isolation: Isolation,
-    /// Measure what large bodies cost in every SDK, and nothing else
+    /// Only measure the cost of large bodies in every SDK
     #[arg(long, conflicts_with_all = ["calls", "isolation"])]
     bodies: bool,
     /// Use this agent instead of building one
@@ -41,7 +42,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let agent = match &args.agent {
         Some(agent) => agent.canonicalize().with_context(|| format!("`--agent {}`", agent.display()))?,
         None => {
-            tools::say("building the agent with optimisation (minutes the first time)");
+            tools::announce("building the agent in release mode (takes minutes the first time)");
             cargo::agent(true)?
         }
     };
@@ -52,18 +53,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut total = Tally::default();
     let mut rows = Vec::new();
     for language in languages {
-        tools::say(&format!("{language}: building"));
+        tools::announce(&format!("{language}: building"));
         let guest = build::build(language).with_context(|| format!("building the guests in {language}"))?;
-        tools::say(&format!("{language}: asking"));
+        tools::announce(&format!("{language}: testing"));
         for policy in policies.iter().filter(|policy| language.has(&policy.name)) {
             let module = guest.module(policy);
-            total += suite::ask_directly(policy, &module, language)?;
-            total += suite::ask_through_agent(&agent, policy, &module)?;
+            total += suite::test_directly(policy, &module, language)?;
+            total += suite::test_through_agent(&agent, policy, &module)?;
         }
         if language.has(Policy::TOUR) {
-            total += bodies::ask(&agent, &guest.tour())?;
+            total += bodies::test(&agent, &guest.tour())?;
         }
-        tools::say(&format!("{language}: measuring"));
+        tools::announce(&format!("{language}: measuring"));
         let load = load::measure(&agent, &guest.module(&policies[0]), args.calls, args.isolation)?;
         total += Tally::of(load.is_level());
         rows.push(row(language, &guest, &load)?);
@@ -71,7 +72,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     println!("{}", table(&rows, args));
     println!("{} passed, {} failed", total.passed, total.failed);
     if total.failed > 0 {
-        bail!("some guests decide otherwise than the cases say, or their memory grows");
+        bail!("some guests fail cases or leak memory");
     }
     Ok(())
 }
@@ -94,7 +95,8 @@ fn table(rows: &[Vec<String>], args: &Args) -> String {
     let after = format!("after {} calls, MB", args.calls);
     let head = ["language", "toolchain", "size, kB", "instantiate, µs", "call, µs", "agent's memory, MB", after.as_str()];
     format!(
-        "{}\nThe security policy. A call is what the agent takes for a request from its arrival to its answer; the load ran with `--isolation {}`.",
+        "{}\nThese are figures of the security policy. A call is the agent's time from a request's arrival to its answer. \
+         The load ran with `--isolation {}`.",
         render(&head, rows, 5),
         args.isolation.name()
     )

@@ -1,20 +1,21 @@
-//! `cargo xtask lint`: what a reviewer should not have to say.
+//! `cargo xtask lint`: the checks that need no reviewer.
 
-use crate::tools::{cache, on_path, say};
+use crate::tools::{announce, cache, on_path};
 use crate::{cargo, circles, peers, prose, target, tools};
 use anyhow::Result;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Workspaces beside the root's; fuzzing is not among them, for its targets are part of the root's `tests/fuzz_seeds.rs`.
+/// Folders with nested workspaces. `fuzz` is not one of them, because the root's
+/// `tests/fuzz_seeds.rs` includes its sources.
 const NESTED: [&str; 3] = ["sdk", "examples", "fixtures"];
 
 #[derive(clap::Args, Default)]
 pub(crate) struct Args {
-    /// Check only that comments and Markdown are at most 100 columns wide
+    /// Only check that comments and Markdown are at most 100 columns wide
     #[arg(long)]
     prose: bool,
-    /// Check only that no files of a crate import each other in a circle
+    /// Only check that no files of a crate import each other in a circle
     #[arg(long)]
     circles: bool,
 }
@@ -53,16 +54,17 @@ fn run_all() -> Result<()> {
 }
 
 fn step(command: &mut Command) -> Result<()> {
-    say(&tools::show(command));
+    announce(&tools::show(command));
     tools::run(command)
 }
 
-/// Adds what every run of clippy is asked.
+/// Adds the arguments of every run of clippy.
 fn clippy(command: &mut Command) -> &mut Command {
     command.args(["--workspace", "--all-targets", "--", "-D", "warnings"])
 }
 
-/// Licences, sources and duplicate crates of what is shipped; known vulnerabilities where their database can be had.
+/// Checks the licences, sources and duplicates of shipped dependencies. Known vulnerabilities are
+/// checked too if the advisory database can be fetched.
 fn deny() -> Result<()> {
     let program = cargo_deny()?;
     let deny = |manifest: &str, checks: &[&str]| {
@@ -71,22 +73,22 @@ fn deny() -> Result<()> {
         command.args(["check", "--hide-inclusion-graph"]).args(checks);
         command
     };
-    // What is skipped for the agent the SDK does not have.
+    // The SDK does not have the crates that are skipped for the agent.
     let sdk = |checks: &[&str]| deny("sdk/rust/Cargo.toml", &[&["--allow", "unmatched-skip"], checks].concat());
     step(&mut deny("Cargo.toml", &["bans", "licenses", "sources"]))?;
     step(&mut sdk(&["bans", "licenses", "sources"]))?;
-    // The database is a git repository. Without a way to it the other checks still stand, so its
-    // absence is said and not a failure; an advisory that it holds is one.
+    // The database is a git repository. Without network the other checks are still useful, so a
+    // failed fetch is reported and not an error.
     let fetch = Command::new(&program).current_dir(tools::root()).args(["fetch", "db"]).env("GIT_TERMINAL_PROMPT", "0").output()?;
     if fetch.status.success() {
         step(&mut deny("Cargo.toml", &["advisories"]))?;
         return step(&mut sdk(&["advisories"]));
     }
-    println!("advisories not checked: the advisory database cannot be fetched from here");
+    println!("advisories not checked: cannot fetch the advisory database");
     Ok(())
 }
 
-/// cargo-deny on PATH or in the cache; installed into the cache when it is missing.
+/// The path of cargo-deny, from the cache or PATH; installs it into the cache if it is missing.
 fn cargo_deny() -> Result<PathBuf> {
     let home = cache()?.join("tools");
     let cached = home.join("bin/cargo-deny");
@@ -96,14 +98,14 @@ fn cargo_deny() -> Result<PathBuf> {
     if let Some(installed) = on_path("cargo-deny") {
         return Ok(installed);
     }
-    say("installing cargo-deny (minutes, once)");
+    announce("installing cargo-deny (takes minutes, once)");
     let target = home.join("target");
     tools::run(
         cargo::command()
             .args(["install", "--locked", "cargo-deny", "--root"])
             .arg(&home)
             .env("CARGO_TARGET_DIR", &target)
-            // It runs for seconds: building it fast counts for more than building it well.
+            // It runs for seconds, so a short build matters more than fast code.
             .env("CARGO_PROFILE_RELEASE_LTO", "off")
             .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
             .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),

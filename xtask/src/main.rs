@@ -1,4 +1,4 @@
-//! The project's chores: `cargo xtask --help` lists them.
+//! The project's tasks: `cargo xtask --help` lists them.
 
 mod bench;
 mod cargo;
@@ -22,53 +22,53 @@ mod tools;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
-/// Chores of the zentinel-agent-wasm repository.
+/// Tasks of the zentinel-agent-wasm repository
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Cli {
     #[command(subcommand)]
-    chore: Chore,
+    task: Task,
 }
 
 #[derive(Subcommand)]
-enum Chore {
-    /// Build the agent and a module, send sample requests, show what was decided, keep serving
+enum Task {
+    /// Build the agent and a module, send sample requests, show the decisions, keep serving
     Demo(demo::Args),
-    /// Run every test: the workspace, SDK and examples, the published client, guests, the real proxy
+    /// Run all tests: workspace, SDK and examples, published client, guests, real proxy
     Test(test::Args),
-    /// Run the tests by the proxy's published client
+    /// Run the tests with the proxy's published client
     Peers,
-    /// Run the end-to-end tests behind the real proxy, which is built when it is missing
+    /// Run the end-to-end tests behind the real proxy, building it if necessary
     E2e(e2e::Args),
-    /// Measure what the agent costs beside an agent that does nothing
+    /// Measure the agent's cost relative to an agent that does nothing
     Bench(bench::Args),
-    /// Build the example policies in every language, ask them all cases, measure them
+    /// Build, test and measure the example policies in every language
     Guests(guests::Args),
     /// Build release archives and their checksums into target/dist
     Dist(dist::Args),
-    /// Give the agent's readers and its core whatever a fuzzer can think of
+    /// Fuzz the agent's parsers and its core
     Fuzz(fuzz::Args),
-    /// A million requests to leaking, looping, panicking and good modules, with reloads in between
+    /// Send a million requests to good, leaking, looping and panicking modules, with reloads
     Soak(soak::Args),
-    /// Check formatting, clippy, the other targets, documentation, dependencies
+    /// Check formatting, clippy, the other targets, documentation and dependencies
     Lint(lint::Args),
-    /// Do what continuous integration does: every test, then lint
+    /// Do what continuous integration does: run all tests, then lint
     Ci,
 }
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().chore {
-        Chore::Demo(args) => demo::run(&args),
-        Chore::Test(args) => test::run(&args),
-        Chore::Peers => test::published_client(),
-        Chore::E2e(args) => e2e::run(&args),
-        Chore::Bench(args) => bench::run(&args),
-        Chore::Guests(args) => guests::run(&args),
-        Chore::Dist(args) => dist::run(&args),
-        Chore::Fuzz(args) => fuzz::fuzz(&args),
-        Chore::Soak(args) => soak::run(&args),
-        Chore::Lint(args) => lint::run(&args),
-        Chore::Ci => test::run(&test::Args::default()).and_then(|()| lint::run(&lint::Args::default())),
+    let done = match Cli::parse().task {
+        Task::Demo(args) => demo::run(&args),
+        Task::Test(args) => test::run(&args),
+        Task::Peers => test::published_client(),
+        Task::E2e(args) => e2e::run(&args),
+        Task::Bench(args) => bench::run(&args),
+        Task::Guests(args) => guests::run(&args),
+        Task::Dist(args) => dist::run(&args),
+        Task::Fuzz(args) => fuzz::fuzz(&args),
+        Task::Soak(args) => soak::run(&args),
+        Task::Lint(args) => lint::run(&args),
+        Task::Ci => test::run(&test::Args::default()).and_then(|()| lint::run(&lint::Args::default())),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,5 +1,5 @@
-//! The workspace in `peers/`: what the agent is measured against and the proxy's published client.
-//! The published protocol crate generates code with `protoc`, which nobody has to install: one comes
+//! The workspace in `peers/`: the programs that the agent is measured against, and the proxy's
+//! published client. The published protocol crate needs `protoc` to generate code, so this uses one
 //! from crates.io.
 
 use crate::cargo;
@@ -8,25 +8,27 @@ use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// `cargo <subcommand>` in `peers/`, with a `protoc` to be found.
+/// `cargo <subcommand>` in `peers/`, with the path of a `protoc` in the environment.
 pub(crate) fn cargo(subcommand: &str) -> Result<Command> {
     let protoc = match std::env::var_os("PROTOC") {
         Some(own) => PathBuf::from(own),
-        None => protoc_bin_vendored::protoc_bin_path().context("there is no `protoc` for this system: install one and set `PROTOC`")?,
+        None => {
+            protoc_bin_vendored::protoc_bin_path().context("crates.io has no `protoc` for this system: install one and set `PROTOC`")?
+        }
     };
     let mut command = cargo::command();
     command.args([subcommand, "--locked", "--manifest-path"]).arg(root().join("peers/Cargo.toml")).env("PROTOC", protoc);
     Ok(command)
 }
 
-/// The programs that a measurement needs, built with optimisation.
+/// The programs for measurements, built in release mode.
 pub(crate) struct Programs {
     pub(crate) noop_agent: PathBuf,
     pub(crate) echo: PathBuf,
     pub(crate) loadgen: PathBuf,
 }
 
-/// Builds the no-op agent, the echo and the load generator.
+/// Builds the no-op agent, the echo agent and the load generator.
 pub(crate) fn programs() -> Result<Programs> {
     let mut build = cargo("build")?;
     build.args(["--release", "-p", "noop-agent", "-p", "echo", "-p", "loadgen", "--features", "noop-agent/binary-uds"]);
@@ -35,7 +37,7 @@ pub(crate) fn programs() -> Result<Programs> {
     Ok(Programs { noop_agent: release.join("noop-agent"), echo: release.join("echo"), loadgen: release.join("loadgen") })
 }
 
-/// Where cargo puts what it builds in `peers/`, whatever the user's configuration says.
+/// The target directory of `peers/`, which the user's configuration may change.
 fn target_dir() -> Result<PathBuf> {
     let metadata = output(cargo("metadata")?.args(["--format-version=1", "--no-deps"]))?;
     let metadata: serde_json::Value = serde_json::from_str(&metadata).context("reading what `cargo metadata` printed")?;
@@ -43,8 +45,8 @@ fn target_dir() -> Result<PathBuf> {
     Ok(PathBuf::from(dir))
 }
 
-/// Runs the load generator's own tests, and the published client's against the built `agent`, once with
-/// each encoding of the socket.
+/// Runs the load generator's tests, and those of the published client with the built `agent`, once
+/// for each encoding of the socket.
 pub(crate) fn test_published_client(agent: &Path, security: &Path, bot_protection: &Path) -> Result<()> {
     for features in [None, Some("binary-uds")] {
         let mut test = cargo("test")?;

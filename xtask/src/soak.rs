@@ -1,25 +1,26 @@
-//! `cargo xtask soak`: hours of trouble in a minute. Agents with a leaking, a looping, a panicking and a good module, under load and reloaded
-//! again and again, must stay as they were: memory, file descriptors, threads, answers. All of the trouble must have come about: stopped misbehaviour
-//! and reloads that succeeded.
+//! `cargo xtask soak`: hours of misbehaviour in a minute. Agents with a good, a leaking, a looping
+//! and a panicking module run under load and are reloaded repeatedly. Their memory, file
+//! descriptors, threads and answers must not change. The run fails too if no misbehaviour was
+//! stopped, or if a reload did not succeed.
 
 mod agent;
 mod load;
 mod outcome;
 mod subject;
 
-use crate::tools::say;
+use crate::tools::announce;
 use crate::{cargo, table};
-use agent::{Agent, Sample};
+use agent::{SoakedAgent, Usage};
 use anyhow::{Result, bail, ensure};
 use load::load;
 use subject::SUBJECTS;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Requests in all
+    /// Total number of requests
     #[arg(long, default_value_t = 1_000_000)]
     requests: u64,
-    /// Requests a second to each agent
+    /// Requests per second to each agent
     #[arg(long, default_value_t = 4000)]
     rate: u64,
 }
@@ -27,21 +28,21 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(args.rate > 0, "`--rate` must not be 0");
     let program = cargo::agent(true)?;
-    let agents = SUBJECTS.iter().map(|subject| Agent::start(&program, subject)).collect::<Result<Vec<_>>>()?;
+    let agents = SUBJECTS.iter().map(|subject| SoakedAgent::start(&program, subject)).collect::<Result<Vec<_>>>()?;
 
     let per_agent = args.requests / SUBJECTS.len() as u64;
-    // The same load without misbehaviour, to compare with.
-    let quiet_requests = (per_agent / 5).clamp(1000, 40_000);
-    say(&format!("quiet: {quiet_requests} requests to each of {} agents, {} a second", agents.len(), args.rate));
-    let quiet = load(&agents, quiet_requests, args.rate, false)?;
-    say(&format!("soak: {per_agent} requests to each, with misbehaviour and reloads"));
+    // The same load without misbehaviour, as a baseline.
+    let baseline_requests = (per_agent / 5).clamp(1000, 40_000);
+    announce(&format!("baseline: {baseline_requests} requests to each of {} agents, {} per second", agents.len(), args.rate));
+    let baseline = load(&agents, baseline_requests, args.rate, false)?;
+    announce(&format!("soak: {per_agent} requests to each, with misbehaviour and reloads"));
     let soaked = load(&agents, per_agent, args.rate, true)?;
 
     let mut problems = Vec::new();
     let mut rows = Vec::new();
-    for ((agent, quiet), soaked) in agents.iter().zip(&quiet).zip(&soaked) {
+    for ((agent, baseline), soaked) in agents.iter().zip(&baseline).zip(&soaked) {
         let name = agent.subject.name;
-        quiet.judge_answers(&format!("{name}, quiet"), quiet_requests, &mut problems);
+        baseline.judge_answers(&format!("{name}, baseline"), baseline_requests, &mut problems);
         soaked.judge_answers(name, per_agent, &mut problems);
         soaked.judge(agent.subject, &mut problems);
         if let Err(error) = agent.settle(soaked.reloads) {
@@ -55,18 +56,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             soaked.late.to_string(),
             soaked.wrong.len().to_string(),
             agent.reloads("success").to_string(),
-            format!("{} µs", quiet.percentile(99)),
+            format!("{} µs", baseline.percentile(99)),
             format!("{} µs", soaked.percentile(99)),
         ]);
     }
     println!(
         "{}",
-        table::render(&["module", "answers", "misbehaved", "stopped", "late", "wrong", "reloads", "p99 quiet", "p99 soak"], &rows, 8)
+        table::render(&["module", "answers", "misbehaved", "stopped", "late", "wrong", "reloads", "p99 baseline", "p99 soak"], &rows, 8)
     );
     let mut rows = Vec::new();
     for (agent, soaked) in agents.iter().zip(&soaked) {
         let curve: Vec<_> = soaked.curve().iter().map(|sample| (sample.resident >> 20).to_string()).collect();
-        let range = |value: fn(&Sample) -> u64| {
+        let range = |value: fn(&Usage) -> u64| {
             let values = || soaked.samples.iter().map(value);
             format!("{}–{}", values().min().unwrap_or(0), values().max().unwrap_or(0))
         };
@@ -74,7 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     println!("{}", table::render(&["module", "resident memory over time, MiB", "files", "threads"], &rows, 2));
 
-    let (before, after) = (quiet[0].percentile(99), soaked[0].percentile(99));
+    let (before, after) = (baseline[0].percentile(99), soaked[0].percentile(99));
     if after > 2 * before {
         problems.push(format!("the good module's p99 went from {before} µs to {after} µs, more than twice"));
     }
@@ -85,7 +86,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
     }
     if problems.is_empty() {
-        println!("everything stayed as it was");
+        println!("no leaks, no wrong answers, all reloads succeeded");
         return Ok(());
     }
     bail!("{}", problems.join("; "))

@@ -1,7 +1,7 @@
-//! A plain table for the terminal.
+//! Plain-text tables for the terminal.
 
-/// Lays out `rows` under `head`, each column as wide as its widest cell. The last `right` columns
-/// hold numbers and are set flush right.
+/// Renders `rows` under `head`, each column as wide as its widest cell. The last `right` columns
+/// are aligned to the right.
 pub(crate) fn render(head: &[&str], rows: &[Vec<String>], right: usize) -> String {
     let widths: Vec<usize> = (0..head.len())
         .map(|column| rows.iter().map(|row| row[column].chars().count()).chain([head[column].chars().count()]).max().unwrap_or(0))
@@ -30,7 +30,7 @@ pub(crate) fn render(head: &[&str], rows: &[Vec<String>], right: usize) -> Strin
     table
 }
 
-/// Cuts `text` to `width` characters, the last one an ellipsis when something is missing.
+/// Truncates `text` to `width` characters, with an ellipsis at the end if it was longer.
 pub(crate) fn shorten(text: &str, width: usize) -> String {
     let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     if text.chars().count() <= width {

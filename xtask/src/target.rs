@@ -1,4 +1,4 @@
-//! The targets that releases are built for, and how this machine compiles for each of them.
+//! The targets of releases, and how to compile for each of them.
 
 use crate::pypi::FromPypi;
 use crate::tools::{install_debian, on_path, output, run, rust_target};
@@ -10,10 +10,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Runs programs for Linux on aarch64 on another processor.
+/// The emulator that runs programs for Linux on aarch64.
 const QEMU: &str = "qemu-aarch64-static";
 
-/// A target with a release archive of its own.
+/// A target that releases are built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Target {
     #[value(name = "x86_64-unknown-linux-gnu")]
@@ -29,13 +29,13 @@ impl Target {
 
     /// The target that rustc compiles for by default.
     pub(crate) fn host() -> Result<Self> {
-        let told = output(Command::new("rustc").arg("-vV"))?;
-        let host = told.lines().find_map(|line| line.strip_prefix("host: ")).context("`rustc -vV` names no host")?;
+        let printed = output(Command::new("rustc").arg("-vV"))?;
+        let host = printed.lines().find_map(|line| line.strip_prefix("host: ")).context("`rustc -vV` names no host")?;
         let target = Self::ALL.into_iter().find(|target| target.triple() == host);
-        target.with_context(|| format!("no releases are built for `{host}`: `cargo build --release` makes the binary alone"))
+        target.with_context(|| format!("no releases are built for `{host}`: run `cargo build --release` for the binary alone"))
     }
 
-    /// Rust's name of it.
+    /// Rust's name for it.
     pub(crate) fn triple(self) -> &'static str {
         match self {
             Self::LinuxX86_64 => "x86_64-unknown-linux-gnu",
@@ -44,7 +44,7 @@ impl Target {
         }
     }
 
-    /// The proxy's installer's name of it.
+    /// The name that the proxy's installer uses for it.
     pub(crate) fn platform(self) -> &'static str {
         match self {
             Self::LinuxX86_64 => "linux-x86_64",
@@ -53,7 +53,7 @@ impl Target {
         }
     }
 
-    /// `cargo SUBCOMMAND --target …`, with all that it needs to compile for this target.
+    /// `cargo SUBCOMMAND --target …`, set up to compile for this target.
     pub(crate) fn cargo(self, subcommand: &str) -> Result<Command> {
         let mut cargo = cargo::command();
         let mut zigbuild = false;
@@ -70,19 +70,20 @@ impl Target {
                 Self::DarwinAarch64 => {
                     let programs = FromPypi::CargoZigbuild.install()?;
                     cargo = Command::new(programs.join("cargo-zigbuild"));
-                    // It looks for its Zig there.
+                    // It looks up its Zig in PATH.
                     cargo.current_dir(tools::root()).env("PATH", path_with(&programs)?);
                     zigbuild = true;
                 }
             }
         }
-        // Zig's cargo calls `build` by its own name.
+        // cargo-zigbuild has its own name for `build`.
         cargo.arg(if zigbuild && subcommand == "build" { "zigbuild" } else { subcommand });
         cargo.args(["--target", self.triple()]);
         Ok(cargo)
     }
 
-    /// What starts `binary` here: itself, or a script in `dir` that has an emulator run it. None where this machine has neither.
+    /// The program that runs `binary` on this machine: itself, or a script in `dir` that starts an
+    /// emulator. `None` if this machine cannot run it.
     pub(crate) fn runner(self, binary: &Path, dir: &Path) -> Result<Option<PathBuf>> {
         if self == Self::host()? {
             return Ok(Some(binary.to_owned()));
@@ -98,17 +99,18 @@ impl Target {
         Ok(Some(script))
     }
 
-    /// Why [`Self::runner`] has none, and what would change that.
+    /// Why [`Self::runner`] returned `None`, and what to do.
     pub(crate) fn cannot_run(self) -> String {
         let remedy = match self {
-            Self::LinuxAarch64 => format!("`apt-get install qemu-user-static` brings `{QEMU}`, which runs them"),
-            Self::LinuxX86_64 | Self::DarwinAarch64 => "run this on a machine of that kind".to_owned(),
+            Self::LinuxAarch64 => format!("run `apt-get install qemu-user-static`, which contains `{QEMU}`"),
+            Self::LinuxX86_64 | Self::DarwinAarch64 => "use a machine of that kind".to_owned(),
         };
-        format!("programs for `{}` do not run here: {remedy}", self.triple())
+        format!("cannot run programs for `{}` on this machine: {remedy}", self.triple())
     }
 }
 
-/// Has `cargo` compile and link with Debian's `gcc` for the target, which `packages` bring.
+/// Makes `cargo` compile and link with Debian's `gcc` for the target, and installs `packages` if it
+/// is missing.
 fn cross_gcc(cargo: &mut Command, target: Target, gcc: &str, packages: [&str; 2]) -> Result<()> {
     if on_path(gcc).is_none() {
         install_debian(&format!("`{gcc}` is missing"), &packages)?;
@@ -124,13 +126,13 @@ fn path_with(first: &Path) -> Result<OsString> {
     Ok(std::env::join_paths(std::iter::once(first.to_owned()).chain(std::env::split_paths(&rest)))?)
 }
 
-/// Compiles the agent, without making a binary, for the targets that this machine cannot run.
+/// Checks that the agent compiles for the targets other than this machine's.
 pub(crate) fn check_others() -> Result<()> {
     let host = Target::host()?;
     for target in Target::ALL.into_iter().filter(|target| *target != host) {
         let mut check = target.cargo("check")?;
         check.args(["--locked", "--bin", "zentinel-wasm-agent"]);
-        tools::say(&tools::show(&check));
+        tools::announce(&tools::show(&check));
         run(&mut check)?;
     }
     Ok(())
@@ -142,7 +144,7 @@ mod tests {
     use clap::ValueEnum as _;
 
     #[test]
-    fn a_target_is_chosen_by_the_name_that_rust_has_for_it() {
+    fn is_selected_by_its_triple() {
         for target in Target::ALL {
             assert_eq!(Target::from_str(target.triple(), false), Ok(target));
         }

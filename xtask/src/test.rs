@@ -1,6 +1,6 @@
-//! `cargo xtask test`: every test there is, and their sum.
+//! `cargo xtask test`: runs all tests and counts them.
 
-use crate::tools::{say, show};
+use crate::tools::{announce, show};
 use crate::{cargo, peers, tools};
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -8,17 +8,17 @@ use std::process::{Command, Stdio};
 
 #[derive(clap::Args, Default)]
 pub(crate) struct Args {
-    /// Leave out the guests in other languages and the real proxy
+    /// Skip the guests in other languages and the real proxy
     #[arg(long)]
     quick: bool,
 }
 
-/// Enough for a leak to show, and for a test to end soon.
+/// Enough calls to reveal a leak, and few enough for a test.
 const GUEST_CALLS: &str = "20000";
 
-/// Tests that ran.
+/// Numbers of tests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Tally {
+struct TestCount {
     passed: u64,
     failed: u64,
 }
@@ -33,9 +33,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         nested
             .args(["test", "--locked", "--workspace", "--no-fail-fast", "--manifest-path"])
             .arg(manifest)
-            // One folder for all of them: what they depend on is compiled once.
+            // All of them share one folder, so their dependencies are compiled once.
             .env("CARGO_TARGET_DIR", tools::root().join("target/nested"));
-        steps.push(("a workspace of its own", nested));
+        steps.push(("a nested workspace", nested));
     }
     steps.push(("the proxy's published client", ourselves(&["peers"])?));
     if !args.quick {
@@ -43,17 +43,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         steps.push(("the real proxy", ourselves(&["e2e"])?));
     }
 
-    let mut total = Tally::default();
+    let mut total = TestCount::default();
     let mut broken = Vec::new();
     for (name, mut command) in steps {
-        say(&format!("{name}: {}", show(&command)));
-        let (tally, succeeded) = run_and_count(&mut command)?;
-        total.passed += tally.passed;
-        total.failed += tally.failed;
+        announce(&format!("{name}: {}", show(&command)));
+        let (count, succeeded) = run_and_count(&mut command)?;
+        total.passed += count.passed;
+        total.failed += count.failed;
         if !succeeded {
             broken.push(show(&command));
-            // A step that fails before a test runs must not look like none that failed.
-            total.failed += u64::from(tally.failed == 0);
+            // A step that fails before it runs a test counts as one failure.
+            total.failed += u64::from(count.failed == 0);
         }
     }
     println!("{} passed, {} failed", total.passed, total.failed);
@@ -63,7 +63,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The published client against the built agent and the page's two modules.
+/// Tests the built agent and the product page's two modules with the published client.
 pub(crate) fn published_client() -> Result<()> {
     let agent = cargo::agent(false)?;
     let security = cargo::guest("examples/rust/security")?;
@@ -71,16 +71,16 @@ pub(crate) fn published_client() -> Result<()> {
     peers::test_published_client(&agent, &security, &bot_protection)
 }
 
-/// Another chore of this program.
+/// Another task of this program.
 fn ourselves(arguments: &[&str]) -> Result<Command> {
-    let program = std::env::current_exe().context("finding this program")?;
+    let program = std::env::current_exe().context("cannot find the path of this program")?;
     let mut command = Command::new(program);
     command.args(arguments).current_dir(tools::root());
     Ok(command)
 }
 
-/// Runs a command, passes on what it prints, and counts the tests it tells of.
-fn run_and_count(command: &mut Command) -> Result<(Tally, bool)> {
+/// Runs a command, forwards its output, and counts the tests reported there.
+fn run_and_count(command: &mut Command) -> Result<(TestCount, bool)> {
     let mut child =
         command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {}", show(command)))?;
     let stdout = child.stdout.take().expect("stdout is piped");
@@ -95,13 +95,13 @@ fn run_and_count(command: &mut Command) -> Result<(Tally, bool)> {
     Ok((count(&lines), child.wait()?.success()))
 }
 
-/// The sum of the lines in which test runners say how many tests passed and failed. A program that
-/// ends with a plain `N passed, M failed` has summed up for itself.
-fn count(lines: &[String]) -> Tally {
-    if let Some(tally) = lines.iter().rev().find_map(|line| plain(line)) {
-        return tally;
+/// The sum of the results in the output of test runners. A line `N passed, M failed` is a total,
+/// and replaces the sum.
+fn count(lines: &[String]) -> TestCount {
+    if let Some(count) = lines.iter().rev().find_map(|line| plain(line)) {
+        return count;
     }
-    let mut total = Tally::default();
+    let mut total = TestCount::default();
     for line in lines {
         if let Some(rest) = line.strip_prefix("test result: ") {
             total.passed += number_before(rest, " passed").unwrap_or(0);
@@ -111,9 +111,9 @@ fn count(lines: &[String]) -> Tally {
     total
 }
 
-fn plain(line: &str) -> Option<Tally> {
+fn plain(line: &str) -> Option<TestCount> {
     let (passed, failed) = line.strip_suffix(" failed")?.split_once(" passed, ")?;
-    Some(Tally { passed: passed.parse().ok()?, failed: failed.parse().ok()? })
+    Some(TestCount { passed: passed.parse().ok()?, failed: failed.parse().ok()? })
 }
 
 fn number_before(text: &str, word: &str) -> Option<u64> {
@@ -127,12 +127,12 @@ mod tests {
 
     fn counted(text: &str) -> (u64, u64) {
         let lines: Vec<String> = text.lines().map(str::to_owned).collect();
-        let Tally { passed, failed } = count(&lines);
+        let TestCount { passed, failed } = count(&lines);
         (passed, failed)
     }
 
     #[test]
-    fn the_lines_of_cargo_test_are_summed() {
+    fn sums_the_results_of_cargo_test() {
         let text = "test a ... ok\n\
             test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\
             test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n";
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_sum_counts_instead_of_what_it_sums_up() {
+    fn prefers_a_total() {
         let text = "test result: ok. 3 passed; 0 failed; 0 ignored\n12 passed, 1 failed\n";
         assert_eq!(counted(text), (12, 1));
         assert_eq!(counted("nothing ran\n"), (0, 0));

@@ -1,4 +1,4 @@
-//! Where things are, and what to do when a tool is missing.
+//! Paths, child processes, and the installation of missing tools.
 
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
@@ -6,10 +6,11 @@ use std::process::{Command, Stdio};
 
 /// The repository's root.
 pub(crate) fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the repository's root")
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the manifest is in the folder `xtask`")
 }
 
-/// Where slow-to-make things outlive a clone: `${XDG_CACHE_HOME:-~/.cache}/zentinel-agent-wasm`.
+/// The cache for what takes long to build, shared by all clones:
+/// `${XDG_CACHE_HOME:-~/.cache}/zentinel-agent-wasm`.
 pub(crate) fn cache() -> Result<PathBuf> {
     let base = std::env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
@@ -25,7 +26,7 @@ pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
 }
 
-/// Runs a command to its end; its failure is an error that names it.
+/// Runs a command to completion; if it fails, the error names it.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command.stdin(Stdio::null()).status().with_context(|| format!("cannot start {}", show(command)))?;
     if !status.success() {
@@ -34,14 +35,14 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command and returns what it printed; its failure is an error that names it.
+/// Runs a command and returns its standard output; if it fails, the error names it.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let output =
         command.stdin(Stdio::null()).stderr(Stdio::inherit()).output().with_context(|| format!("cannot start {}", show(command)))?;
     if !output.status.success() {
         bail!("{} failed: {}", show(command), output.status);
     }
-    String::from_utf8(output.stdout).with_context(|| format!("{} printed no text", show(command)))
+    String::from_utf8(output.stdout).with_context(|| format!("{} printed invalid UTF-8", show(command)))
 }
 
 /// The files that git tracks and that match one of the `patterns`, relative to the root.
@@ -50,7 +51,7 @@ pub(crate) fn tracked(patterns: &[&str]) -> Result<Vec<PathBuf>> {
     Ok(files.split_terminator('\0').map(PathBuf::from).collect())
 }
 
-/// The command as one would type it.
+/// The command as a user would type it.
 pub(crate) fn show(command: &Command) -> String {
     let program = Path::new(command.get_program());
     let name = program.file_name().unwrap_or(program.as_os_str());
@@ -59,12 +60,12 @@ pub(crate) fn show(command: &Command) -> String {
     format!("`{}`", words.join(" "))
 }
 
-/// Says on stderr what is being done, as cargo does.
-pub(crate) fn say(what: &str) {
+/// Reports progress on stderr, as cargo does.
+pub(crate) fn announce(what: &str) {
     eprintln!("==> {what}");
 }
 
-/// Makes sure that rustc can compile for `target`; rustup installs what is missing.
+/// Ensures that rustc can compile for `target`, if necessary by installing the target with rustup.
 pub(crate) fn rust_target(target: &str) -> Result<()> {
     let has_target = |rustc: &mut Command| -> Result<bool> {
         let dir = output(rustc.args(["--print", "target-libdir", "--target", target]))?;
@@ -75,15 +76,16 @@ pub(crate) fn rust_target(target: &str) -> Result<()> {
     }
     if on_path("rustup").is_none() {
         bail!(
-            "the Rust target `{target}` is missing and there is no `rustup`: \
+            "the Rust target `{target}` and `rustup` are not installed: \
              install rustup from https://rustup.rs, or your distribution's package for this target"
         );
     }
-    say(&format!("rustup target add {target}"));
+    announce(&format!("rustup target add {target}"));
     run(Command::new("rustup").args(["target", "add", target]))
 }
 
-/// Installs Debian packages where we may; elsewhere the error says what is `missing` and how to get it.
+/// Installs Debian packages if running as root on Debian. Otherwise fails with an error that
+/// describes what is `missing` and how to install it.
 pub(crate) fn install_debian(missing: &str, packages: &[&str]) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
@@ -91,9 +93,9 @@ pub(crate) fn install_debian(missing: &str, packages: &[&str]) -> Result<()> {
     let list = packages.join(" ");
     let is_root = output(Command::new("id").arg("-u"))?.trim() == "0";
     if !is_root || on_path("apt-get").is_none() {
-        bail!("{missing}: `apt-get install {list}`, or your system's packages of these");
+        bail!("{missing}: run `apt-get install {list}`, or install your system's equivalents");
     }
-    say(&format!("apt-get install {list}"));
+    announce(&format!("apt-get install {list}"));
     run(Command::new("apt-get").args(["update", "-qq"]))?;
     let mut install = Command::new("apt-get");
     install.args(["install", "-qq", "-y", "--no-install-recommends"]).args(packages);

@@ -13,7 +13,7 @@ pub enum Transport {
 
 /// The parts of the configuration that tests vary.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct ProxyConfig {
     /// The proxy's port on 127.0.0.1.
     pub port: u16,
     /// The upstream's port on 127.0.0.1.
@@ -36,8 +36,8 @@ pub struct Settings {
 pub const ALL_EVENTS: [&str; 4] = ["request_headers", "request_body", "response_headers", "response_body"];
 
 /// The configuration as text, for 0.6.54 and 0.6.45.
-pub fn render(settings: &Settings) -> String {
-    let Settings { port, upstream_port, socket, audit_log, grpc_port, events, agent_lines, route_lines } = settings;
+pub fn render(settings: &ProxyConfig) -> String {
+    let ProxyConfig { port, upstream_port, socket, audit_log, grpc_port, events, agent_lines, route_lines } = settings;
     let transport = match grpc_port {
         Some(port) => format!("grpc address=\"http://127.0.0.1:{port}\""),
         None => format!("unix-socket {:?}", socket.display().to_string()),

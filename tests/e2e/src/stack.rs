@@ -1,7 +1,7 @@
 //! Starts and stops the processes.
 
 use crate::http::Message;
-use crate::kdl::{ALL_EVENTS, Settings, Transport, render, render_hop};
+use crate::kdl::{ALL_EVENTS, ProxyConfig, Transport, render, render_hop};
 use crate::upstream::Upstream;
 use crate::{HttpRequest, wait};
 use std::fs::File;
@@ -173,7 +173,7 @@ pub struct Proxy {
 impl Proxy {
     /// Starts `binary` with its configuration and log in `dir`, and waits until it accepts
     /// connections.
-    pub fn start(binary: &Path, settings: &Settings, dir: &Path) -> io::Result<Self> {
+    pub fn start(binary: &Path, settings: &ProxyConfig, dir: &Path) -> io::Result<Self> {
         Self::start_with(binary, settings.port, &render(settings), dir)
     }
 
@@ -208,7 +208,7 @@ impl Proxy {
     }
 
     /// Writes a new configuration and makes the proxy load it.
-    pub fn reload(&self, settings: &Settings) -> io::Result<()> {
+    pub fn reload(&self, settings: &ProxyConfig) -> io::Result<()> {
         std::fs::write(&self.config, render(settings))?;
         self.process.signal("-HUP");
         Ok(())
@@ -272,7 +272,7 @@ impl Builder {
         let grpc_port = (self.transport == Transport::Grpc).then(free_port);
         let args: Vec<&str> = self.agent_args.iter().map(String::as_str).collect();
         let agent = Agent::start(&self.paths.agent, &self.module, dir.path(), grpc_port, &args).expect("cannot start the agent");
-        let settings = Settings {
+        let settings = ProxyConfig {
             port: free_port(),
             upstream_port: upstream.port(),
             socket: agent.socket.clone(),
@@ -293,7 +293,7 @@ pub struct Stack {
     proxy: Proxy,
     agent: Option<Agent>,
     upstream: Upstream,
-    settings: Settings,
+    settings: ProxyConfig,
     paths: Paths,
     module: PathBuf,
     agent_args: Vec<String>,

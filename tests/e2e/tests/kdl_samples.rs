@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use zentinel_wasm_e2e::Paths;
-use zentinel_wasm_e2e::kdl::{ALL_EVENTS, Settings, render};
+use zentinel_wasm_e2e::kdl::{ALL_EVENTS, ProxyConfig, render};
 
 /// Asserts that `zentinel test` accepts the configuration and ignores none of its settings.
 #[track_caller]
@@ -64,7 +64,7 @@ fn accepts_the_samples_for_operators() {
 #[ignore = "needs the real proxy: cargo xtask e2e"]
 fn accepts_the_configurations_of_these_tests() {
     for grpc_port in [None, Some(50051)] {
-        let text = render(&Settings {
+        let text = render(&ProxyConfig {
             port: 8080,
             upstream_port: 8081,
             socket: "/run/zentinel-agents/wasm.sock".into(),

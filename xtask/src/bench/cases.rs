@@ -1,25 +1,26 @@
-//! What is measured, and what is aimed at.
+//! The cases and their goals.
 
 use super::contestant::{Contestant, OVER_GRPC, Program};
 use super::modules::Module;
 
-/// One line of a table: contestants under the same load, unless they are told apart by it.
+/// Contestants under the same load, one row of a table each.
 pub(crate) struct Case {
     pub(crate) group: &'static str,
     pub(crate) name: String,
     pub(crate) contestants: Vec<Contestant>,
     load: Vec<String>,
-    /// Added for the last contestant alone.
+    /// More arguments of the generator, for the last contestant only.
     extra_load: Vec<String>,
-    /// Rounds last this many times as long: some figures need more answers than others.
-    patience: f64,
-    /// The contestants are started over and over instead of put under load.
+    /// Multiplies the duration of rounds, because some figures need more answers.
+    duration_factor: f64,
+    /// Measures starts of the contestants instead of load.
     starts: bool,
-    pub(crate) targets: Vec<Target>,
+    pub(crate) goals: Vec<Goal>,
 }
 
-/// A bound on a figure of the last contestant, mostly as a ratio to the first that is no echo.
-pub(crate) struct Target {
+/// A bound on a figure of the last contestant, usually as a ratio to the first one that is not
+/// echo.
+pub(crate) struct Goal {
     pub(crate) figure: Figure,
     pub(crate) bound: Bound,
 }
@@ -38,7 +39,7 @@ pub(crate) enum Figure {
 pub(crate) enum Bound {
     RatioAtMost(f64),
     RatioAtLeast(f64),
-    /// The difference, not the ratio.
+    /// A bound on the difference instead of the ratio.
     AddsAtMost(f64),
     AtMost(f64),
 }
@@ -62,10 +63,10 @@ impl Case {
         if contestant + 1 == self.contestants.len() {
             load.extend_from_slice(&self.extra_load);
         }
-        // Once the caches are warm and the pool is filled, more warming changes nothing.
+        // Enough to warm the caches and fill the pool.
         load.extend(["--warmup".to_owned(), (0.25 * seconds).to_string()]);
-        load.extend(["--seconds".to_owned(), (self.patience * seconds).to_string()]);
-        // Only these know the page's policy.
+        load.extend(["--seconds".to_owned(), (self.duration_factor * seconds).to_string()]);
+        // Only these implement the product page's policy.
         if let Program::Agent { module: Module::Security | Module::Sdk, .. } = self.contestants[contestant].program {
             load.extend(["--expect".to_owned(), "security".to_owned()]);
         }
@@ -79,14 +80,14 @@ impl Case {
             contestants,
             load: words(load),
             extra_load: Vec::new(),
-            patience: 1.0,
+            duration_factor: 1.0,
             starts: false,
-            targets: Vec::new(),
+            goals: Vec::new(),
         }
     }
 
-    fn target(mut self, figure: Figure, bound: Bound) -> Self {
-        self.targets.push(Target { figure, bound });
+    fn goal(mut self, figure: Figure, bound: Bound) -> Self {
+        self.goals.push(Goal { figure, bound });
         self
     }
 }
@@ -143,16 +144,17 @@ fn headers() -> Vec<Case> {
     for (connections, in_flight) in SHAPES {
         let case = Case::new("headers", format!("socket JSON {connections}×{in_flight}"), three(), &shape(connections, in_flight));
         cases.push(match (connections, in_flight) {
-            (1, 1) => case.target(Cpu, RatioAtMost(1.25)).target(P50, RatioAtMost(1.3)),
-            (4, 16) => case.target(Cpu, RatioAtMost(1.0)),
-            (4, 64) => case.target(Cpu, RatioAtMost(1.0)).target(Throughput, RatioAtLeast(1.0)),
+            (1, 1) => case.goal(Cpu, RatioAtMost(1.25)).goal(P50, RatioAtMost(1.3)),
+            (4, 16) => case.goal(Cpu, RatioAtMost(1.0)),
+            (4, 64) => case.goal(Cpu, RatioAtMost(1.0)).goal(Throughput, RatioAtLeast(1.0)),
             _ => case,
         });
     }
-    // The proxy's client writes every event on its own; the generator otherwise writes all that is due at once.
+    // The proxy's client writes each event separately. By default the generator writes all events
+    // that are due at once.
     cases.push(Case::new("headers", "socket JSON 4×16, a write for each event", three(), "--write-each"));
     let sdk = vec![noop(), agent("agent sdk", Module::Sdk, "")];
-    cases.push(Case::new("headers", "socket JSON 4×16, SDK module", sdk, "").target(Cpu, RatioAtMost(0.8)));
+    cases.push(Case::new("headers", "socket JSON 4×16, SDK module", sdk, "").goal(Cpu, RatioAtMost(0.8)));
     for (connections, in_flight) in [(1, 1), (4, 16)] {
         let load = format!("{} --encoding msgpack", shape(connections, in_flight));
         cases.push(Case::new("headers", format!("socket MessagePack {connections}×{in_flight}"), three(), &load));
@@ -160,7 +162,7 @@ fn headers() -> Vec<Case> {
     for (connections, in_flight) in [(1, 1), (4, 16)] {
         let load = format!("{} {OVER_GRPC}", shape(connections, in_flight));
         let case = Case::new("headers", format!("gRPC {connections}×{in_flight}"), two(), &load);
-        cases.push(if in_flight == 16 { case.target(Cpu, RatioAtMost(1.0)) } else { case });
+        cases.push(if in_flight == 16 { case.goal(Cpu, RatioAtMost(1.0)) } else { case });
     }
     let each = format!("{OVER_GRPC} --write-each");
     cases.push(Case::new("headers", "gRPC 4×16, a frame for each event", two(), &each));
@@ -174,7 +176,7 @@ fn bodies() -> Vec<Case> {
         for (wire, arguments) in [("socket JSON", ""), ("socket MessagePack", "--encoding msgpack"), ("gRPC", OVER_GRPC)] {
             let load = format!("{arguments} --connections 4 --in-flight 4 --body-bytes {}", kilobytes * 1024);
             let case = Case::new("bodies", format!("{wire}, {kilobytes} kB"), contestants(), &load);
-            cases.push(if kilobytes == 64 { case.target(Figure::Throughput, Bound::RatioAtLeast(0.8)) } else { case });
+            cases.push(if kilobytes == 64 { case.goal(Figure::Throughput, Bound::RatioAtLeast(0.8)) } else { case });
         }
     }
     cases
@@ -191,24 +193,25 @@ fn isolation() -> Vec<Case> {
                 contestants,
                 &shape(connections, in_flight),
             )
-            .target(Figure::Cpu, Bound::AddsAtMost(20.0)),
+            .goal(Figure::Cpu, Bound::AddsAtMost(20.0)),
         );
     }
-    // At this rate looping calls hold less than half a slot of four, and a fifth of two cores, on average.
+    // At this rate, looping calls use less than half of one slot of four, and a fifth of two cores,
+    // on average.
     let contestants = vec![agent("agent loop", Module::Loop, ""), agent("agent looping", Module::Loop, "")];
     let mut looping =
-        Case::new("isolation", "one request in ten loops, 100/s", contestants, "--rate 100").target(Figure::P99, Bound::RatioAtMost(1.5));
+        Case::new("isolation", "one request in ten loops, 100/s", contestants, "--rate 100").goal(Figure::P99, Bound::RatioAtMost(1.5));
     looping.extra_load = words("--loop-every 10");
-    // A hundredth of the answers of a usual round would be two.
-    looping.patience = 10.0;
+    // In a round of the usual duration, only two answers would be above the 99th percentile.
+    looping.duration_factor = 10.0;
     cases.push(looping);
     cases
 }
 
 fn start() -> Vec<Case> {
     let mut case = Case::new("start", "first answer, warm compile cache, four instances", two(), "")
-        .target(Figure::FirstAnswerMs, Bound::AtMost(50.0))
-        .target(Figure::ResidentMb, Bound::AtMost(20.0));
+        .goal(Figure::FirstAnswerMs, Bound::AtMost(50.0))
+        .goal(Figure::ResidentMb, Bound::AtMost(20.0));
     case.starts = true;
     vec![case]
 }
@@ -246,14 +249,14 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn no_two_cases_have_one_title() {
+    fn titles_are_unique() {
         let cases = all();
         let titles: HashSet<_> = cases.iter().map(Case::title).collect();
         assert_eq!(titles.len(), cases.len());
     }
 
     #[test]
-    fn only_agents_with_the_page_s_policy_are_expected_to_block() {
+    fn only_the_product_page_s_policy_is_expected_to_block() {
         for case in all() {
             for (index, contestant) in case.contestants.iter().enumerate() {
                 let expects_blocks = case.load(index, 1.0).iter().any(|argument| argument == "security");

@@ -1,4 +1,4 @@
-//! The programs that a case compares, as child processes.
+//! The programs that cases compare, as child processes.
 
 use super::modules::{Module, Modules};
 use crate::peers::Programs;
@@ -14,24 +14,25 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use zentinel_wasm_e2e::free_port;
 
-/// Stands in a case's arguments for the gRPC address, which is known once the contestant runs.
+/// A placeholder in a case's arguments for the gRPC address, which is known when the contestant
+/// runs.
 pub(crate) const OVER_GRPC: &str = "over-grpc";
-/// Far beyond a start with an empty compile cache.
+/// Far beyond the time of a start with an empty compile cache.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// All that was built.
+/// Everything that the cases need.
 pub(crate) struct Builds {
     pub(crate) programs: Programs,
     pub(crate) agent: PathBuf,
     pub(crate) modules: Modules,
-    /// Where logs and the report go.
+    /// The folder of logs and the report.
     pub(crate) dir: PathBuf,
 }
 
 pub(crate) struct Contestant {
     pub(crate) label: &'static str,
     pub(crate) program: Program,
-    /// The only cores that it may run on, as `taskset -c` takes them.
+    /// The cores that it may run on, in the syntax of `taskset -c`.
     pub(crate) cores: Option<&'static str>,
 }
 
@@ -51,7 +52,7 @@ impl Contestant {
         let mut command = match self.cores {
             None => Command::new(program),
             Some(cores) => {
-                // It replaces itself by the program, so the process stays the same.
+                // It executes the program in the same process.
                 let mut taskset = Command::new("taskset");
                 taskset.args(["-c", cores]).arg(program);
                 taskset
@@ -68,7 +69,7 @@ impl Contestant {
         command
     }
 
-    /// The time from start to first answer, so many times.
+    /// Measures the time from start to first answer `runs` times.
     pub(crate) fn time_start(&self, builds: &Builds, runs: usize) -> Result<Value> {
         let dir = TempDir::new()?;
         let socket = dir.path().join("agent.sock");
@@ -81,7 +82,7 @@ impl Contestant {
     }
 }
 
-/// A contestant that serves; ended when dropped.
+/// A running contestant, killed when dropped.
 pub(crate) struct Running {
     child: Child,
     dir: TempDir,
@@ -101,7 +102,7 @@ impl Running {
         let started = Instant::now();
         while UnixStream::connect(&socket).is_err() || (with_grpc && TcpStream::connect(&running.grpc).is_err()) {
             if running.child.try_wait()?.is_some() || started.elapsed() > START_TIMEOUT {
-                bail!("{} does not serve; its log is {}", show(&command), log_path.display());
+                bail!("{} does not serve: see its log {}", show(&command), log_path.display());
             }
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -112,7 +113,7 @@ impl Running {
         self.child.id()
     }
 
-    /// The generator's arguments that lead it here.
+    /// The generator's arguments for this contestant's address.
     pub(crate) fn address(&self, over_grpc: bool) -> [String; 2] {
         if over_grpc {
             ["--grpc-address".to_owned(), self.grpc.clone()]
@@ -124,7 +125,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Nothing to be done when it has ended already.
+        // Both fail only if it has exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

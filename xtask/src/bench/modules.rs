@@ -1,11 +1,11 @@
-//! The modules that the agent is measured with.
+//! The modules of the measured agents.
 
 use crate::cargo;
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use testkit::module;
 
-/// What decides in a case.
+/// A module that a case uses.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Module {
     /// The product page's example, in plain Rust with serde.
@@ -38,7 +38,7 @@ impl Modules {
 
 /// Builds them into `dir`.
 pub(crate) fn build(dir: &Path) -> Result<Modules> {
-    // The two crates share a name, and so the file that cargo makes: each is copied before the next.
+    // Both crates have the same name, so cargo writes the same file for both.
     let keep = |name: &str, built: PathBuf| -> Result<PathBuf> {
         let path = dir.join(name);
         std::fs::copy(&built, &path).with_context(|| format!("copying {}", built.display()))?;
@@ -52,7 +52,7 @@ pub(crate) fn build(dir: &Path) -> Result<Modules> {
     })
 }
 
-/// Adds up the body eight bytes at a time, so that the host is measured and not the guest.
+/// Adds up the body 8 bytes at a time, which is cheap, so the case measures the host.
 const BODY: &str = r#"(module
     (memory (export "memory") 64)
     (func (export "alloc") (param i32) (result i32) (i32.const 65536))
@@ -67,7 +67,7 @@ const BODY: &str = r#"(module
             (br_if $next (i32.lt_u (local.get $at) (local.get $end))))
         (i64.const 0)))"#;
 
-/// Looks for the bytes of `/loop`.
+/// Searches for the bytes `/loop`.
 const LOOP: &str = r#"(module
     (memory (export "memory") 16)
     (func (export "alloc") (param i32) (result i32) (i32.const 65536))

@@ -1,10 +1,10 @@
-//! Tables for reading, JSON for keeping.
+//! The report, as tables and as JSON.
 
 use super::cases::{Bound, Case, Figure};
 use crate::table::{render, shorten};
 use serde_json::{Value, json};
 
-/// Characters of a wrong answer that are shown: what was decided, and the beginning of the answer.
+/// Characters of a wrong answer to show: the decision and the beginning of the answer.
 const WIDTH: usize = 120;
 
 /// Medians of a contestant's rounds.
@@ -20,6 +20,24 @@ pub(crate) struct Measured {
 }
 
 impl Measured {
+    /// The median of each figure over the rounds, as the generator reported them.
+    fn medians(rounds: &[Value]) -> Self {
+        let median = |pointer: &str| {
+            let mut values: Vec<f64> = rounds.iter().filter_map(|round| round.pointer(pointer)?.as_f64()).collect();
+            values.sort_by(f64::total_cmp);
+            values.get(values.len() / 2).copied()
+        };
+        Self {
+            cpu_us: median("/agent/cpu_us_per_answer"),
+            p50_us: median("/latency_us/p50"),
+            p99_us: median("/latency_us/p99"),
+            per_second: median("/answers_per_second"),
+            peak_kb: median("/agent/memory/peak_resident_kb"),
+            resident_kb: median("/memory/resident_kb"),
+            first_answer_ms: median("/first_answer_ms/median"),
+        }
+    }
+
     fn figure(&self, figure: Figure) -> Option<f64> {
         match figure {
             Figure::Cpu => self.cpu_us,
@@ -58,15 +76,19 @@ impl Report {
     }
 
     pub(crate) fn add(&mut self, case: &Case, rounds: Vec<Vec<Value>>) {
-        let contestants: Vec<_> =
-            case.contestants.iter().zip(rounds).map(|(contestant, rounds)| (contestant.label, medians(&rounds), rounds)).collect();
+        let contestants: Vec<_> = case
+            .contestants
+            .iter()
+            .zip(rounds)
+            .map(|(contestant, rounds)| (contestant.label, Measured::medians(&rounds), rounds))
+            .collect();
         let ours = contestants.last().map(|last| last.1).unwrap_or_default();
         let other = base(&contestants);
-        let verdicts = case.targets.iter().map(|target| verdict(target.figure, target.bound, &ours, &other)).collect();
+        let verdicts = case.goals.iter().map(|goal| verdict(goal.figure, goal.bound, &ours, &other)).collect();
         self.lines.push(Line { group: case.group, name: case.name.clone(), contestants, verdicts });
     }
 
-    /// Contestants whose answers were not what they should have been, or did not come.
+    /// Contestants with wrong or missing answers.
     pub(crate) fn wrong_answers(&self) -> Vec<String> {
         let mut wrong = Vec::new();
         for line in &self.lines {
@@ -114,7 +136,7 @@ impl Report {
 
     pub(crate) fn text(&self) -> String {
         let mut text = format!(
-            "{}, {} cores, Linux {}, {}. Medians of {} rounds of {} s. CPU is processor time of the agent for each answer.\n",
+            "{}, {} cores, Linux {}, {}. Medians of {} rounds of {} s. CPU is the agent's processor time per answer.\n",
             self.machine["cpu"].as_str().unwrap_or_default(),
             self.machine["cores"],
             self.machine["kernel"].as_str().unwrap_or_default(),
@@ -153,7 +175,7 @@ impl Report {
         groups
     }
 
-    /// One row for each contestant; those after the first that is no echo with their ratios to it.
+    /// One row per contestant, with ratios to the first one that is not echo.
     fn table(&self, group: &str) -> String {
         let starts =
             self.lines.iter().any(|line| line.group == group && line.contestants.iter().any(|one| one.1.first_answer_ms.is_some()));
@@ -188,7 +210,7 @@ impl Report {
     }
 }
 
-/// What the others are compared with: the first that is no echo.
+/// The baseline of ratios: the first contestant that is not echo.
 fn base(contestants: &[(&'static str, Measured, Vec<Value>)]) -> Measured {
     contestants.iter().find(|one| one.0 != "echo").map(|one| one.1).unwrap_or_default()
 }
@@ -229,24 +251,6 @@ fn verdict(figure: Figure, bound: Bound, ours: &Measured, other: &Measured) -> V
     Verdict { text, measured, met: measured.is_some_and(|value| met(value, limit)) }
 }
 
-/// The median of each figure over the rounds.
-fn medians(rounds: &[Value]) -> Measured {
-    let median = |pointer: &str| {
-        let mut values: Vec<f64> = rounds.iter().filter_map(|round| round.pointer(pointer)?.as_f64()).collect();
-        values.sort_by(f64::total_cmp);
-        values.get(values.len() / 2).copied()
-    };
-    Measured {
-        cpu_us: median("/agent/cpu_us_per_answer"),
-        p50_us: median("/latency_us/p50"),
-        p99_us: median("/latency_us/p99"),
-        per_second: median("/answers_per_second"),
-        peak_kb: median("/agent/memory/peak_resident_kb"),
-        resident_kb: median("/memory/resident_kb"),
-        first_answer_ms: median("/first_answer_ms/median"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -256,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ratio_is_held_against_its_bound() {
+    fn compares_figures_with_bounds() {
         let met = verdict(Figure::Cpu, Bound::RatioAtMost(1.0), &cpu(9.0), &cpu(10.0));
         assert!(met.met && met.measured == Some(0.9), "{}", met.text);
         assert!(!verdict(Figure::Cpu, Bound::RatioAtLeast(1.0), &cpu(9.0), &cpu(10.0)).met);
@@ -264,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_measured_is_not_met() {
+    fn a_missing_figure_misses_its_bound() {
         assert!(!verdict(Figure::P50, Bound::RatioAtMost(1.0), &cpu(9.0), &cpu(10.0)).met);
     }
 }

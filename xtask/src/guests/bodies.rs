@@ -1,4 +1,4 @@
-//! What it costs a module to read a body and to replace it: `cargo xtask guests --bodies`.
+//! `cargo xtask guests --bodies`: measures how long modules take to read and replace a body.
 
 use super::build::{self, Language};
 use super::load::Durations;
@@ -15,18 +15,18 @@ use testkit::{kind, response_body};
 /// 1 MiB is the agent's default for `--max-body-bytes`.
 const SIZES: [usize; 2] = [64 << 10, 1 << 20];
 
-/// Calls of each kind. The median of an odd number is one of them.
+/// Calls of each kind; an odd number, so the median is one of them.
 const CALLS: usize = 15;
 
-/// What the bodies consist of: JSON, which must be escaped to stand within JSON, with a letter beyond ASCII.
+/// A line of the bodies: JSON, because it must be escaped inside JSON, with a non-ASCII letter.
 const LINE: &str = "{\"name\": \"Ann Öster\", \"age\": 42}\n";
 
 pub(super) fn run(agent: &Path, languages: &[Language]) -> Result<()> {
     let mut rows = Vec::new();
     for language in languages.iter().filter(|language| language.has(Policy::TOUR)) {
-        tools::say(&format!("{language}: building"));
+        tools::announce(&format!("{language}: building"));
         let guest = build::build(*language).with_context(|| format!("building the guests in {language}"))?;
-        tools::say(&format!("{language}: measuring"));
+        tools::announce(&format!("{language}: measuring"));
         let mut row = vec![language.to_string()];
         for bytes in [false, true] {
             for size in SIZES {
@@ -42,23 +42,22 @@ pub(super) fn run(agent: &Path, languages: &[Language]) -> Result<()> {
     let head = ["language", "text 64 KiB, ms", "1 MiB, ms", "µs per KiB", "bytes 64 KiB, ms", "1 MiB, ms", "µs per KiB"];
     println!("{}", render(&head, &rows, 6));
     println!(
-        "The tour reads a chunk of a response's body and replaces it by the same and one byte more. A call is what the agent takes for it, from the\n\
-         event's arrival to its answer: the median of {CALLS}, with one instance and no other load. Per KiB: of the larger."
+        "The tour reads a chunk of a response's body and replaces it with the same bytes and one more. A call is the agent's time from the event's\n\
+         arrival to its answer: the median of {CALLS}, with one instance and no other load. The time per KiB is that of the larger body."
     );
     Ok(())
 }
 
-/// Asks the tour for bodies of the largest size, with the long deadline of [`Serving`]: a module whose
-/// time grows with the size keeps it on the busiest machine, and one whose time grows with the square
-/// of the size cannot.
-pub(super) fn ask(agent: &Path, tour: &Path) -> Result<Tally> {
+/// Tests the tour with bodies of the largest size, with the long deadline of [`Serving`]. A module
+/// whose time is linear in the size meets it even on a busy machine, and a quadratic one does not.
+pub(super) fn test(agent: &Path, tour: &Path) -> Result<Tally> {
     let mut serving = Serving::start(agent, tour, &["--pool-size", "1"])?;
     let mut tally = Tally::default();
     for bytes in [false, true] {
         let answer = serving.connection.try_ask(kind::RESPONSE_BODY, &event(SIZES[1], bytes))?;
         let replaced = answer["response_body_mutation"].is_object();
         if !replaced {
-            println!("tour: a body of {} bytes: the agent answered {}", SIZES[1], answer["audit"]);
+            println!("tour: expected a replaced body of {} bytes, the agent answered {}", SIZES[1], answer["audit"]);
         }
         tally += Tally::of(replaced);
     }
@@ -66,7 +65,7 @@ pub(super) fn ask(agent: &Path, tour: &Path) -> Result<Tally> {
     Ok(tally)
 }
 
-/// Seconds of a call.
+/// The median duration of a call, in seconds.
 fn median(agent: &Path, module: &Path, size: usize, bytes: bool) -> Result<f64> {
     let mut serving = Serving::start(agent, module, &["--pool-size", "1"])?;
     let event = event(size, bytes);
@@ -84,7 +83,7 @@ fn median(agent: &Path, module: &Path, size: usize, bytes: bool) -> Result<f64> 
     Ok(calls[CALLS / 2])
 }
 
-/// A chunk of a body, not the last one.
+/// An event with a chunk of a body that is not the last one.
 fn event(size: usize, bytes: bool) -> Value {
     let mut body = LINE.repeat(size / LINE.len()).into_bytes();
     body.resize(size, b'.');
@@ -102,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bodies_have_the_size_they_are_said_to_have() {
+    fn bodies_have_their_announced_size() {
         for size in SIZES {
             for bytes in [false, true] {
                 let event = event(size, bytes);

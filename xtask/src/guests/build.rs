@@ -1,4 +1,4 @@
-//! How each language makes a module. The commands are those of the examples' READMEs.
+//! Builds the modules of each language, with the commands in the examples' READMEs.
 
 use super::policy::Policy;
 use super::toolchain::{self, Clang};
@@ -27,7 +27,7 @@ pub(super) enum Language {
 impl Language {
     pub(super) const ALL: [Self; 7] = [Self::Rust, Self::RustSdk, Self::C, Self::Cpp, Self::Zig, Self::Go, Self::AssemblyScript];
 
-    /// Whether it has this policy. The product page says nothing of a tour.
+    /// Whether it implements this policy. The product page has no tour.
     pub(super) fn has(self, policy: &str) -> bool {
         self != Self::Rust || policy != Policy::TOUR
     }
@@ -81,7 +81,7 @@ impl Guest {
     }
 }
 
-/// Policies by the names of their folders. Files and crates have underscores.
+/// The folder names of the policies. Files and crates have underscores instead of hyphens.
 const POLICIES: [&str; 3] = ["security", "bot-protection", Policy::TOUR];
 
 fn underscored(policy: &str) -> String {
@@ -149,7 +149,7 @@ fn zig(source: &Path, into: impl Fn(&str) -> PathBuf) -> Result<String> {
     let python = FromPypi::Zig.install()?.join("python3");
     let zig = || {
         let mut zig = Command::new(&python);
-        // By default there would be a cache in the folder of the sources.
+        // The default is a cache in the folder of the sources.
         zig.args(["-m", "ziglang"]).current_dir(source).env("ZIG_LOCAL_CACHE_DIR", root().join("target/guests/zig-cache"));
         zig
     };
@@ -161,7 +161,7 @@ fn zig(source: &Path, into: impl Fn(&str) -> PathBuf) -> Result<String> {
             .arg(format!("-femit-bin={}", into(policy).display())))?;
     }
     run(zig().args(["fmt", "--check", ".", "../../sdk/zig"]))
-        .context("the Zig sources are not formatted: `zig fmt sdk/zig examples/zig`")?;
+        .context("the Zig sources are not formatted: run `zig fmt sdk/zig examples/zig`")?;
     Ok(format!("zig {}", output(zig().arg("version"))?.trim()))
 }
 
@@ -169,7 +169,7 @@ fn go(source: &Path, into: impl Fn(&str) -> PathBuf) -> Result<String> {
     let program = FromPypi::Go.install()?.join("go");
     let go = |folder: &Path| {
         let mut go = Command::new(&program);
-        // Nothing is to be downloaded: neither another Go nor a module.
+        // Prevents downloads of another Go or of modules.
         go.current_dir(folder).env("GOTOOLCHAIN", "local").env("GOPROXY", "off");
         go
     };
@@ -185,6 +185,6 @@ fn go(source: &Path, into: impl Fn(&str) -> PathBuf) -> Result<String> {
             .arg(format!("./{policy}")))?;
     }
     let version = output(go(source).arg("version"))?;
-    tools::say(version.trim());
+    tools::announce(version.trim());
     Ok(version.split_whitespace().nth(2).unwrap_or_default().replace("go", "go "))
 }

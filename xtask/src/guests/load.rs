@@ -1,4 +1,4 @@
-//! Many calls of one module through the agent, and what they cost.
+//! Measures many calls of one module in the agent.
 
 use super::serving::Serving;
 use super::suite::event;
@@ -7,20 +7,22 @@ use serde_json::{Value, json};
 use std::path::Path;
 use testkit::kind;
 
-/// Enough calls for a mean; a fresh instance of a slow language takes a millisecond.
+/// Calls with the other isolation: enough for a mean. A fresh instance of a slow language takes 1
+/// ms.
 const SAMPLE: u32 = 2000;
 
-/// After so many calls, what the process and a garbage collector keep for later is in place.
+/// Calls after which the process and a garbage collector have reserved their memory.
 const WARM_UP: u32 = 2000;
 
-/// Growth that is none: a process's own memory and a collector's heap are never quite still. An event that is never freed shows after 10 000 calls.
-const STILL: u64 = 6_000_000;
+/// Bytes by which memory may grow, because a process and a garbage collector never use exactly the
+/// same amount. If events are never freed, 10 000 calls exceed this.
+const MEMORY_SLACK: u64 = 6_000_000;
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Isolation {
-    /// Instances are used again
+    /// Reuse instances
     Pooled,
-    /// A fresh instance for each call
+    /// Use a fresh instance for each call
     Request,
 }
 
@@ -36,7 +38,7 @@ impl Isolation {
 pub(super) struct Load {
     /// Mean time of a call of a warm instance.
     pub(super) pooled_us: f64,
-    /// Mean time of a call that gets a fresh instance.
+    /// Mean time of a call of a fresh instance.
     fresh_us: f64,
     /// The agent's memory after the warm-up.
     pub(super) memory_before: u64,
@@ -49,9 +51,9 @@ impl Load {
         (self.fresh_us - self.pooled_us).max(0.0)
     }
 
-    /// Whether memory is as it was after the warm-up.
+    /// Whether memory has not grown since the warm-up.
     pub(super) fn is_level(&self) -> bool {
-        let level = self.memory_after < self.memory_before + STILL;
+        let level = self.memory_after < self.memory_before + MEMORY_SLACK;
         if !level {
             println!("memory grew from {} to {} bytes", self.memory_before, self.memory_after);
         }
@@ -59,7 +61,7 @@ impl Load {
     }
 }
 
-/// Calls `module` that often with this isolation, and some more times with the other one.
+/// Calls `module` `calls` times with this isolation, and [`SAMPLE`] times with the other one.
 pub(super) fn measure(agent: &Path, module: &Path, calls: u32, isolation: Isolation) -> Result<Load> {
     let other = match isolation {
         Isolation::Pooled => Isolation::Request,
@@ -86,7 +88,7 @@ fn run(agent: &Path, module: &Path, calls: u32, isolation: Isolation) -> Result<
     let ask = |serving: &mut Serving, times: u32| -> Result<()> {
         for _ in 0..times {
             let answer = serving.connection.try_ask(kind::REQUEST_HEADERS, &request)?;
-            ensure!(answer["decision"] == "allow", "under load the agent answered {answer}");
+            ensure!(answer["decision"] == "allow", "expected allow during the load, got {answer}");
         }
         Ok(())
     };
@@ -100,7 +102,7 @@ fn run(agent: &Path, module: &Path, calls: u32, isolation: Isolation) -> Result<
     Ok(Run { mean_us: mean * 1e6, memory_before, memory_after })
 }
 
-/// A browser's request, which is let through.
+/// A browser's request, which every policy allows.
 fn request() -> Value {
     let request = json!({
         "uri": "/api/users?page=1",
@@ -113,10 +115,10 @@ fn request() -> Value {
             "Cookie": "session=0123456789abcdef0123456789abcdef",
         },
     });
-    event("load", request.as_object().expect("it is an object"))
+    event("load", request.as_object().expect("a JSON object"))
 }
 
-/// How long the agent says that its calls took.
+/// The agent's own metrics of the duration of calls.
 pub(super) struct Durations {
     pub(super) sum: f64,
     count: f64,
@@ -128,7 +130,7 @@ impl Durations {
         let value = |name: &str| -> Result<f64> {
             let prefix = format!("wasm_agent_call_duration_seconds_{name}{{hook=\"{hook}\"}} ");
             let line = metrics.lines().find_map(|line| line.strip_prefix(prefix.as_str()));
-            line.with_context(|| format!("the agent's metrics have no `{prefix}`"))?.parse().context("reading the agent's metrics")
+            line.with_context(|| format!("the agent has no metric `{prefix}`"))?.parse().context("cannot read the agent's metrics")
         };
         Ok(Self { sum: value("sum")?, count: value("count")? })
     }

@@ -1,10 +1,10 @@
-//! The policies that every language implements, with the cases that they must pass: `examples/cases/`.
+//! The policies that every language implements, with the cases in `examples/cases/`.
 
 use crate::tools::root;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-/// What the cases say of one policy.
+/// A policy and its cases.
 pub(super) struct Policy {
     /// The name of its folders.
     pub(super) name: String,
@@ -12,10 +12,10 @@ pub(super) struct Policy {
 }
 
 impl Policy {
-    /// The policy that touches most of an SDK.
+    /// The policy that uses most of an SDK.
     pub(super) const TOUR: &str = "tour";
 
-    /// The policies; security first.
+    /// All policies, beginning with security.
     pub(super) fn all() -> Result<Vec<Self>> {
         ["security", "bot-protection", Self::TOUR].into_iter().map(Self::read).collect()
     }
@@ -24,7 +24,7 @@ impl Policy {
         let file = root().join("examples/cases").join(name).with_extension("json");
         let text = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
         let mut suite: Value = serde_json::from_str(&text).with_context(|| format!("reading {}", file.display()))?;
-        let Value::Array(cases) = suite["cases"].take() else { bail!("{} has no list of cases", file.display()) };
+        let Value::Array(cases) = suite["cases"].take() else { bail!("{} has no array `cases`", file.display()) };
         Ok(Self { name: name.to_owned(), cases })
     }
 }

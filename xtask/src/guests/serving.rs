@@ -1,4 +1,4 @@
-//! The agent with one module, ready to be asked.
+//! The agent with one module, ready for requests.
 
 use anyhow::{Context, Result};
 use std::path::Path;
@@ -15,12 +15,14 @@ pub(super) struct Serving {
 }
 
 impl Serving {
-    /// Starts `agent` and waits until the module is compiled: a large one takes longer than a proxy is ready to wait.
+    /// Starts `agent` and waits until the module is compiled, because a large one takes longer than
+    /// the connection would wait.
     pub(super) fn start(agent: &Path, module: &Path, options: &[&str]) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let admin_port = free_port();
         let address = format!("127.0.0.1:{admin_port}");
-        // Decisions are asked for here, and means are taken: a machine that is busy must not make a timeout of an answer.
+        // The tests check decisions and the measurements take means, so a busy machine must not
+        // cause timeouts.
         let fixed = ["--timeout-ms", "10000", "--admin-address", &address];
         let mut agent = Agent::start(agent, module, dir.path(), None, &[&fixed, options].concat())?;
         wait::until_ok("the module is compiled", || {
@@ -31,16 +33,16 @@ impl Serving {
         Ok(Self { connection, admin_port, agent, _dir: dir })
     }
 
-    /// What the agent counts, in the words of Prometheus.
+    /// The agent's metrics in the text format of Prometheus.
     pub(super) fn metrics(&self) -> Result<String> {
-        Ok(exchange(self.admin_port, "GET", "/metrics", &[], None).context("reading the agent's metrics")?.text())
+        Ok(exchange(self.admin_port, "GET", "/metrics", &[], None).context("cannot read the agent's metrics")?.text())
     }
 
     /// The resident memory of the agent, in bytes.
     pub(super) fn memory(&self) -> Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.agent.pid())).context("reading the agent's memory")?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("the kernel does not tell the agent's memory")?;
-        let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().context("reading the agent's memory")?;
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.agent.pid())).context("cannot read the agent's memory")?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("the kernel does not report the agent's memory")?;
+        let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().context("cannot read the agent's memory")?;
         Ok(kibibytes * 1024)
     }
 

@@ -1,4 +1,4 @@
-//! The acceptance suite: `examples/cases/`, which every guest must pass.
+//! Runs the cases of `examples/cases/`, which every guest must pass.
 
 use super::build::Language;
 use super::policy::Policy;
@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use testkit::kind;
 
-/// Cases that went as they should, and others.
+/// Numbers of cases.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Tally {
     pub(super) passed: usize,
@@ -31,10 +31,10 @@ impl AddAssign for Tally {
     }
 }
 
-/// Lets Node call the module's hooks, with events odder than the agent ever writes.
-pub(super) fn ask_directly(policy: &Policy, module: &Path, language: Language) -> Result<Tally> {
+/// Calls the module's hooks in Node, also with events that the agent never sends.
+pub(super) fn test_directly(policy: &Policy, module: &Path, language: Language) -> Result<Tally> {
     if on_path("node").is_none() {
-        bail!("`node` is missing, which calls the modules directly: `apt-get install nodejs`, version 20 or later");
+        bail!("cannot find `node`, which calls the modules directly: run `apt-get install nodejs`, version 20 or later");
     }
     let mut command = Command::new("node");
     command.arg(root().join("examples/cases/direct.mjs")).arg(&policy.name).arg(module).env("NODE_NO_WARNINGS", "1");
@@ -50,12 +50,12 @@ pub(super) fn ask_directly(policy: &Policy, module: &Path, language: Language) -
     let numbers: Vec<usize> = sum.split_whitespace().filter_map(|word| word.parse().ok()).collect();
     match numbers[..] {
         [passed, failed] => Ok(Tally { passed, failed }),
-        _ => bail!("calling {} directly failed: {}", module.display(), result.status),
+        _ => bail!("cannot call {} in Node: {}", module.display(), result.status),
     }
 }
 
-/// Asks the module through the agent's Unix socket, as the proxy does.
-pub(super) fn ask_through_agent(agent: &Path, policy: &Policy, module: &Path) -> Result<Tally> {
+/// Sends the cases to the agent's Unix socket, as the proxy does.
+pub(super) fn test_through_agent(agent: &Path, policy: &Policy, module: &Path) -> Result<Tally> {
     if policy.cases.iter().all(|case| case["request"].is_null()) {
         return Ok(Tally::default());
     }
@@ -63,28 +63,28 @@ pub(super) fn ask_through_agent(agent: &Path, policy: &Policy, module: &Path) ->
     let mut tally = Tally::default();
     for (number, case) in policy.cases.iter().enumerate() {
         let Value::Object(request) = &case["request"] else { continue };
-        ensure!(case["hook"] == "on_request_headers", "the suite does not know the hook {} yet", case["hook"]);
+        ensure!(case["hook"] == "on_request_headers", "cases for the hook {} are not supported", case["hook"]);
         let answer = serving.connection.try_ask(kind::REQUEST_HEADERS, &event(&format!("case-{number}"), request))?;
         let expected = &case["expect"];
-        let found = decided(&answer, expected);
-        if found != *expected {
+        let decision = decision(&answer, expected);
+        if decision != *expected {
             println!("{}: {}: expected {expected}, the agent answered {answer}", policy.name, case["name"]);
         }
-        tally += Tally::of(found == *expected);
+        tally += Tally::of(decision == *expected);
     }
     serving.stop();
     Ok(tally)
 }
 
-/// The proxy's event for a case's request.
+/// The event that the proxy would send for a case's request.
 pub(super) fn event(id: &str, request: &Map<String, Value>) -> Value {
-    let text = |name: &str, otherwise: &str| request.get(name).map_or_else(|| otherwise.to_owned(), spell);
+    let text = |name: &str, otherwise: &str| request.get(name).map_or_else(|| otherwise.to_owned(), text_of);
     let mut headers = Map::new();
     for number in 0..request.get("more_headers").and_then(Value::as_u64).unwrap_or(0) {
         headers.insert(format!("x-header-{number}"), json!([format!("value {number}")]));
     }
     for (name, value) in request.get("headers").and_then(Value::as_object).into_iter().flatten() {
-        let values = if value.is_array() { value.clone() } else { json!([spell(value)]) };
+        let values = if value.is_array() { value.clone() } else { json!([text_of(value)]) };
         headers.insert(name.to_lowercase(), values);
     }
     let mut event = testkit::request(id, &text("uri", "/"));
@@ -94,8 +94,8 @@ pub(super) fn event(id: &str, request: &Map<String, Value>) -> Value {
     event
 }
 
-/// A value of a case: text, or text in pieces.
-fn spell(value: &Value) -> String {
+/// Evaluates a value of a case: a string, or `join` with pieces that may be repeated.
+fn text_of(value: &Value) -> String {
     let piece = |piece: &Value| match piece {
         Value::String(text) => text.clone(),
         repeated => {
@@ -109,8 +109,8 @@ fn spell(value: &Value) -> String {
     }
 }
 
-/// What the agent's answer says of the fields that are expected, in the words of the cases.
-fn decided(answer: &Value, expected: &Value) -> Value {
+/// The expected fields with their values in the agent's answer, in the form of the cases.
+fn decision(answer: &Value, expected: &Value) -> Value {
     let (name, details) = match &answer["decision"] {
         Value::Object(decision) => decision.iter().next().map_or(("?", &Value::Null), |(name, details)| (name.as_str(), details)),
         other => (other.as_str().unwrap_or("?"), &Value::Null),
@@ -132,13 +132,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_comes_whole_or_in_pieces() {
-        assert_eq!(spell(&json!("/a")), "/a");
-        assert_eq!(spell(&json!({"join": ["/", {"repeat": "ab", "times": 2}, "c"]})), "/ababc");
+    fn joins_and_repeats_pieces_of_text() {
+        assert_eq!(text_of(&json!("/a")), "/a");
+        assert_eq!(text_of(&json!({"join": ["/", {"repeat": "ab", "times": 2}, "c"]})), "/ababc");
     }
 
     #[test]
-    fn a_case_becomes_the_event_of_a_proxy() {
+    fn turns_a_case_into_an_event() {
         let request = json!({"uri": "/x", "client_ip": "::1", "headers": {"User-Agent": "a", "Accept": ["b", "c"]}, "more_headers": 1});
         let event = event("id", request.as_object().unwrap());
         assert_eq!(event["method"], "GET");
@@ -147,14 +147,14 @@ mod tests {
     }
 
     #[test]
-    fn decisions_are_told_in_the_words_of_the_cases() {
+    fn extracts_the_expected_fields() {
         let block = json!({"decision": {"block": {"status": 403, "body": "Forbidden", "headers": null}}, "audit": {"tags": []}});
         let expected = json!({"decision": "block", "status": 403, "body": "Forbidden"});
-        assert_eq!(decided(&block, &expected), expected);
+        assert_eq!(decision(&block, &expected), expected);
         let challenge = json!({"decision": {"challenge": {"challenge_type": "captcha", "params": {"a": "b"}}}, "audit": {"tags": ["t"]}});
         let expected = json!({"decision": "challenge", "challenge_type": "captcha", "challenge_params": {"a": "b"}, "tags": ["t"]});
-        assert_eq!(decided(&challenge, &expected), expected);
-        assert_ne!(decided(&json!({"decision": "allow"}), &expected), expected);
+        assert_eq!(decision(&challenge, &expected), expected);
+        assert_ne!(decision(&json!({"decision": "allow"}), &expected), expected);
     }
 
     #[test]

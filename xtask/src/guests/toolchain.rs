@@ -1,15 +1,15 @@
-//! Compilers for the guests, from the registries that everybody has, in the cache beside the clone.
+//! Compilers for the guests, from Debian and npm. What npm installs is kept in the cache.
 
-use crate::tools::{self, cache, install_debian, on_path, output, run, say};
+use crate::tools::{self, announce, cache, install_debian, on_path, output, run};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What Debian calls the C and C++ compilers for Wasm, their libraries and the linker. `libc++abi` comes with `libc++`: of its own, it has a name
-/// with a version only.
+/// Debian's packages of the C and C++ compilers for Wasm, their libraries and the linker. `libc++`
+/// depends on `libc++abi`, whose package has a version in its name.
 const DEBIAN: [&str; 5] = ["clang", "lld", "wasi-libc", "libclang-rt-dev-wasm32", "libc++-dev-wasm32"];
 
-/// The C and C++ compilers, installed by root when they are missing.
+/// The C and C++ compilers.
 pub(super) struct Clang {
     pub(super) c: String,
     pub(super) cpp: String,
@@ -20,11 +20,11 @@ impl Clang {
         if let Some(clang) = Self::find() {
             return Ok(clang);
         }
-        install_debian("clang for Wasm is missing", &DEBIAN)?;
-        Self::find().context("clang for Wasm is still missing after its installation")
+        install_debian("cannot find clang for Wasm", &DEBIAN)?;
+        Self::find().context("cannot find clang for Wasm after its installation")
     }
 
-    /// Debian has the compilers with and without their version in the name.
+    /// Finds the compilers, whose names contain a version on some Debian releases.
     fn find() -> Option<Self> {
         ["", "-14", "-16", "-19"].iter().find_map(|version| {
             let clang = Self { c: format!("clang{version}"), cpp: format!("clang++{version}") };
@@ -32,7 +32,7 @@ impl Clang {
         })
     }
 
-    /// Whether the linker and the libraries are there too.
+    /// Whether the linker and the libraries are installed too.
     fn links(&self) -> bool {
         let probe = |compiler: &str, language: &str, include: &str| {
             let program = format!("#include <{include}>\nint main() {{ return 0; }}");
@@ -50,11 +50,12 @@ impl Clang {
     }
 }
 
-/// A copy of the AssemblyScript examples with what npm installs for them; the clone stays free of it.
+/// Copies the AssemblyScript examples into the cache and installs their npm packages there, so the
+/// clone stays clean.
 pub(super) fn assemblyscript() -> Result<PathBuf> {
     for program in ["node", "npm"] {
         if on_path(program).is_none() {
-            bail!("`{program}` is missing: `apt-get install nodejs npm`, version 20 or later");
+            bail!("cannot find `{program}`: run `apt-get install nodejs npm`, version 20 or later");
         }
     }
     let workplace = cache()?.join("toolchains/assemblyscript");
@@ -65,14 +66,14 @@ pub(super) fn assemblyscript() -> Result<PathBuf> {
     let lock = std::fs::read(project.join("package-lock.json"))?;
     let installed = project.join("node_modules/.installed-from");
     if std::fs::read(&installed).ok().as_deref() != Some(&lock) {
-        say("npm ci in a copy of examples/assemblyscript (once)");
+        announce("npm ci in a copy of examples/assemblyscript (once)");
         run(Command::new("npm").args(["ci", "--silent", "--no-audit", "--no-fund"]).current_dir(&project))?;
         std::fs::write(installed, lock)?;
     }
     Ok(project)
 }
 
-/// Copies a folder, without what was installed or built in it.
+/// Copies a folder without installed packages and build output.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     std::fs::create_dir_all(to)?;
     for entry in std::fs::read_dir(from)? {

@@ -1,4 +1,4 @@
-//! An agent under soak: its process, its resources, its reloads.
+//! An agent under soak: its process, its use of resources, its reloads.
 
 use super::subject::Subject;
 use anyhow::{Context, Result, ensure};
@@ -9,27 +9,27 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use testkit::{Connection, Program, Signal, module};
 
-/// Time between two looks at the agents.
-pub(super) const LOOK: Duration = Duration::from_millis(250);
+/// Time between two samples of the agents' usage.
+pub(super) const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What takes longer than this will not come: an answer, the end of a reload. Ten seconds of it are how long the agent keeps threads without work.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Limit for the end of reloads and of idle threads. The agent keeps idle threads for 10 s.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-pub(super) struct Agent {
+pub(super) struct SoakedAgent {
     pub(super) subject: &'static Subject,
     pub(super) process: testkit::Agent,
     module: PathBuf,
-    /// The agent before it was asked anything.
-    idle: Sample,
+    /// Usage before the first request.
+    idle: Usage,
     /// The module, and the same module with another digest.
     versions: [Vec<u8>; 2],
 }
 
-impl Agent {
+impl SoakedAgent {
     pub(super) fn start(program: &Path, subject: &'static Subject) -> Result<Self> {
         let home = TempDir::new()?;
         let bytes = module::encode(&module::hostile(subject.fixture));
-        // A custom section changes nothing but the digest.
+        // A custom section changes only the digest.
         let other = [bytes.as_slice(), b"\0\x05\x04soak"].concat();
         let module = home.path().join("module.wasm");
         fs::write(&module, &bytes)?;
@@ -38,10 +38,10 @@ impl Agent {
             command.arg("--cache-dir").arg(cache).args(["--admin-address", "127.0.0.1:0"]);
         });
         process.log.wait_for_line("serving the socket", |line| line.contains("serving the socket"));
-        let mut agent = Self { subject, process, module, idle: Sample::default(), versions: [bytes, other] };
-        // Once its socket answers, everything that it keeps is there.
+        let mut agent = Self { subject, process, module, idle: Usage::default(), versions: [bytes, other] };
+        // After the handshake, everything that the agent keeps is allocated.
         drop(Connection::try_open(&agent.process.socket)?);
-        thread::sleep(LOOK);
+        thread::sleep(SAMPLE_INTERVAL);
         agent.idle = agent.sample()?;
         Ok(agent)
     }
@@ -54,22 +54,23 @@ impl Agent {
         Ok(())
     }
 
-    /// Reloads with this result, as the agent counts them.
+    /// The number of reloads with this result, from the agent's metrics.
     pub(super) fn reloads(&self, result: &str) -> u64 {
         self.process.admin().metric(&format!(r#"wasm_agent_reloads_total{{result="{result}"}}"#)) as u64
     }
 
-    /// Waits until every reload asked for has succeeded, and until the agent has no more files and threads than before the load. The only slack are one
-    /// or two threads that have read and compiled the module at the start: they count before the load, and end some seconds later.
-    pub(super) fn settle(&self, asked: usize) -> Result<()> {
-        ensure!(asked > 0, "no reload was asked for");
-        let deadline = Instant::now() + PATIENCE;
+    /// Waits until every requested reload has succeeded, and until the agent has no more files and
+    /// threads than before the load. The only slack is one or two threads that read and compiled
+    /// the module at the start: they count as usage before the load, and end some seconds later.
+    pub(super) fn settle(&self, requested: usize) -> Result<()> {
+        ensure!(requested > 0, "no reload was requested");
+        let deadline = Instant::now() + TIMEOUT;
         loop {
-            // Before the metrics are asked for: that takes a file.
+            // Taken before the metrics, because reading those opens a file.
             let now = self.sample()?;
             let (succeeded, failed) = (self.reloads("success"), self.reloads("failure"));
-            let problem = if failed > 0 || succeeded != asked as u64 {
-                format!("{asked} reloads were asked for, {succeeded} succeeded and {failed} failed")
+            let problem = if failed > 0 || succeeded != requested as u64 {
+                format!("{requested} reloads were requested, {succeeded} succeeded and {failed} failed")
             } else if now.files > self.idle.files {
                 format!("{} file descriptors before the load and {} after it", self.idle.files, now.files)
             } else if now.threads > self.idle.threads {
@@ -78,29 +79,29 @@ impl Agent {
                 return Ok(());
             };
             ensure!(Instant::now() < deadline, "{problem}");
-            thread::sleep(LOOK);
+            thread::sleep(SAMPLE_INTERVAL);
         }
     }
 
-    pub(super) fn sample(&self) -> Result<Sample> {
+    pub(super) fn sample(&self) -> Result<Usage> {
         let count = |what| -> Result<u64> {
             let folder = format!("/proc/{}/{what}", self.process.pid().as_raw_nonzero());
-            Ok(fs::read_dir(folder).context("the agent is gone")?.count() as u64)
+            Ok(fs::read_dir(folder).context("the agent has exited")?.count() as u64)
         };
-        Ok(Sample { resident: self.process.resident(), files: count("fd")?, threads: count("task")? })
+        Ok(Usage { resident: self.process.resident(), files: count("fd")?, threads: count("task")? })
     }
 
     pub(super) fn end(mut self) -> Result<()> {
         self.process.signal(Signal::TERM);
         let status = self.process.wait();
-        ensure!(status.success(), "the agent ended with {status}");
-        ensure!(!self.process.log.whole().contains("panicked"), "the agent has panicked");
+        ensure!(status.success(), "the agent exited with {status}");
+        ensure!(!self.process.log.whole().contains("panicked"), "the agent panicked");
         Ok(())
     }
 }
 
 #[derive(Clone, Copy, Default)]
-pub(super) struct Sample {
+pub(super) struct Usage {
     pub(super) resident: u64,
     pub(super) files: u64,
     pub(super) threads: u64,

@@ -1,6 +1,6 @@
 //! The load of a soak, and the reloads during it.
 
-use super::agent::{Agent, LOOK};
+use super::agent::{SAMPLE_INTERVAL, SoakedAgent};
 use super::outcome::Outcome;
 use super::subject::Subject;
 use anyhow::{Context, Result, anyhow};
@@ -10,17 +10,17 @@ use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 use testkit::{Connection, frame, kind, read_frame};
 
-/// As many as a proxy opens.
+/// As many connections as a proxy opens.
 const CONNECTIONS: u64 = 4;
 
 /// Time between two bursts on a connection.
-const BEAT: Duration = Duration::from_millis(2);
+const BURST_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Time between two reloads of an agent.
-const RELOAD: Duration = Duration::from_secs(5);
+const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Sends `requests` to every agent at `rate`, and looks at the agents meanwhile.
-pub(super) fn load(agents: &[Agent], requests: u64, rate: u64, trouble: bool) -> Result<Vec<Outcome>> {
+/// Sends `requests` to every agent at `rate`, and samples the agents' usage meanwhile.
+pub(super) fn load(agents: &[SoakedAgent], requests: u64, rate: u64, misbehave: bool) -> Result<Vec<Outcome>> {
     let done = AtomicBool::new(false);
     let done = &done;
     thread::scope(|scope| {
@@ -30,34 +30,35 @@ pub(super) fn load(agents: &[Agent], requests: u64, rate: u64, trouble: bool) ->
                 let client = |connection| {
                     let mine = requests / CONNECTIONS + u64::from(connection < requests % CONNECTIONS);
                     scope.spawn(move || {
-                        client(agent, connection, mine, rate, trouble).with_context(|| format!("asking the {} module", agent.subject.name))
+                        client(agent, connection, mine, rate, misbehave)
+                            .with_context(|| format!("cannot send requests to the {} module", agent.subject.name))
                     })
                 };
                 (0..CONNECTIONS).map(client).collect()
             })
             .collect();
-        let watcher = scope.spawn(move || watch(agents, trouble, done));
+        let watcher = scope.spawn(move || watch(agents, misbehave, done));
         let parts: Vec<Vec<_>> = clients.into_iter().map(|clients| clients.into_iter().map(ScopedJoinHandle::join).collect()).collect();
         done.store(true, Relaxed);
-        let mut outcomes = watcher.join().map_err(|_| anyhow!("the watcher has panicked"))??;
+        let mut outcomes = watcher.join().map_err(|_| anyhow!("the watcher panicked"))??;
         for (outcome, parts) in outcomes.iter_mut().zip(parts) {
             for part in parts {
-                outcome.add(part.map_err(|_| anyhow!("a client has panicked"))??);
+                outcome.add(part.map_err(|_| anyhow!("a client panicked"))??);
             }
         }
         Ok(outcomes)
     })
 }
 
-/// Looks at the agents until all is done, and reloads them meanwhile.
-fn watch(agents: &[Agent], trouble: bool, done: &AtomicBool) -> Result<Vec<Outcome>> {
+/// Samples the agents' usage until `done`, and reloads them meanwhile.
+fn watch(agents: &[SoakedAgent], misbehave: bool, done: &AtomicBool) -> Result<Vec<Outcome>> {
     let mut outcomes: Vec<_> = agents.iter().map(|_| Outcome::default()).collect();
-    // The first at once: a short run has one too.
+    // The first one is immediate, so a short run has one too.
     let mut next_reload = Instant::now();
     while !done.load(Relaxed) {
-        let reloads = trouble && Instant::now() >= next_reload;
+        let reloads = misbehave && Instant::now() >= next_reload;
         if reloads {
-            next_reload = Instant::now() + RELOAD;
+            next_reload = Instant::now() + RELOAD_INTERVAL;
         }
         for (agent, outcome) in agents.iter().zip(&mut outcomes) {
             outcome.samples.push(agent.sample()?);
@@ -66,13 +67,14 @@ fn watch(agents: &[Agent], trouble: bool, done: &AtomicBool) -> Result<Vec<Outco
                 agent.reload(outcome.reloads)?;
             }
         }
-        thread::sleep(LOOK);
+        thread::sleep(SAMPLE_INTERVAL);
     }
     Ok(outcomes)
 }
 
-/// One connection: a thread that sends at its rate, and one that takes what comes back. An id tells what was asked and when.
-fn client(agent: &Agent, connection: u64, requests: u64, rate: u64, trouble: bool) -> Result<Outcome> {
+/// One connection, with a thread that sends at `rate` and one that reads the answers. The
+/// correlation id contains what was sent and when.
+fn client(agent: &SoakedAgent, connection: u64, requests: u64, rate: u64, misbehave: bool) -> Result<Outcome> {
     let stream = Connection::try_open(&agent.process.socket)?.into_stream();
     let subject = agent.subject;
     let started = Instant::now();
@@ -84,19 +86,20 @@ fn client(agent: &Agent, connection: u64, requests: u64, rate: u64, trouble: boo
                 let due = (started.elapsed().as_secs_f64() * rate as f64 / CONNECTIONS as f64) as u64;
                 let mut burst = Vec::new();
                 while sent < due.min(requests) {
-                    // Not all connections at once.
-                    let bad =
-                        trouble && subject.one_in > 0 && (sent + connection * subject.one_in / CONNECTIONS).is_multiple_of(subject.one_in);
+                    // The offset keeps connections from misbehaving at the same time.
+                    let bad = misbehave
+                        && subject.one_in > 0
+                        && (sent + connection * subject.one_in / CONNECTIONS).is_multiple_of(subject.one_in);
                     append(&mut burst, bad, sent, started.elapsed());
                     sent += 1;
                 }
                 writer.write_all(&burst)?;
-                thread::sleep(BEAT);
+                thread::sleep(BURST_INTERVAL);
             }
             Ok(())
         });
         let outcome = receive(BufReader::new(stream), subject, requests, started);
-        sender.join().map_err(|_| anyhow!("the sender has panicked"))??;
+        sender.join().map_err(|_| anyhow!("the sender panicked"))??;
         outcome
     })
 }
@@ -114,18 +117,18 @@ fn receive(mut stream: impl Read, subject: &Subject, requests: u64, started: Ins
     let mut outcome = Outcome::default();
     let mut seen = vec![false; requests as usize];
     while outcome.answers < requests {
-        let (kind, payload) = read_frame(&mut stream)?.context("an answer is missing")?;
+        let (kind, payload) = read_frame(&mut stream)?.context("the agent closed the connection before its last answer")?;
         if kind != kind::AGENT_RESPONSE {
             continue;
         }
         let now = started.elapsed().as_micros() as u64;
         outcome.answers += 1;
         let text = String::from_utf8_lossy(&payload);
-        let (_, id) = text.split_once(r#""correlation_id":""#).context("an answer without an id")?;
+        let (_, id) = text.split_once(r#""correlation_id":""#).context("the answer has no correlation id")?;
         let mut parts = id.split(['-', '"']);
         let bad = parts.next() == Some("b");
-        let number: usize = parts.next().and_then(|number| number.parse().ok()).context("an id that was never sent")?;
-        let sent: u64 = parts.next().and_then(|sent| sent.parse().ok()).context("an id that was never sent")?;
+        let number: usize = parts.next().and_then(|number| number.parse().ok()).context("the answer has an unknown correlation id")?;
+        let sent: u64 = parts.next().and_then(|sent| sent.parse().ok()).context("the answer has an unknown correlation id")?;
         let twice = seen.get_mut(number).is_none_or(|seen| std::mem::replace(seen, true));
         let good = text.contains(r#""decision":"allow""#) && text.contains(r#""tags":["good"]"#);
         let failed = |code: &str| text.contains(r#""status":500"#) && text.contains(r#""tags":["wasm-error"]"#) && text.contains(code);
@@ -134,7 +137,7 @@ fn receive(mut stream: impl Read, subject: &Subject, requests: u64, started: Ins
             outcome.stopped += 1;
             true
         } else if failed("WASM_OVERLOADED") || failed("WASM_TIMEOUT") {
-            // The documented answer, when the machine is too busy for the deadline.
+            // The documented answer if the machine is too busy to meet the deadline.
             outcome.late += 1;
             true
         } else {

@@ -1,33 +1,34 @@
-//! What a soak has shown of an agent, and whether it is well.
+//! The results of a soak for one agent, and the checks on them.
 
-use super::agent::Sample;
+use super::agent::Usage;
 use super::subject::Subject;
 
-/// Points of the resident memory's curve.
-const CURVE: usize = 8;
+/// Points of the curve of resident memory.
+const CURVE_POINTS: usize = 8;
 
-/// Memory that may come and go without being a leak, in bytes: allocators and page caches breathe.
-const BREATHING: u64 = 16 << 20;
+/// Bytes by which resident memory may grow without a leak, because allocators and page caches vary.
+const MEMORY_SLACK: u64 = 16 << 20;
 
-/// One answer in so many may be late: a busy machine now and then keeps an agent waiting beyond its deadline of 40 ms. More would hide that no
-/// instance is free, or that good calls do not end.
-const LATE: u64 = 1000;
+/// One answer in this many may be late, because a busy machine sometimes delays an agent beyond its
+/// deadline of 40 ms. A larger share would hide that no instance is free or that good calls hang.
+const LATE_ONE_IN: u64 = 1000;
 
-/// What became of the requests to one agent.
+/// The results of the requests to one agent.
 #[derive(Default)]
 pub(super) struct Outcome {
     pub(super) answers: u64,
     pub(super) misbehaved: u64,
-    /// Misbehaviours that ended as they should.
+    /// Misbehaviours that ended with the expected reason code.
     pub(super) stopped: u64,
-    /// Requests that found no instance in time, or did not end in time because the machine was busy.
+    /// Requests that had no instance in time, or exceeded the deadline because the machine was
+    /// busy.
     pub(super) late: u64,
     pub(super) wrong: Vec<String>,
-    /// Reloads asked for.
+    /// Requested reloads.
     pub(super) reloads: usize,
-    /// Microseconds, of good requests.
+    /// In microseconds, of good requests.
     pub(super) latencies: Vec<u32>,
-    pub(super) samples: Vec<Sample>,
+    pub(super) samples: Vec<Usage>,
 }
 
 impl Outcome {
@@ -46,8 +47,8 @@ impl Outcome {
         sorted.get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1))).copied().unwrap_or(0)
     }
 
-    pub(super) fn curve(&self) -> Vec<Sample> {
-        let step = self.samples.len().div_ceil(CURVE).max(1);
+    pub(super) fn curve(&self) -> Vec<Usage> {
+        let step = self.samples.len().div_ceil(CURVE_POINTS).max(1);
         self.samples.iter().step_by(step).chain(self.samples.last()).copied().collect()
     }
 
@@ -58,11 +59,11 @@ impl Outcome {
         if let Some(wrong) = self.wrong.first() {
             problems.push(format!("{name}: {} wrong answers, the first: {wrong}", self.wrong.len()));
         }
-        if self.late > requests / LATE {
-            problems.push(format!("{name}: {} answers were late, more than one in {LATE}", self.late));
+        if self.late > requests / LATE_ONE_IN {
+            problems.push(format!("{name}: {} answers were late, more than one in {LATE_ONE_IN}", self.late));
         }
         if self.latencies.is_empty() {
-            problems.push(format!("{name}: no good request was answered well"));
+            problems.push(format!("{name}: no good request was allowed"));
         }
     }
 
@@ -70,21 +71,21 @@ impl Outcome {
         let name = subject.name;
         if self.stopped == 0 && !subject.codes.is_empty() {
             let codes = subject.codes.join(" or ");
-            // With more than this, there were too many between two of the reloads at least.
+            // With more than this, at least one interval between reloads had too many.
             if self.misbehaved > subject.harmless * (self.reloads as u64 + 1) {
                 problems.push(format!("{name}: {} misbehaviours and no {codes}", self.misbehaved));
             } else {
-                println!("{name}: the run was too short for {codes}, which was not tried");
+                println!("{name}: the run was too short to reach {codes}");
             }
         }
-        // The beginning is left out: there every instance and buffer is used for the first time.
+        // Skips the beginning, when every instance and buffer is used for the first time.
         let settled = &self.samples[self.samples.len() / 4..];
         let (early, late) = settled.split_at(settled.len() / 2);
-        let highest = |samples: &[Sample], value: fn(&Sample) -> u64| samples.iter().map(value).max().unwrap_or(0);
-        let grows = |value: fn(&Sample) -> u64, slack: u64| highest(late, value) > highest(early, value) + slack;
+        let highest = |samples: &[Usage], value: fn(&Usage) -> u64| samples.iter().map(value).max().unwrap_or(0);
+        let grows = |value: fn(&Usage) -> u64, slack: u64| highest(late, value) > highest(early, value) + slack;
         for (what, grows) in [
-            ("resident memory", grows(|sample| sample.resident, BREATHING)),
-            // A reload has the module's file open, and a thread that compiles.
+            ("resident memory", grows(|sample| sample.resident, MEMORY_SLACK)),
+            // A reload opens the module's file and compiles in a thread.
             ("file descriptors", grows(|sample| sample.files, 2)),
             ("threads", grows(|sample| sample.threads, 4)),
         ] {
@@ -112,22 +113,22 @@ mod tests {
     }
 
     #[test]
-    fn answers_that_are_all_late_are_a_problem() {
+    fn reports_too_many_late_answers() {
         let [good, ..] = &SUBJECTS;
         assert_eq!(problems(good, &Outcome { late: 1, ..outcome(0, 0) }), "");
         let all = Outcome { late: 1000, latencies: Vec::new(), ..outcome(0, 0) };
-        let expected = "good: 1000 answers were late, more than one in 1000; good: no good request was answered well";
+        let expected = "good: 1000 answers were late, more than one in 1000; good: no good request was allowed";
         assert_eq!(problems(good, &all), expected);
     }
 
     #[test]
-    fn misbehaviour_that_is_never_stopped_is_a_problem() {
+    fn reports_misbehaviour_that_is_never_stopped() {
         let [_, leaking, looping, panicking] = &SUBJECTS;
         for subject in [looping, panicking] {
             assert_eq!(problems(subject, &outcome(1, 1)), "");
             assert!(problems(subject, &outcome(1, 0)).contains("1 misbehaviours and no WASM_"));
         }
-        // A reload gives the memory back.
+        // A reload frees the leaked memory.
         assert_eq!(problems(leaking, &Outcome { reloads: 1, ..outcome(120, 0) }), "");
         assert!(problems(leaking, &Outcome { reloads: 1, ..outcome(121, 0) }).contains("no WASM_MEMORY_LIMIT"));
     }
