@@ -8,10 +8,10 @@ use rustix::time::{ClockId, clock_gettime};
 use wasmtime::{Caller, Extern, Linker, Memory, ResourceLimiter, Store, TypedFunc, UpdateDeadline, WasmBacktrace};
 use zentinel_wasm_contract::{Failure, FailureKind, Hook};
 
-use crate::assemblyscript::Timers;
 use crate::engine::MAX_TABLE_ELEMENTS;
+use crate::host::assemblyscript::Timers;
+use crate::host::guest_log::{GuestLog, Level, LineBuffer};
 use crate::host::{slice, slice_mut};
-use crate::log::{GuestLog, Level, LineBuffer};
 use crate::module::Compiled;
 
 /// CPU time that a call may use on the task that asked for it before it moves to the slow lane. Ordinary calls take microseconds; this is what a

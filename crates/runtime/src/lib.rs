@@ -15,31 +15,27 @@
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 #![deny(unsafe_code)]
 
-mod adapter;
-mod assemblyscript;
 mod cache;
 mod engine;
+mod guest;
 mod host;
 mod instance;
-mod log;
 mod module;
 mod platform;
-mod pool;
 mod proposals;
+mod sched;
 pub mod threads;
-mod ticker;
-mod wasi;
 
 pub use cache::Cache;
 pub use module::{LoadError, Module};
-pub use pool::{Isolation, Lease, Pool, PoolStats, Request, Settings, StartError};
+pub use sched::pool::{Isolation, Lease, Pool, PoolStats, Request, Settings, StartError};
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use sched::ticker::Ticker;
 use threads::{Loaders, Panicked};
-use ticker::Ticker;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Fewest threads of the slow lane. One instruction that cannot be interrupted, such as a `memory.fill` of the

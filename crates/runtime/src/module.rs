@@ -12,9 +12,11 @@ use wasmtime::{Engine, ExternType, FuncType, InstancePre, Linker, ModuleExport, 
 use zentinel_wasm_contract::{Hook, Hooks, shortened};
 
 use crate::cache::Cache;
+use crate::guest::adapter;
+use crate::host::guest_log::GuestLog;
+use crate::host::{assemblyscript, wasi};
 use crate::instance::State;
-use crate::log::GuestLog;
-use crate::{adapter, assemblyscript, engine, host, proposals, wasi};
+use crate::{engine, host, proposals};
 
 /// Largest module file, in bytes. Real ones have up to 5 MB; compiling one much larger would take minutes.
 const MAX_FILE: u64 = 64 << 20;

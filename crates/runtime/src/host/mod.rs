@@ -1,10 +1,14 @@
 //! The functions that the agent itself gives to modules, beside those of WASI.
 
+pub(crate) mod assemblyscript;
+pub(crate) mod guest_log;
+pub(crate) mod wasi;
+
 use wasmtime::{Caller, Linker, Result};
 use zentinel_wasm_contract::FailureKind;
 
+use crate::host::guest_log::{Level, MAX_LINE};
 use crate::instance::State;
-use crate::log::{Level, MAX_LINE};
 
 /// Defines every import but those of WASI and of AssemblyScript.
 pub(crate) fn define(linker: &mut Linker<State>) -> Result<()> {

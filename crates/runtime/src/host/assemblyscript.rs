@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use wasmtime::{Caller, Linker, Result};
 use zentinel_wasm_contract::FailureKind;
 
+use crate::host::guest_log::{Level, MAX_LINE};
 use crate::host::slice;
+use crate::host::wasi;
 use crate::instance::State;
-use crate::log::{Level, MAX_LINE};
-use crate::wasi;
 
 const MODULE: &str = "env";
 

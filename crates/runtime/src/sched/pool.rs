@@ -13,8 +13,8 @@ use zentinel_wasm_contract::{Failure, FailureKind, Hook, Hooks};
 use zentinel_wasm_guest_json::answer::read_configured;
 
 use crate::cache::Cache;
+use crate::host::guest_log::GuestLog;
 use crate::instance::{Instance, Limits, Step, thread_cpu_time};
-use crate::log::GuestLog;
 use crate::module::{Compiled, LoadError, Module};
 use crate::{AbortOnDrop, Runtime};
 

@@ -1,0 +1,4 @@
+//! Which call gets which instance, and which thread.
+
+pub(crate) mod pool;
+pub(crate) mod ticker;
