@@ -16,7 +16,7 @@ use zentinel_wasm_guest_json::{answer, input};
 use zentinel_wasm_protocol::socket::frame::kind;
 use zentinel_wasm_protocol::socket::{Encoding, SocketEncoder, decode};
 use zentinel_wasm_protocol::{Phase, Proxy};
-use zentinel_wasm_runtime::{Isolation, Module, Pool, Request, Runtime, Settings};
+use zentinel_wasm_runtime::{Call, Isolation, Module, Pool, PoolSettings, Runtime};
 
 const MODULE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/rust/target/wasm32-unknown-unknown/release/security.wasm");
 
@@ -63,14 +63,14 @@ fn guest_json(payload: &[u8]) -> Vec<u8> {
     out
 }
 
-fn settings(isolation: Isolation) -> Settings {
-    Settings { size: 4, max_memory: 64 << 20, max_output: 2 << 20, isolation, config: None, start_timeout: Duration::from_secs(1) }
+fn settings(isolation: Isolation) -> PoolSettings {
+    PoolSettings { size: 4, max_memory: 64 << 20, max_output: 2 << 20, isolation, config: None, start_timeout: Duration::from_secs(1) }
 }
 
 async fn call(pool: &Pool, input: Vec<u8>) {
     let deadline = Instant::now() + Duration::from_secs(10);
-    let request = Request { hook: Hook::RequestHeaders, input, deadline, correlation_id: Arc::from("id") };
-    pool.clone().call(request).await.unwrap_or_else(|failure| panic!("{failure}")).accept();
+    let call = Call::json(Hook::RequestHeaders, input);
+    pool.clone().call(call, Arc::from("id"), deadline).await.unwrap_or_else(|failure| panic!("{failure}")).accept();
 }
 
 fn stages(c: &mut Criterion) {

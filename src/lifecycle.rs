@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{info, warn};
 use zentinel_wasm_contract::report::REPORT_INTERVAL;
-use zentinel_wasm_engine::agent::Agent;
+use zentinel_wasm_engine::Agent;
 use zentinel_wasm_protocol::{Stage, Timeouts};
 
 use crate::listen::grpc::GrpcServer;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sd_notify::NotifyState;
 use tokio::signal::unix::Signal;
 use tracing::{info, warn};
-use zentinel_wasm_engine::agent::Agent;
+use zentinel_wasm_engine::Agent;
 
 use crate::source::Source;
 use crate::systemd::notify;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
 use tokio_rustls::rustls::ServerConfig;
-use zentinel_wasm_engine::agent::{Agent, ReloadError};
-use zentinel_wasm_engine::settings::{Limits, Settings, checked_module_config};
+use zentinel_wasm_engine::{Agent, ReloadError};
+use zentinel_wasm_engine::{SettingLimits, Settings, checked_module_config};
 use zentinel_wasm_runtime::{Cache, Module, Runtime, StartError};
 
 use crate::files;
@@ -113,6 +113,6 @@ impl Source {
 
 fn read_module_config(path: &Path) -> anyhow::Result<Arc<[u8]>> {
     let context = || format!("cannot use `--module-config @{}`", path.display());
-    let json = files::read(path, Limits::MODULE_CONFIG as u64).with_context(context)?;
+    let json = files::read(path, SettingLimits::MODULE_CONFIG as u64).with_context(context)?;
     checked_module_config(&json).map_err(|error| anyhow!(error)).with_context(context)
 }

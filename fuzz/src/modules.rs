@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use wasmparser::{Validator, WasmFeatures};
 use zentinel_wasm_contract::Hook;
-use zentinel_wasm_runtime::{Isolation, Module, Pool, Request, Runtime, Settings};
+use zentinel_wasm_runtime::{Call, Isolation, Module, Pool, PoolSettings, Runtime};
 
 use crate::readers::answers;
 
@@ -84,7 +84,7 @@ fn module(bytes: Vec<u8>, isolation: Isolation, configured: bool) {
     let (tokio, runtime) = &*RUNTIME;
     let may_be_served = Validator::new_with_features(SERVED).validate_all(&bytes).is_ok();
     let Ok(module) = Module::from_bytes("generated", bytes, None) else { return };
-    let settings = Settings {
+    let settings = PoolSettings {
         size: 1,
         max_memory: 4 << 20,
         max_output: 64 << 10,
@@ -96,13 +96,8 @@ fn module(bytes: Vec<u8>, isolation: Isolation, configured: bool) {
         let Ok(pool) = Pool::start(runtime, &Arc::new(module), settings, None).await else { return };
         assert!(may_be_served, "it uses a proposal that is off, and is served");
         for at in 0..2 {
-            let request = Request {
-                hook: Hook::RequestHeaders,
-                input: br#"{"method":"GET","uri":"/","headers":{}}"#.to_vec(),
-                deadline: Instant::now() + TIMEOUT,
-                correlation_id: Arc::from("id"),
-            };
-            if let Ok(lease) = pool.clone().call(request).await {
+            let call = Call::json(Hook::RequestHeaders, br#"{"method":"GET","uri":"/","headers":{}}"#.to_vec());
+            if let Ok(lease) = pool.clone().call(call, Arc::from("id"), Instant::now() + TIMEOUT).await {
                 assert!(lease.output().len() <= 64 << 10);
                 answers(lease.output());
                 if at == 0 {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory, Parser, ValueEnum};
 use zentinel_wasm_contract::HeaderCase;
-use zentinel_wasm_engine::settings::{Limits, Settings};
+use zentinel_wasm_engine::{SettingLimits, Settings};
 use zentinel_wasm_protocol::MAX_FRAME;
 use zentinel_wasm_runtime::Isolation;
 
@@ -45,19 +45,19 @@ pub struct Cli {
     pub watch: bool,
 
     /// Instances of the module, and so calls that run at once
-    #[arg(long, env = "WASM_POOL_SIZE", value_name = "N", default_value = "4", value_parser = number(1, Limits::POOL_SIZE))]
+    #[arg(long, env = "WASM_POOL_SIZE", value_name = "N", default_value = "4", value_parser = number(1, SettingLimits::POOL_SIZE))]
     pub pool_size: u64,
 
     /// Deadline of a call, including the wait for an instance
-    #[arg(long, env = "WASM_TIMEOUT_MS", value_name = "MS", default_value = "40", value_parser = number(1, Limits::TIMEOUT_MS))]
+    #[arg(long, env = "WASM_TIMEOUT_MS", value_name = "MS", default_value = "40", value_parser = number(1, SettingLimits::TIMEOUT_MS))]
     pub timeout_ms: u64,
 
     /// Time limit for an instance to become ready: start function, `_initialize` and `on_configure`
-    #[arg(long, env = "WASM_START_TIMEOUT_MS", value_name = "MS", default_value = "5000", value_parser = number(1, Limits::START_TIMEOUT_MS))]
+    #[arg(long, env = "WASM_START_TIMEOUT_MS", value_name = "MS", default_value = "5000", value_parser = number(1, SettingLimits::START_TIMEOUT_MS))]
     pub start_timeout_ms: u64,
 
     /// Limit on the linear memory of an instance
-    #[arg(long, env = "WASM_MAX_MEMORY_MB", value_name = "MB", default_value = "64", value_parser = number(1, Limits::MEMORY_MB))]
+    #[arg(long, env = "WASM_MAX_MEMORY_MB", value_name = "MB", default_value = "64", value_parser = number(1, SettingLimits::MEMORY_MB))]
     pub max_memory_mb: u64,
 
     /// Largest body passed to the module
@@ -114,7 +114,7 @@ pub struct Cli {
     pub verbose: bool,
 
     /// Time to finish in-flight events at shutdown
-    #[arg(long, env = "WASM_SHUTDOWN_GRACE_MS", value_name = "MS", default_value = "10000", value_parser = number(0, Limits::GRACE_MS))]
+    #[arg(long, env = "WASM_SHUTDOWN_GRACE_MS", value_name = "MS", default_value = "10000", value_parser = number(0, SettingLimits::GRACE_MS))]
     pub shutdown_grace_ms: u64,
 
     /// Directory for compiled modules; by default $CACHE_DIRECTORY, $XDG_CACHE_HOME or ~/.cache

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::builder::{BoolishValueParser, TypedValueParser};
-use zentinel_wasm_engine::settings::checked_module_config;
+use zentinel_wasm_engine::checked_module_config;
 
 /// A module's configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]

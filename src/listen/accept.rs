@@ -8,7 +8,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::warn;
 use zentinel_wasm_bounds::RateLimit;
-use zentinel_wasm_engine::agent::Agent;
+use zentinel_wasm_engine::Agent;
 use zentinel_wasm_protocol::{Stage, Timeouts};
 
 use crate::tasks::log_if_panicked;
@@ -78,7 +78,7 @@ pub(super) async fn serve_endpoint<E: Endpoint>(mut endpoint: E, mut context: Co
         let served = endpoint.serve(stream, context.clone());
         connections.spawn(async move {
             let _permit = permit;
-            let _connected = agent.metrics().connected();
+            let _connected = agent.connected();
             served.await;
         });
     }

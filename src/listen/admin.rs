@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tracing::{debug, info};
 use zentinel_wasm_contract::report::HealthState;
-use zentinel_wasm_engine::agent::Agent;
+use zentinel_wasm_engine::Agent;
 
 use super::accept::AcceptErrors;
 use crate::logging;

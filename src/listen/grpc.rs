@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info};
 use zentinel_wasm_bounds::log_limited;
-use zentinel_wasm_engine::agent::Agent;
+use zentinel_wasm_engine::Agent;
 use zentinel_wasm_protocol::{Stage, Timeouts, grpc};
 
 use super::accept::{ConnectionContext, Endpoint, serve_endpoint};

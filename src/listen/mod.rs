@@ -1,7 +1,7 @@
 //! The addresses that the agent serves: the Unix socket, gRPC, and HTTP for operators.
 //!
 //! ```no_run
-//! # async fn example(agent: std::sync::Arc<zentinel_wasm_engine::agent::Agent>) -> anyhow::Result<()> {
+//! # async fn example(agent: std::sync::Arc<zentinel_wasm_engine::Agent>) -> anyhow::Result<()> {
 //! use zentinel_agent_wasm::listen::unix::SocketServer;
 //! use zentinel_wasm_protocol::{Stage, Timeouts};
 //!

@@ -18,7 +18,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tracing::info;
 use zentinel_wasm_bounds::log_limited;
-use zentinel_wasm_engine::agent::Agent;
+use zentinel_wasm_engine::Agent;
 
 /// Clients that may wait to be accepted: as many as may be connected.
 const BACKLOG: i32 = 1024;
@@ -165,7 +165,7 @@ impl Keeper {
                         "the socket is unreachable because it was removed or replaced; retrying to bind it every {PATH_CHECK_INTERVAL:?}: \
                          {problem}"
                     );
-                    self.agent.socket_lost(Some(problem.clone()));
+                    self.agent.set_unreachable(Some(problem.clone()));
                     self.problem = Some(problem);
                 }
             }
@@ -175,7 +175,7 @@ impl Keeper {
     fn clear_problem(&mut self) {
         if self.problem.take().is_some() {
             info!("the socket `{}` is reachable again", self.file.path.display());
-            self.agent.socket_lost(None);
+            self.agent.set_unreachable(None);
         }
     }
 

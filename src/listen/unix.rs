@@ -8,7 +8,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tracing::{debug, info};
 use zentinel_wasm_bounds::log_limited;
-use zentinel_wasm_engine::agent::Agent;
+use zentinel_wasm_engine::Agent;
 use zentinel_wasm_protocol::socket::{self, SocketError};
 use zentinel_wasm_protocol::{Stage, Timeouts};
 

@@ -21,7 +21,7 @@ use tracing::{error, warn};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::Directive;
 use zentinel_wasm_contract::shortened;
-use zentinel_wasm_engine::metrics::Metrics;
+use zentinel_wasm_engine::Metrics;
 
 use queue::{LogQueue, captured};
 

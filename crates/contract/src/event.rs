@@ -3,11 +3,13 @@
 //! Field names are those of the agent protocol, version 2, on the Unix socket; the types read from JSON and from MessagePack alike. gRPC messages
 //! are turned into the same types.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 
+use crate::failure::{Failure, FailureKind};
 use crate::hook::Hook;
 use crate::text::{self, Object, Pairs, Text};
 
@@ -345,6 +347,70 @@ impl Data<'_> {
                 (text.len() / 4 * 3).saturating_sub(padding)
             }
         }
+    }
+
+    /// The bytes, decoded.
+    ///
+    /// # Errors
+    ///
+    /// They are more than `limit`, or invalid base64.
+    pub fn bytes(&self, limit: usize) -> Result<Cow<'_, [u8]>, BodyError> {
+        let bytes = match self {
+            Self::Raw(bytes) => Cow::Borrowed(*bytes),
+            Self::Base64(text) => {
+                // Checked before anything is decoded.
+                BodyError::check((text.len() / 4 * 3).saturating_sub(2), limit)?;
+                Cow::Owned(base64_simd::STANDARD.decode_to_vec(text.as_bytes()).map_err(|_| BodyError::InvalidBase64)?)
+            }
+        };
+        BodyError::check(bytes.len(), limit)?;
+        Ok(bytes)
+    }
+}
+
+/// Why a body cannot be handed to a module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BodyError {
+    /// It is larger than the limit.
+    TooLarge {
+        /// Its size, in bytes.
+        size: usize,
+        /// The limit, in bytes.
+        limit: usize,
+    },
+    /// The proxy sent invalid base64.
+    InvalidBase64,
+}
+
+impl fmt::Display for BodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLarge { size, limit } => write!(f, "the body has {size} bytes, the limit is {limit}: raise `--max-body-bytes`"),
+            Self::InvalidBase64 => f.write_str("the proxy sent a body that is not base64"),
+        }
+    }
+}
+
+impl std::error::Error for BodyError {}
+
+impl From<BodyError> for Failure {
+    fn from(error: BodyError) -> Self {
+        let kind = match error {
+            BodyError::TooLarge { .. } => FailureKind::BodyLimit,
+            BodyError::InvalidBase64 => FailureKind::InvalidEvent,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+impl BodyError {
+    /// Checks a body's size, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// It is over `limit`.
+    pub fn check(size: usize, limit: usize) -> Result<(), Self> {
+        if size > limit { Err(Self::TooLarge { size, limit }) } else { Ok(()) }
     }
 }
 

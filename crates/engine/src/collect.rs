@@ -78,11 +78,11 @@ pub(crate) struct Chunk<'a> {
 
 /// What becomes of a chunk.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum Collected {
     /// It is the whole body already: as without collecting.
     Alone,
     /// It is held.
-    Hold,
+    Held,
     /// It passes as it is, for an error has been allowed.
     Pass,
     /// The same, but with this in its place.
@@ -145,12 +145,12 @@ struct Body {
     next: u32,
     /// Bytes so far, as the proxy counts them.
     received: u64,
-    state: State,
+    state: Progress,
     began: Instant,
     touched: Instant,
 }
 
-enum State {
+enum Progress {
     /// Its chunks are held.
     Held(Pieces, Tail),
     /// An error has been allowed: the rest passes, after these first bytes of a code point.
@@ -197,15 +197,15 @@ impl Bodies {
     /// # Errors
     ///
     /// It cannot be collected.
-    pub(crate) fn take(&self, chunk: Chunk<'_>) -> Result<Step, Lost> {
+    pub(crate) fn take(&self, chunk: Chunk<'_>) -> Result<Collected, Lost> {
         self.take_at(chunk, Instant::now())
     }
 
-    fn take_at(&self, chunk: Chunk<'_>, now: Instant) -> Result<Step, Lost> {
+    fn take_at(&self, chunk: Chunk<'_>, now: Instant) -> Result<Collected, Lost> {
         // What is large is put together when others can go on.
         match self.change(|inner| inner.take(chunk, now))? {
-            Outcome::Step(step) => Ok(step),
-            Outcome::Whole(pieces) => Ok(Step::Whole(pieces.join())),
+            Outcome::Chunk(collected) => Ok(collected),
+            Outcome::Whole(pieces) => Ok(Collected::Whole(pieces.join())),
             Outcome::GiveBack(failure, pieces) => Err(Lost { failure, rescue: Rescue::Replace(std::sync::Arc::new(pieces.join())) }),
         }
     }
@@ -255,7 +255,7 @@ impl Bodies {
 
 /// What a chunk comes to, before anything large is put together.
 enum Outcome {
-    Step(Step),
+    Chunk(Collected),
     Whole(Pieces),
     /// An error that may give back what was held.
     GiveBack(Failure, Pieces),
@@ -288,7 +288,7 @@ impl Inner {
         }
         if chunk.buffered {
             if chunk.is_last {
-                return Ok(Outcome::Step(Step::Alone));
+                return Ok(Outcome::Chunk(Collected::Alone));
             }
             let detail = "the proxy has buffered a part of the body and keeps the rest back: `--collect-request-body` needs \
                           `request-body-mode \"stream\"`, from every agent of the route";
@@ -299,13 +299,14 @@ impl Inner {
         }
         let size = chunk.bytes.len();
         let received = chunk.received.unwrap_or(size as u64);
-        let mut body = Body { number: chunk.number, next: 1, received, state: State::Passing(Tail::default()), began: now, touched: now };
+        let mut body =
+            Body { number: chunk.number, next: 1, received, state: Progress::Passing(Tail::default()), began: now, touched: now };
         let result = if received != size as u64 {
             let detail = "the proxy streams the body from its middle: `--collect-request-body` needs `request-body-mode \"stream\"`";
             Err(Lost::new(FailureKind::BodyNotCollected, detail, Rescue::Pass))
         } else if chunk.is_last {
-            body.state = State::Ended(size);
-            Ok(Outcome::Step(Step::Alone))
+            body.state = Progress::Ended(size);
+            Ok(Outcome::Chunk(Collected::Alone))
         } else {
             match self.room(&chunk, 0, now) {
                 Err(failure) => Err(Lost { failure, rescue: Rescue::Pass }),
@@ -313,17 +314,17 @@ impl Inner {
                     Ok(tail) => {
                         let mut pieces = Pieces::default();
                         self.bytes += pieces.push(chunk.bytes);
-                        body.state = State::Held(pieces, tail);
-                        Ok(Outcome::Step(Step::Hold))
+                        body.state = Progress::Held(pieces, tail);
+                        Ok(Outcome::Chunk(Collected::Held))
                     }
                     Err(NotText) => Err(Lost::new(FailureKind::BodyNotCollected, NOT_TEXT, Rescue::Pass)),
                 },
             }
         };
         if result.is_err() && chunk.is_last {
-            body.state = State::Ended(size);
+            body.state = Progress::Ended(size);
         } else if result.is_err() && !chunk.fail_open {
-            body.state = State::Broken;
+            body.state = Progress::Broken;
         }
         self.bodies.insert(key, body);
         result
@@ -335,16 +336,16 @@ impl Inner {
         body.touched = now;
         let mut problem = body.rejects(&chunk);
         let (held, tail) = match &body.state {
-            State::Held(pieces, tail) => (pieces.len, *tail),
-            State::Passing(tail) => (0, *tail),
-            State::Broken | State::Ended(_) => (0, Tail::default()),
+            Progress::Held(pieces, tail) => (pieces.len, *tail),
+            Progress::Passing(tail) => (0, *tail),
+            Progress::Broken | Progress::Ended(_) => (0, Tail::default()),
         };
         let room = match (&problem, &body.state) {
-            (None, State::Held(..)) => self.room(&chunk, held, now),
+            (None, Progress::Held(..)) => self.room(&chunk, held, now),
             _ => Ok(()),
         };
         let Some(body) = self.bodies.get_mut(&key) else { unreachable!("no body is removed that was just touched") };
-        if problem.is_none() && matches!(body.state, State::Broken) {
+        if problem.is_none() && matches!(body.state, Progress::Broken) {
             problem = Some(format!("the body has been coming for more than {LONGEST:?}"));
         }
         if let Some(problem) = problem {
@@ -355,15 +356,15 @@ impl Inner {
         body.received += chunk.bytes.len() as u64;
         let after = match &body.state {
             // As it came at first, or a second time: the whole.
-            State::Ended(_) => return Ok(Outcome::Step(Step::Alone)),
+            Progress::Ended(_) => return Ok(Outcome::Chunk(Collected::Alone)),
             // No text is needed.
-            State::Passing(tail) if tail.is_empty() => {
+            Progress::Passing(tail) if tail.is_empty() => {
                 if chunk.is_last {
-                    body.state = State::Ended(body.received as usize);
+                    body.state = Progress::Ended(body.received as usize);
                 }
-                return Ok(Outcome::Step(Step::Pass));
+                return Ok(Outcome::Chunk(Collected::Pass));
             }
-            State::Passing(_) | State::Held(..) | State::Broken => tail.after(&chunk.bytes),
+            Progress::Passing(_) | Progress::Held(..) | Progress::Broken => tail.after(&chunk.bytes),
         };
         let after = match after {
             Ok(after) if after.is_empty() || !chunk.is_last => after,
@@ -373,16 +374,16 @@ impl Inner {
                 return Err(Lost::bytes(NOT_TEXT));
             }
         };
-        let ended = |body: &Body| State::Ended(body.received as usize);
-        match std::mem::replace(&mut body.state, State::Broken) {
-            State::Passing(tail) => {
+        let ended = |body: &Body| Progress::Ended(body.received as usize);
+        match std::mem::replace(&mut body.state, Progress::Broken) {
+            Progress::Passing(tail) => {
                 let mut text = tail.bytes().to_vec();
                 text.extend_from_slice(&chunk.bytes);
                 text.truncate(text.len() - after.bytes().len());
-                body.state = if chunk.is_last { ended(body) } else { State::Passing(after) };
-                Ok(Outcome::Step(Step::Forward(text)))
+                body.state = if chunk.is_last { ended(body) } else { Progress::Passing(after) };
+                Ok(Outcome::Chunk(Collected::Forward(text)))
             }
-            State::Held(mut pieces, _) => {
+            Progress::Held(mut pieces, _) => {
                 self.bytes -= pieces.capacity;
                 if let Err(failure) = room {
                     if !chunk.fail_open {
@@ -390,7 +391,7 @@ impl Inner {
                     }
                     pieces.push(chunk.bytes);
                     pieces.cut(after.bytes().len());
-                    body.state = if chunk.is_last { ended(body) } else { State::Passing(after) };
+                    body.state = if chunk.is_last { ended(body) } else { Progress::Passing(after) };
                     return Ok(Outcome::GiveBack(failure, pieces));
                 }
                 pieces.push(chunk.bytes);
@@ -399,10 +400,10 @@ impl Inner {
                     return Ok(Outcome::Whole(pieces));
                 }
                 self.bytes += pieces.capacity;
-                body.state = State::Held(pieces, after);
-                Ok(Outcome::Step(Step::Hold))
+                body.state = Progress::Held(pieces, after);
+                Ok(Outcome::Chunk(Collected::Held))
             }
-            State::Broken | State::Ended(_) => unreachable!("these were answered above"),
+            Progress::Broken | Progress::Ended(_) => unreachable!("these were answered above"),
         }
     }
 
@@ -450,7 +451,7 @@ impl Inner {
         let bytes = &mut self.bytes;
         self.bodies.retain(|_, body| {
             let silent = now.duration_since(body.touched);
-            if matches!(body.state, State::Ended(_)) {
+            if matches!(body.state, Progress::Ended(_)) {
                 return silent <= kept;
             }
             if silent > kept || now.duration_since(body.began) > LONGEST {
@@ -468,12 +469,12 @@ const NOT_TEXT: &str =
 impl Body {
     /// Whether its request has ended, by what is known of the one of a new chunk.
     fn is_over(&self, number: Option<u64>) -> bool {
-        matches!(self.state, State::Ended(_)) || self.number.zip(number).is_some_and(|(own, other)| own != other)
+        matches!(self.state, Progress::Ended(_)) || self.number.zip(number).is_some_and(|(own, other)| own != other)
     }
 
     /// Whether more of it is awaited.
     fn is_open(&self) -> bool {
-        matches!(self.state, State::Held(..) | State::Passing(_))
+        matches!(self.state, Progress::Held(..) | Progress::Passing(_))
     }
 
     /// Why a chunk does not go on where this body stands.
@@ -483,23 +484,23 @@ impl Body {
             && chunk.received.is_none_or(|received| received == self.received + size)
             && !chunk.buffered
             && self.number.zip(chunk.number).is_none_or(|(own, other)| own == other);
-        if !in_turn || matches!(self.state, State::Broken) {
+        if !in_turn || matches!(self.state, Progress::Broken) {
             return Some(format!(
                 "chunk {} of the body came, but chunk {} is next: another live request has the same correlation id, or the body was given up",
                 chunk.index, self.next
             ));
         }
         match (&self.state, chunk.length) {
-            (State::Ended(whole), _) if !(chunk.is_last && chunk.bytes.len() == *whole) => {
+            (Progress::Ended(whole), _) if !(chunk.is_last && chunk.bytes.len() == *whole) => {
                 Some("more of the body came after its end".to_owned())
             }
-            (State::Held(pieces, _), Length::Announced(Some(length))) => {
+            (Progress::Held(pieces, _), Length::Announced(Some(length))) => {
                 let sum = pieces.len as u64 + size;
                 let fits = if chunk.is_last { sum == length } else { sum <= length };
                 (!fits).then(|| format!("the chunks of the body have {sum} bytes, but the request announced {length}"))
             }
             // The chunks of a body whose length is known must add up; only here could a second time go unnoticed.
-            (State::Held(pieces, _), _) if pieces.equal(&chunk.bytes) => Some(
+            (Progress::Held(pieces, _), _) if pieces.equal(&chunk.bytes) => Some(
                 "a chunk is exactly the body before it: the proxy may be sending the body a second time, to another upstream connection"
                     .to_owned(),
             ),
@@ -509,9 +510,9 @@ impl Body {
 
     /// Gives it up, and returns how much memory that frees.
     fn spoil(&mut self) -> usize {
-        match std::mem::replace(&mut self.state, State::Broken) {
-            State::Held(pieces, _) => pieces.capacity,
-            State::Passing(_) | State::Broken | State::Ended(_) => 0,
+        match std::mem::replace(&mut self.state, Progress::Broken) {
+            Progress::Held(pieces, _) => pieces.capacity,
+            Progress::Passing(_) | Progress::Broken | Progress::Ended(_) => 0,
         }
     }
 }
@@ -660,7 +661,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn take(bodies: &Bodies, chunk: Chunk<'_>) -> Result<Step, (FailureKind, Rescue)> {
+    fn take(bodies: &Bodies, chunk: Chunk<'_>) -> Result<Collected, (FailureKind, Rescue)> {
         bodies.take(chunk).map_err(|lost| (lost.failure.kind, lost.rescue))
     }
 
@@ -668,26 +669,26 @@ mod tests {
         bodies.lock().bytes
     }
 
-    const LOST: Result<Step, (FailureKind, Rescue)> = Err((FailureKind::BodyNotCollected, Rescue::Refuse));
+    const LOST: Result<Collected, (FailureKind, Rescue)> = Err((FailureKind::BodyNotCollected, Rescue::Refuse));
 
     #[test]
     fn chunks_become_the_whole() {
         let bodies = store();
-        assert_eq!(take(&bodies, chunk("a", 0, 0, b"one ", false)), Ok(Step::Hold));
-        assert_eq!(take(&bodies, chunk("a", 1, 4, b"two ", false)), Ok(Step::Hold));
+        assert_eq!(take(&bodies, chunk("a", 0, 0, b"one ", false)), Ok(Collected::Held));
+        assert_eq!(take(&bodies, chunk("a", 1, 4, b"two ", false)), Ok(Collected::Held));
         assert!(bodies.holds(1) && !bodies.holds(2) && bytes(&bodies) > 0);
-        assert_eq!(take(&bodies, chunk("a", 2, 8, b"", true)), Ok(Step::Whole(b"one two ".to_vec())));
+        assert_eq!(take(&bodies, chunk("a", 2, 8, b"", true)), Ok(Collected::Whole(b"one two ".to_vec())));
         assert!(!bodies.holds(1) && bytes(&bodies) == 0);
     }
 
     #[test]
     fn a_body_of_one_chunk_is_left_alone() {
         let bodies = store();
-        assert_eq!(take(&bodies, chunk("a", 0, 0, b"\xff", true)), Ok(Step::Alone));
+        assert_eq!(take(&bodies, chunk("a", 0, 0, b"\xff", true)), Ok(Collected::Alone));
         // And the same a second time, or the next of the same id.
-        assert_eq!(take(&bodies, chunk("a", 1, 1, b"\xff", true)), Ok(Step::Alone));
-        assert_eq!(take(&bodies, chunk("a", 0, 0, b"x", true)), Ok(Step::Alone));
-        assert_eq!(take(&bodies, Chunk { buffered: true, ..chunk("b", 0, 0, b"x", true) }), Ok(Step::Alone));
+        assert_eq!(take(&bodies, chunk("a", 1, 1, b"\xff", true)), Ok(Collected::Alone));
+        assert_eq!(take(&bodies, chunk("a", 0, 0, b"x", true)), Ok(Collected::Alone));
+        assert_eq!(take(&bodies, Chunk { buffered: true, ..chunk("b", 0, 0, b"x", true) }), Ok(Collected::Alone));
     }
 
     #[test]
@@ -701,10 +702,10 @@ mod tests {
             let step = take(&bodies, chunk("a", index, before as u64, part, is_last)).unwrap();
             (before, index) = (before + part.len(), index + 1);
             if is_last {
-                assert_eq!(step, Step::Whole(sent));
+                assert_eq!(step, Collected::Whole(sent));
                 break;
             }
-            assert_eq!(step, Step::Hold);
+            assert_eq!(step, Collected::Held);
             assert!(bytes(&bodies) >= before, "{} of {before}", bytes(&bodies));
         }
         assert_eq!(bytes(&bodies), 0);
@@ -717,9 +718,9 @@ mod tests {
             for then in at..=text.len() {
                 let bodies = store();
                 let parts = [&text.as_bytes()[..at], &text.as_bytes()[at..then], &text.as_bytes()[then..]];
-                assert_eq!(take(&bodies, chunk("a", 0, 0, parts[0], false)), Ok(Step::Hold), "{at}");
-                assert_eq!(take(&bodies, chunk("a", 1, at as u64, parts[1], false)), Ok(Step::Hold), "{at} {then}");
-                assert_eq!(take(&bodies, chunk("a", 2, then as u64, parts[2], true)), Ok(Step::Whole(text.into())));
+                assert_eq!(take(&bodies, chunk("a", 0, 0, parts[0], false)), Ok(Collected::Held), "{at}");
+                assert_eq!(take(&bodies, chunk("a", 1, at as u64, parts[1], false)), Ok(Collected::Held), "{at} {then}");
+                assert_eq!(take(&bodies, chunk("a", 2, then as u64, parts[2], true)), Ok(Collected::Whole(text.into())));
             }
         }
     }
@@ -731,7 +732,7 @@ mod tests {
         {
             for fail_open in [false, true] {
                 let bodies = store();
-                assert_eq!(take(&bodies, Chunk { fail_open, ..chunk("a", 0, 0, first, false) }), Ok(Step::Hold));
+                assert_eq!(take(&bodies, Chunk { fail_open, ..chunk("a", 0, 0, first, false) }), Ok(Collected::Held));
                 let second = Chunk { fail_open, ..chunk("a", 1, first.len() as u64, second, is_last) };
                 assert_eq!(take(&bodies, second), LOST);
                 assert_eq!(bytes(&bodies), 0);
@@ -741,14 +742,14 @@ mod tests {
         let first = take(&bodies, Chunk { fail_open: true, ..chunk("a", 0, 0, b"\xff", false) });
         assert_eq!(first, Err((FailureKind::BodyNotCollected, Rescue::Pass)));
         // Nothing of it is held, so the rest passes.
-        assert_eq!(take(&bodies, chunk("a", 1, 1, b"\xff", false)), Ok(Step::Pass));
-        assert_eq!(take(&bodies, chunk("a", 2, 2, b"\xff", true)), Ok(Step::Pass));
+        assert_eq!(take(&bodies, chunk("a", 1, 1, b"\xff", false)), Ok(Collected::Pass));
+        assert_eq!(take(&bodies, chunk("a", 2, 2, b"\xff", true)), Ok(Collected::Pass));
     }
 
     #[test]
     fn two_live_bodies_of_one_id_are_both_refused() {
         let bodies = store();
-        assert_eq!(take(&bodies, chunk("a", 0, 0, b"one", false)), Ok(Step::Hold));
+        assert_eq!(take(&bodies, chunk("a", 0, 0, b"one", false)), Ok(Collected::Held));
         assert_eq!(take(&bodies, chunk("a", 0, 0, b"two", false)), LOST);
         assert_eq!(bytes(&bodies), 0);
         // Whichever of them goes on, and a third one too: its next chunk could be one of the first.
@@ -756,17 +757,17 @@ mod tests {
         assert_eq!(take(&bodies, chunk("a", 0, 0, b"six", false)), LOST);
         assert_eq!(take(&bodies, chunk("a", 0, 0, b"six", true)), LOST);
         // Others have nothing to do with it.
-        assert_eq!(take(&bodies, chunk("b", 0, 0, b"one", false)), Ok(Step::Hold));
-        assert_eq!(take(&bodies, Chunk { connection: 2, ..chunk("a", 0, 0, b"one", false) }), Ok(Step::Hold));
+        assert_eq!(take(&bodies, chunk("b", 0, 0, b"one", false)), Ok(Collected::Held));
+        assert_eq!(take(&bodies, Chunk { connection: 2, ..chunk("a", 0, 0, b"one", false) }), Ok(Collected::Held));
     }
 
     #[test]
     fn a_request_that_surely_came_later_begins_anew() {
         let bodies = store();
         let of = |number, chunk| Chunk { number: Some(number), ..chunk };
-        assert_eq!(take(&bodies, of(1, chunk("a", 0, 0, b"one", false))), Ok(Step::Hold));
+        assert_eq!(take(&bodies, of(1, chunk("a", 0, 0, b"one", false))), Ok(Collected::Held));
         assert_eq!(take(&bodies, of(2, chunk("a", 1, 3, b"two", false))), LOST);
-        assert_eq!(take(&bodies, of(2, chunk("a", 0, 0, b"two", false))), Ok(Step::Hold));
+        assert_eq!(take(&bodies, of(2, chunk("a", 0, 0, b"two", false))), Ok(Collected::Held));
         assert_eq!(take(&bodies, of(1, chunk("a", 1, 3, b"one", true))), LOST);
     }
 
@@ -774,7 +775,7 @@ mod tests {
     fn a_chunk_out_of_turn_is_refused() {
         for (index, before) in [(2, 3), (1, 2), (1, 4), (0, 3)] {
             let bodies = store();
-            assert_eq!(take(&bodies, chunk("a", 0, 0, b"one", false)), Ok(Step::Hold));
+            assert_eq!(take(&bodies, chunk("a", 0, 0, b"one", false)), Ok(Collected::Held));
             assert_eq!(take(&bodies, chunk("a", index, before, b"two", true)), LOST, "{index} {before}");
         }
         assert_eq!(take(&store(), chunk("a", 1, 3, b"two", true)), LOST);
@@ -785,7 +786,7 @@ mod tests {
         for (announced, is_last) in [(5, false), (7, true), (5, true)] {
             let bodies = store();
             let of = |chunk| Chunk { length: Length::Announced(Some(announced)), ..chunk };
-            assert_eq!(take(&bodies, of(chunk("a", 0, 0, b"one", false))), Ok(Step::Hold));
+            assert_eq!(take(&bodies, of(chunk("a", 0, 0, b"one", false))), Ok(Collected::Held));
             assert_eq!(take(&bodies, of(chunk("a", 1, 3, b"two", is_last))), LOST, "{announced}");
         }
     }
@@ -793,12 +794,12 @@ mod tests {
     #[test]
     fn a_body_that_comes_a_second_time_is_not_doubled() {
         let bodies = store();
-        assert_eq!(take(&bodies, chunk("a", 0, 0, b"one", false)), Ok(Step::Hold));
+        assert_eq!(take(&bodies, chunk("a", 0, 0, b"one", false)), Ok(Collected::Held));
         assert_eq!(take(&bodies, chunk("a", 1, 3, b"one", false)), LOST);
         // After its end it is the whole in one chunk.
-        assert_eq!(take(&bodies, chunk("b", 0, 0, b"one", false)), Ok(Step::Hold));
-        assert_eq!(take(&bodies, chunk("b", 1, 3, b"two", true)), Ok(Step::Whole(b"onetwo".to_vec())));
-        assert_eq!(take(&bodies, chunk("b", 2, 6, b"onetwo", true)), Ok(Step::Alone));
+        assert_eq!(take(&bodies, chunk("b", 0, 0, b"one", false)), Ok(Collected::Held));
+        assert_eq!(take(&bodies, chunk("b", 1, 3, b"two", true)), Ok(Collected::Whole(b"onetwo".to_vec())));
+        assert_eq!(take(&bodies, chunk("b", 2, 6, b"onetwo", true)), Ok(Collected::Alone));
         assert_eq!(take(&bodies, chunk("b", 3, 12, b"two", true)), LOST);
     }
 
@@ -807,7 +808,7 @@ mod tests {
         let rest = vec![b'x'; LIMIT];
         let of = |fail_open, chunk| Chunk { fail_open, ..chunk };
         let bodies = store();
-        assert_eq!(take(&bodies, of(false, chunk("a", 0, 0, b"one", false))), Ok(Step::Hold));
+        assert_eq!(take(&bodies, of(false, chunk("a", 0, 0, b"one", false))), Ok(Collected::Held));
         let refused = take(&bodies, of(false, chunk("a", 1, 3, &rest, false)));
         assert_eq!(refused, Err((FailureKind::BodyLimit, Rescue::Refuse)));
         assert_eq!(take(&bodies, of(false, chunk("a", 2, 3 + LIMIT as u64, b"x", true))), LOST);
@@ -815,16 +816,16 @@ mod tests {
         // A code point is cut at the end of the chunk that is one too much, and of the one after it.
         let large = [&rest[..], b"\xf0"].concat();
         let after = 3 + large.len() as u64;
-        assert_eq!(take(&bodies, of(true, chunk("b", 0, 0, b"one", false))), Ok(Step::Hold));
+        assert_eq!(take(&bodies, of(true, chunk("b", 0, 0, b"one", false))), Ok(Collected::Held));
         let given = Rescue::Replace([b"one", &rest[..]].concat().into());
         assert_eq!(take(&bodies, of(true, chunk("b", 1, 3, &large, false))), Err((FailureKind::BodyLimit, given)));
         assert_eq!(bytes(&bodies), 0);
-        assert_eq!(take(&bodies, of(true, chunk("b", 2, after, b"\x9f", false))), Ok(Step::Forward(Vec::new())));
+        assert_eq!(take(&bodies, of(true, chunk("b", 2, after, b"\x9f", false))), Ok(Collected::Forward(Vec::new())));
         let smile = take(&bodies, of(true, chunk("b", 3, after + 1, b"\x98\x80!\xc3", false)));
-        assert_eq!(smile, Ok(Step::Forward("😀!".into())));
-        assert_eq!(take(&bodies, of(true, chunk("b", 4, after + 5, b"\xa9", false))), Ok(Step::Forward("é".into())));
-        assert_eq!(take(&bodies, of(true, chunk("b", 5, after + 6, b"\xff", false))), Ok(Step::Pass));
-        assert_eq!(take(&bodies, of(true, chunk("b", 6, after + 7, b"", true))), Ok(Step::Pass));
+        assert_eq!(smile, Ok(Collected::Forward("😀!".into())));
+        assert_eq!(take(&bodies, of(true, chunk("b", 4, after + 5, b"\xa9", false))), Ok(Collected::Forward("é".into())));
+        assert_eq!(take(&bodies, of(true, chunk("b", 5, after + 6, b"\xff", false))), Ok(Collected::Pass));
+        assert_eq!(take(&bodies, of(true, chunk("b", 6, after + 7, b"", true))), Ok(Collected::Pass));
 
         let announced = Chunk { length: Length::Announced(Some(LIMIT as u64 + 1)), ..chunk("c", 0, 0, b"one", false) };
         assert_eq!(take(&bodies, announced), Err((FailureKind::BodyLimit, Rescue::Pass)));
@@ -843,7 +844,7 @@ mod tests {
     fn ends_and_cancels_free_memory() {
         let bodies = store();
         for (connection, id) in [(1, "a"), (1, "b"), (2, "a")] {
-            assert_eq!(take(&bodies, Chunk { connection, ..chunk(id, 0, 0, b"one", false) }), Ok(Step::Hold));
+            assert_eq!(take(&bodies, Chunk { connection, ..chunk(id, 0, 0, b"one", false) }), Ok(Collected::Held));
         }
         let all = bytes(&bodies);
         bodies.cancelled(1, "a");
@@ -902,7 +903,7 @@ mod tests {
         assert_eq!(bytes(&bodies), 2 * LIMIT);
         assert!(bodies.take_at(chunk("1", 1, LIMIT as u64, b"", true), later).is_err());
         let whole = bodies.take_at(chunk("0", 2, LIMIT as u64, b"", true), later);
-        assert_eq!(whole, Ok(Step::Whole(large)));
+        assert_eq!(whole, Ok(Collected::Whole(large)));
     }
 
     #[test]

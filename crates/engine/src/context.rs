@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 
 use hashbrown::DefaultHashBuilder;
 use tracing::warn;
-use zentinel_wasm_guest_json::input::Context;
+use zentinel_wasm_runtime::{Context, ResponseContext};
 
 use crate::bodies::Length;
 
@@ -156,7 +156,7 @@ impl Contexts {
     }
 
     /// The request's response is known.
-    pub(crate) fn respond(&self, id: &str, response: Box<[u8]>) {
+    pub(crate) fn respond(&self, id: &str, response: ResponseContext) {
         let key = self.key(id);
         self.lock().respond(key, response);
     }
@@ -195,7 +195,7 @@ type Index = u32;
 
 /// The state of an id, which is the list that it is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum IdState {
     /// It belongs to one live request, whose context is kept.
     Known = 0,
     /// It belongs to several requests, or to one whose context was dropped.
@@ -204,7 +204,7 @@ enum State {
     Ended = 2,
 }
 
-impl State {
+impl IdState {
     const ALL: [Self; 3] = [Self::Known, Self::Withheld, Self::Ended];
 }
 
@@ -217,7 +217,7 @@ struct Entry {
     behind: Index,
     /// The next entry whose key has the same place in the table, or the next free one.
     chained: Index,
-    state: State,
+    state: IdState,
     /// A body may follow, or goes on.
     body_open: bool,
 }
@@ -250,8 +250,8 @@ const REMEMBERED_SECONDS: u32 = REMEMBERED.as_secs() as u32;
 impl Inner {
     fn new() -> Self {
         // Address space; memory is taken as entries are used.
-        let mut entries = Vec::with_capacity(MAX_IDS + State::ALL.len());
-        for state in State::ALL {
+        let mut entries = Vec::with_capacity(MAX_IDS + IdState::ALL.len());
+        for state in IdState::ALL {
             let end = state as Index;
             entries.push(Entry { key: 0, remembered: None, touched: 0, before: end, behind: end, chained: 0, state, body_open: false });
         }
@@ -279,7 +279,7 @@ impl Inner {
     }
 
     /// The entry of `state` that has not been used for the longest time.
-    fn oldest(&self, state: State) -> Option<Index> {
+    fn oldest(&self, state: IdState) -> Option<Index> {
         let first = self.entries[state as usize].behind;
         (first != state as Index).then_some(first)
     }
@@ -290,7 +290,7 @@ impl Inner {
         self.at(behind).before = before;
     }
 
-    fn append(&mut self, at: Index, state: State, now: u32) {
+    fn append(&mut self, at: Index, state: IdState, now: u32) {
         let end = state as Index;
         let last = std::mem::replace(&mut self.at(end).before, at);
         self.at(last).behind = at;
@@ -298,13 +298,13 @@ impl Inner {
         (entry.before, entry.behind, entry.state, entry.touched) = (last, end, state, now);
     }
 
-    fn touch(&mut self, at: Index, state: State, now: u32) {
+    fn touch(&mut self, at: Index, state: IdState, now: u32) {
         self.unlink(at);
         self.append(at, state, now);
     }
 
     /// Drops the context of an entry.
-    fn release(&mut self, at: Index, state: State, now: u32) {
+    fn release(&mut self, at: Index, state: IdState, now: u32) {
         if let Some(remembered) = self.at(at).remembered.take() {
             self.bytes -= remembered.size();
         }
@@ -312,7 +312,7 @@ impl Inner {
     }
 
     fn insert(&mut self, key: u64, remembered: Option<Arc<Remembered>>, body_open: bool, now: u32) -> Index {
-        let state = if remembered.is_some() { State::Known } else { State::Withheld };
+        let state = if remembered.is_some() { IdState::Known } else { IdState::Withheld };
         self.bytes += remembered.as_ref().map_or(0, |remembered| remembered.size());
         self.len += 1;
         let chained = self.table[Self::place(key)];
@@ -353,12 +353,12 @@ impl Inner {
 
     /// Expires contexts and ids that are silent for too long. A few of them for each that comes are enough.
     fn age(&mut self, now: u32) {
-        if let Some(at) = self.oldest(State::Known)
+        if let Some(at) = self.oldest(IdState::Known)
             && now.saturating_sub(self.at(at).touched) > KEPT_SECONDS
         {
-            self.release(at, State::Withheld, now);
+            self.release(at, IdState::Withheld, now);
         }
-        for state in [State::Withheld, State::Ended] {
+        for state in [IdState::Withheld, IdState::Ended] {
             for _ in 0..2 {
                 let Some(at) = self.oldest(state).filter(|at| now.saturating_sub(self.entries[*at as usize].touched) > REMEMBERED_SECONDS)
                 else {
@@ -374,11 +374,12 @@ impl Inner {
         if self.len < MAX_IDS {
             return None;
         }
-        let silent = [State::Withheld, State::Ended].into_iter().filter_map(|state| self.oldest(state));
-        let at = silent.min_by_key(|at| self.entries[*at as usize].touched).or_else(|| self.oldest(State::Known))?;
+        let silent = [IdState::Withheld, IdState::Ended].into_iter().filter_map(|state| self.oldest(state));
+        let at = silent.min_by_key(|at| self.entries[*at as usize].touched).or_else(|| self.oldest(IdState::Known))?;
         let Entry { key, state, .. } = *self.at(at);
         self.remove(at);
-        let (filter, evicted) = if state == State::Ended { (&mut self.bodies, Evicted::BodyOpen) } else { (&mut self.live, Evicted::Live) };
+        let (filter, evicted) =
+            if state == IdState::Ended { (&mut self.bodies, Evicted::BodyOpen) } else { (&mut self.live, Evicted::Live) };
         filter.insert(key, now).then_some(evicted)
     }
 
@@ -388,7 +389,7 @@ impl Inner {
         let number = self.begun;
         if let Some(at) = self.find(key) {
             if now.saturating_sub(self.at(at).touched) <= REMEMBERED_SECONDS {
-                self.release(at, State::Withheld, now);
+                self.release(at, IdState::Withheld, now);
                 return (Begun { number, collides: true }, None);
             }
             self.remove(at);
@@ -412,7 +413,7 @@ impl Inner {
     fn withhold(&mut self, key: u64, now: u32) -> Option<Evicted> {
         self.age(now);
         if let Some(at) = self.find(key) {
-            self.release(at, State::Withheld, now);
+            self.release(at, IdState::Withheld, now);
             return None;
         }
         let evicted = self.evict(now);
@@ -428,8 +429,8 @@ impl Inner {
     fn get(&mut self, key: u64, now: u32) -> Option<Arc<Remembered>> {
         let at = self.find(key)?;
         let Entry { state, touched, .. } = *self.at(at);
-        if state == State::Known && now.saturating_sub(touched) > KEPT_SECONDS {
-            self.release(at, State::Withheld, now);
+        if state == IdState::Known && now.saturating_sub(touched) > KEPT_SECONDS {
+            self.release(at, IdState::Withheld, now);
             return None;
         }
         self.touch(at, state, now);
@@ -444,21 +445,21 @@ impl Inner {
         }
         if let Some(at) = self.find(key) {
             match self.at(at).state {
-                State::Known => self.at(at).body_open = !is_last,
-                State::Ended if is_last => self.remove(at),
-                State::Ended | State::Withheld => {}
+                IdState::Known => self.at(at).body_open = !is_last,
+                IdState::Ended if is_last => self.remove(at),
+                IdState::Ended | IdState::Withheld => {}
             }
         }
         known
     }
 
-    fn respond(&mut self, key: u64, response: Box<[u8]>) {
+    fn respond(&mut self, key: u64, response: ResponseContext) {
         let Some(at) = self.find(key) else { return };
         let Some(remembered) = &mut self.at(at).remembered else { return };
         let before = remembered.size();
         // A call that still holds the old state has no use for the new one.
         let Some(changed) = Arc::get_mut(remembered) else { return };
-        changed.context.response = response;
+        changed.context.set_response(response);
         let after = changed.size();
         self.bytes = self.bytes - before + after;
         let now = self.at(at).touched;
@@ -469,9 +470,9 @@ impl Inner {
         let Some(at) = self.find(key) else { return };
         let Entry { state, body_open, .. } = *self.at(at);
         match state {
-            State::Known if body_open => self.release(at, State::Ended, now),
-            State::Known => self.remove(at),
-            State::Withheld | State::Ended => {}
+            IdState::Known if body_open => self.release(at, IdState::Ended, now),
+            IdState::Known => self.remove(at),
+            IdState::Withheld | IdState::Ended => {}
         }
     }
 
@@ -491,11 +492,11 @@ impl Inner {
             if self.bytes <= MAX_BYTES {
                 return;
             }
-            let Some(at) = self.oldest(State::Known) else { return };
-            self.release(at, State::Withheld, now);
+            let Some(at) = self.oldest(IdState::Known) else { return };
+            self.release(at, IdState::Withheld, now);
         }
-        if self.bytes > MAX_BYTES && self.at(grown).state == State::Known {
-            self.release(grown, State::Withheld, now);
+        if self.bytes > MAX_BYTES && self.at(grown).state == IdState::Known {
+            self.release(grown, IdState::Withheld, now);
         }
     }
 }
@@ -568,14 +569,24 @@ impl Filter {
 
 #[cfg(test)]
 mod tests {
+    use zentinel_wasm_guest_json::input;
+
     use super::*;
 
     fn about(id: &str, uri: &str) -> Remembered {
-        Remembered::new(id.into(), Context { request: uri.as_bytes().into(), ..Context::default() }, None, Length::Open)
+        Remembered::new(
+            id.into(),
+            Context::Json(input::Context { request: uri.as_bytes().into(), ..input::Context::default() }),
+            None,
+            Length::Open,
+        )
     }
 
     fn text(known: Option<Arc<Remembered>>) -> Option<String> {
-        known.map(|known| String::from_utf8(known.context.request.to_vec()).unwrap())
+        known.map(|known| {
+            let Context::Json(context) = &known.context;
+            String::from_utf8(context.request.to_vec()).unwrap()
+        })
     }
 
     /// What a response hook is told.
@@ -593,13 +604,13 @@ mod tests {
     fn check(inner: &Inner) {
         let mut seen = 0;
         let mut bytes = 0;
-        for state in State::ALL {
+        for state in IdState::ALL {
             let mut at = inner.entries[state as usize].behind;
             let mut before = state as Index;
             while at != state as Index {
                 let entry = &inner.entries[at as usize];
                 assert_eq!((entry.state, entry.before), (state, before));
-                assert_eq!(entry.remembered.is_some(), state == State::Known);
+                assert_eq!(entry.remembered.is_some(), state == IdState::Known);
                 assert_eq!(inner.find(entry.key), Some(at));
                 bytes += entry.remembered.as_ref().map_or(0, |remembered| remembered.size());
                 seen += 1;
@@ -609,7 +620,7 @@ mod tests {
         }
         assert_eq!((inner.len, inner.bytes), (seen, bytes));
         assert!(inner.len <= MAX_IDS && inner.bytes <= MAX_BYTES);
-        assert!(inner.entries.len() <= MAX_IDS + State::ALL.len(), "the slab has grown beyond what was reserved");
+        assert!(inner.entries.len() <= MAX_IDS + IdState::ALL.len(), "the slab has grown beyond what was reserved");
     }
 
     #[test]
@@ -808,7 +819,7 @@ mod tests {
             store.begin(about(&at.to_string(), "/"), false, now);
         }
         for at in 0..100 {
-            store.respond(&at.to_string(), vec![0; 1 << 20].into());
+            store.respond(&at.to_string(), ResponseContext::Json(vec![0; 1 << 20].into()));
             check(&store.lock());
         }
     }
@@ -823,7 +834,7 @@ mod tests {
             store.end(&id, now);
         }
         let inner = store.lock();
-        assert_eq!((inner.len, inner.entries.len()), (1, State::ALL.len() + 2));
+        assert_eq!((inner.len, inner.entries.len()), (1, IdState::ALL.len() + 2));
         check(&inner);
     }
 
@@ -953,7 +964,7 @@ mod tests {
                 }
                 3 => drop(store.get(&id, now)),
                 4 => drop(store.get_for_body(&id, random(2) == 0, now)),
-                5 => store.respond(&id, vec![0; random(1000) as usize].into()),
+                5 => store.respond(&id, ResponseContext::Json(vec![0; random(1000) as usize].into())),
                 6 => store.end(&id, now),
                 7 => store.refused(&id, random(30_000)),
                 8 => store.begin_unknown(&id, now),

@@ -1,18 +1,33 @@
-//! Decides about a proxy's events by a Wasm module.
+//! Decides about a proxy's events by a Wasm module. It knows neither sockets nor signals: whoever has
+//! an event hands it to the agent and gets the answer in the form that it asks for.
 //!
-//! An [`Agent`](agent::Agent) remembers requests in `context`, guards the module by `breaker`, checks by `bodies` that the proxy does to a body
-//! what the module wants, puts streamed bodies together in `collect`, calls the module through the runtime crate and counts in [`metrics`].
+//! * [`Agent`] takes events through [`Handler`](zentinel_wasm_contract::Handler) and answers them;
+//! * [`Settings`] are how the module is run, from the command line and from the proxy;
+//! * [`Metrics`] is what the agent counts.
+//!
+//! The way of an event: `prepare` looks up what `context` remembers of its request, or puts its body
+//! together in `collect`; `policy` calls the module; `reply` reads the answer, and `bodies` checks
+//! that the proxy applies it. `generation` swaps the policy.
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 // They panic when standard error or output cannot be written.
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 
-pub mod agent;
+mod agent;
 mod bodies;
 mod breaker;
 mod collect;
 mod context;
-mod inputs;
-pub mod metrics;
-pub mod settings;
+mod generation;
+mod health;
+mod metrics;
+mod policy;
+mod prepare;
+mod reply;
+mod settings;
+
+pub use agent::Agent;
+pub use generation::ReloadError;
+pub use metrics::Metrics;
+pub use settings::{SettingLimits, Settings, checked_module_config};

@@ -260,7 +260,7 @@ impl Metrics {
     }
 
     /// A connection has come; it is counted until the guard is dropped.
-    pub fn connected(&self) -> impl Drop + Send + use<> {
+    pub(crate) fn connected(&self) -> impl Drop + Send + use<> {
         struct Connected(IntGauge);
 
         impl Drop for Connected {

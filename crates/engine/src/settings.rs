@@ -35,9 +35,9 @@ pub struct Settings {
 }
 
 /// Largest values that settings take.
-pub struct Limits;
+pub struct SettingLimits;
 
-impl Limits {
+impl SettingLimits {
     /// Instances: each takes 4 GiB of address space.
     pub const POOL_SIZE: u64 = 1024;
     /// A minute: nobody waits longer for a decision.
@@ -61,8 +61,8 @@ const SHOWN: usize = 40;
 ///
 /// It is not JSON, or too large.
 pub fn checked_module_config(json: &[u8]) -> Result<Arc<[u8]>, String> {
-    if json.len() > Limits::MODULE_CONFIG {
-        return Err(format!("it has {} bytes, the limit is {}", json.len(), Limits::MODULE_CONFIG));
+    if json.len() > SettingLimits::MODULE_CONFIG {
+        return Err(format!("it has {} bytes, the limit is {}", json.len(), SettingLimits::MODULE_CONFIG));
     }
     serde_json::from_slice::<serde::de::IgnoredAny>(json).map_err(|error| error.to_string())?;
     Ok(json.trim_ascii().into())
@@ -73,8 +73,8 @@ const MAX_PROBLEMS: usize = 10;
 
 impl Settings {
     /// What of them concerns the instances.
-    pub(crate) fn pool(&self) -> zentinel_wasm_runtime::Settings {
-        zentinel_wasm_runtime::Settings {
+    pub(crate) fn pool(&self) -> zentinel_wasm_runtime::PoolSettings {
+        zentinel_wasm_runtime::PoolSettings {
             size: self.pool_size,
             max_memory: (self.max_memory_mb as usize) << 20,
             max_output: self.max_output,
@@ -116,9 +116,9 @@ impl Settings {
 
     fn set(&mut self, key: &str, value: &Value) -> Result<(), String> {
         match key.replace('_', "-").as_str() {
-            "pool-size" => self.pool_size = number(key, value, Limits::POOL_SIZE)? as u32,
-            "timeout-ms" => self.timeout = Duration::from_millis(number(key, value, Limits::TIMEOUT_MS)?),
-            "max-memory-mb" => self.max_memory_mb = number(key, value, Limits::MEMORY_MB)? as u32,
+            "pool-size" => self.pool_size = number(key, value, SettingLimits::POOL_SIZE)? as u32,
+            "timeout-ms" => self.timeout = Duration::from_millis(number(key, value, SettingLimits::TIMEOUT_MS)?),
+            "max-memory-mb" => self.max_memory_mb = number(key, value, SettingLimits::MEMORY_MB)? as u32,
             "collect-request-body" => {
                 self.collect_request_body = value.as_bool().ok_or_else(|| bad(key, value, "true or false"))?;
             }

@@ -2,15 +2,11 @@
 //!
 //! Later hooks of a request are given what its earlier events said; [`Context`] holds that as JSON already, so that it is only copied.
 
-use std::borrow::Cow;
-use std::fmt;
-
 use zentinel_wasm_contract::event::{
-    BodyChunk, Data, GuardrailInspect, Headers, RequestComplete, RequestHeaders, ResponseHeaders, WebsocketFrame,
+    BodyChunk, BodyError, Data, GuardrailInspect, Headers, RequestComplete, RequestHeaders, ResponseHeaders, WebsocketFrame,
 };
 use zentinel_wasm_contract::header::{self, HeaderCase};
 use zentinel_wasm_contract::json::{escaped, field, key, optional_field, plain_field, string};
-use zentinel_wasm_contract::{Failure, FailureKind};
 
 /// What of a request its later hooks are told, as JSON fields without the braces.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,41 +23,6 @@ impl Context {
     /// Memory that this context holds, in bytes.
     pub fn size(&self) -> usize {
         self.request.len() + self.brief.len() + self.response.len()
-    }
-}
-
-/// Why a body cannot be handed to a module.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BodyError {
-    /// It is larger than the limit.
-    TooLarge {
-        /// Its size, in bytes.
-        size: usize,
-        /// The limit, in bytes.
-        limit: usize,
-    },
-    /// The proxy sent base64 that is none.
-    NotBase64,
-}
-
-impl fmt::Display for BodyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::TooLarge { size, limit } => write!(f, "the body has {size} bytes, the limit is {limit}: raise `--max-body-bytes`"),
-            Self::NotBase64 => f.write_str("the proxy sent a body that is not base64"),
-        }
-    }
-}
-
-impl std::error::Error for BodyError {}
-
-impl From<BodyError> for Failure {
-    fn from(error: BodyError) -> Self {
-        let kind = match error {
-            BodyError::TooLarge { .. } => FailureKind::BodyLimit,
-            BodyError::NotBase64 => FailureKind::InvalidEvent,
-        };
-        Self::new(kind, error.to_string())
     }
 }
 
@@ -178,7 +139,7 @@ pub fn websocket_frame(out: &mut Vec<u8>, event: &WebsocketFrame<'_>, limit: usi
 ///
 /// The text is larger than `limit` bytes.
 pub fn guardrail_inspect(out: &mut Vec<u8>, event: &GuardrailInspect<'_>, limit: usize) -> Result<(), BodyError> {
-    within(event.content.len(), limit)?;
+    BodyError::check(event.content.len(), limit)?;
     out.push(b'{');
     field(out, "correlation_id", &event.correlation_id);
     field(out, "inspection_type", &event.inspection_type);
@@ -301,30 +262,9 @@ fn body(out: &mut Vec<u8>, event: &BodyChunk<'_>, limit: usize) -> Result<(), Bo
     Ok(())
 }
 
-/// The bytes themselves.
-///
-/// # Errors
-///
-/// They are not base64, or more than `limit`.
-pub fn bytes<'a>(data: &'a Data<'_>, limit: usize) -> Result<Cow<'a, [u8]>, BodyError> {
-    let bytes = match data {
-        Data::Raw(bytes) => Cow::Borrowed(*bytes),
-        Data::Base64(text) => {
-            // The size is known before anything is decoded.
-            within((text.len() / 4 * 3).saturating_sub(2), limit)?;
-            match base64_simd::STANDARD.decode_to_vec(text.as_bytes()) {
-                Ok(bytes) => Cow::Owned(bytes),
-                Err(_) => return Err(BodyError::NotBase64),
-            }
-        }
-    };
-    within(bytes.len(), limit)?;
-    Ok(bytes)
-}
-
 /// Appends bytes as text where they are UTF-8, else as base64, and which of the two it is.
 fn data(out: &mut Vec<u8>, [name, encoding]: [&str; 2], data: &Data<'_>, limit: usize) -> Result<(), BodyError> {
-    let bytes = bytes(data, limit)?;
+    let bytes = data.bytes(limit)?;
     match simdutf8::basic::from_utf8(&bytes) {
         Ok(text) => {
             field(out, name, text);
@@ -342,10 +282,6 @@ fn data(out: &mut Vec<u8>, [name, encoding]: [&str; 2], data: &Data<'_>, limit: 
         }
     }
     Ok(())
-}
-
-fn within(size: usize, limit: usize) -> Result<(), BodyError> {
-    if size > limit { Err(BodyError::TooLarge { size, limit }) } else { Ok(()) }
 }
 
 /// Takes an address apart: `192.0.2.1:80`, `[2001:db8::1]:80`, `[2001:db8::1]`, or an address alone.
@@ -501,7 +437,7 @@ mod tests {
         let mut out = Vec::new();
         assert_eq!(request_body(&mut out, &chunk(Data::Raw(b"123")), None, 2), Err(BodyError::TooLarge { size: 3, limit: 2 }));
         assert_eq!(response_body(&mut out, &chunk(Data::Base64("MTIz".into())), None, 2), Err(BodyError::TooLarge { size: 3, limit: 2 }));
-        assert_eq!(response_body(&mut out, &chunk(Data::Base64("M".into())), None, 2), Err(BodyError::NotBase64));
+        assert_eq!(response_body(&mut out, &chunk(Data::Base64("M".into())), None, 2), Err(BodyError::InvalidBase64));
         request_body(&mut out, &chunk(Data::Base64("MTI=".into())), None, 2).unwrap();
     }
 

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use zentinel_wasm_contract::{Failure, FailureKind, Hook};
-use zentinel_wasm_runtime::{Isolation, Lease, Module, Pool, Request, Runtime, Settings, StartError};
+use zentinel_wasm_runtime::{Call, Isolation, Lease, Module, Pool, PoolSettings, Runtime, StartError};
 
-fn settings() -> Settings {
-    Settings { size: 2, max_memory: 4 << 20, max_output: 1024, isolation: Isolation::Pooled, config: None, start_timeout: LONG }
+fn settings() -> PoolSettings {
+    PoolSettings { size: 2, max_memory: 4 << 20, max_output: 1024, isolation: Isolation::Pooled, config: None, start_timeout: LONG }
 }
 
 /// A module whose `on_request_headers` has the body `hook`, with a bump allocator beside it and `extra` items.
@@ -36,20 +36,15 @@ fn module(hook: &str, extra: &str) -> Arc<Module> {
     Arc::new(Module::from_bytes("test.wasm", wat::parse_str(wat).unwrap(), None).unwrap())
 }
 
-async fn pool(module: &Arc<Module>, settings: Settings) -> Pool {
+async fn pool(module: &Arc<Module>, settings: PoolSettings) -> Pool {
     let pool = Pool::start(&Runtime::start().unwrap(), module, settings, None).await.unwrap();
     pool.warm().await;
     pool
 }
 
 async fn call(pool: &Pool, timeout: Duration) -> Result<Lease, Failure> {
-    let request = Request {
-        hook: Hook::RequestHeaders,
-        input: br#"{"uri":"/"}"#.to_vec(),
-        deadline: Instant::now() + timeout,
-        correlation_id: Arc::from("id"),
-    };
-    pool.clone().call(request).await
+    let call = Call::json(Hook::RequestHeaders, br#"{"uri":"/"}"#.to_vec());
+    pool.clone().call(call, Arc::from("id"), Instant::now() + timeout).await
 }
 
 async fn call_owned(pool: Pool) -> Option<Failure> {
@@ -188,7 +183,7 @@ async fn a_call_that_has_slept_takes_turns_on_the_slow_lane() {
     let runtime = Runtime::start().unwrap();
     // More than the lane has threads.
     let looping = std::thread::available_parallelism().unwrap().get() as u32 + 4;
-    let pool = Pool::start(&runtime, &module(hook, ""), Settings { size: looping, ..settings() }, None).await.unwrap();
+    let pool = Pool::start(&runtime, &module(hook, ""), PoolSettings { size: looping, ..settings() }, None).await.unwrap();
     let loops: Vec<_> = (0..looping).map(|_| tokio::spawn(call_owned(pool.clone()))).collect();
     // Woken long after those have begun to loop.
     let hook = "(i64.store (i32.const 88) (i64.const 200000000))
@@ -243,9 +238,9 @@ const COUNT: &str = "(global.set $count (i64.add (global.get $count) (i64.const 
 
 #[tokio::test]
 async fn pooled_instances_keep_their_state_and_fresh_ones_have_none() {
-    let one = Settings { size: 1, ..settings() };
+    let one = PoolSettings { size: 1, ..settings() };
     for (isolation, expected) in [(Isolation::Pooled, [1, 2, 3]), (Isolation::Request, [1, 1, 1])] {
-        let pool = pool(&module(COUNT, ""), Settings { isolation, ..one.clone() }).await;
+        let pool = pool(&module(COUNT, ""), PoolSettings { isolation, ..one.clone() }).await;
         for count in expected {
             let lease = call(&pool, LONG).await.unwrap();
             assert_eq!(lease.output(), u64::to_le_bytes(count));
@@ -256,7 +251,7 @@ async fn pooled_instances_keep_their_state_and_fresh_ones_have_none() {
 
 #[tokio::test]
 async fn an_instance_that_is_not_accepted_is_thrown_away() {
-    let pool = pool(&module(COUNT, ""), Settings { size: 1, ..settings() }).await;
+    let pool = pool(&module(COUNT, ""), PoolSettings { size: 1, ..settings() }).await;
     for _ in 0..3 {
         assert_eq!(call(&pool, LONG).await.unwrap().output(), 1_u64.to_le_bytes());
     }
@@ -264,7 +259,7 @@ async fn an_instance_that_is_not_accepted_is_thrown_away() {
 }
 
 async fn start_error(hook: &str, extra: &str, config: Option<&str>) -> String {
-    let settings = Settings { config: config.map(|config| config.as_bytes().into()), ..settings() };
+    let settings = PoolSettings { config: config.map(|config| config.as_bytes().into()), ..settings() };
     let result: Result<Pool, StartError> = Pool::start(&Runtime::start().unwrap(), &module(hook, extra), settings, None).await;
     result.err().map(|error| error.to_string()).unwrap_or_default()
 }

@@ -12,7 +12,11 @@
 use wasm_encoder::{
     BlockType, CodeSection, EntityType, ExportKind, ExportSection, Function, FunctionSection, ImportSection, Module, TypeSection, ValType,
 };
-use zentinel_wasm_contract::Hooks;
+use wasmtime::{Caller, Linker, Result};
+use zentinel_wasm_contract::{FailureKind, Hooks};
+
+use crate::host::state::HostState;
+use crate::memory::{slice, slice_mut};
 
 /// Imports of the adapter before the hooks, in this order.
 pub(crate) const IMPORTS: [&str; 4] = ["alloc", "dealloc", "put", "take"];
@@ -90,4 +94,48 @@ fn function(hook: u32) -> Function {
         .end()
         .end();
     function
+}
+
+/// Defines the host functions that the adapter imports.
+pub(crate) fn define(linker: &mut Linker<HostState>) -> Result<()> {
+    linker.func_wrap("", "put", put)?;
+    linker.func_wrap("", "take", take)?;
+    Ok(())
+}
+
+/// Writes the input to where `alloc` has allocated memory.
+fn put(mut caller: Caller<'_, HostState>, ptr: i32) -> Result<()> {
+    let (memory, state) = HostState::memory(&mut caller)?;
+    let input = &state.exchange.json().input;
+    if ptr != 0
+        && let Some(target) = slice_mut(memory, ptr, input.len() as u32)
+    {
+        target.copy_from_slice(input);
+        return Ok(());
+    }
+    let (len, kind) = (input.len(), if state.growth_refused { FailureKind::MemoryLimit } else { FailureKind::AllocFailed });
+    Err(state.fail(kind, format!("`alloc({len})` returned {}, where the module has no such memory", ptr.cast_unsigned())))
+}
+
+/// Copies the answer from where the hook has put it. A length of 0 means "no opinion".
+fn take(mut caller: Caller<'_, HostState>, packed: i64) -> Result<()> {
+    let (memory, state) = HostState::memory(&mut caller)?;
+    let packed = packed.cast_unsigned();
+    let (ptr, len) = ((packed >> 32) as u32, packed as u32);
+    if len == 0 {
+        return Ok(());
+    }
+    if len as usize > state.limits.output {
+        let limit = state.limits.output;
+        return Err(
+            state.fail(FailureKind::OutputLimit, format!("its answer has {len} bytes, the limit is {limit}: raise `--max-output-bytes`"))
+        );
+    }
+    match slice(memory, ptr.cast_signed(), len) {
+        Some(result) if ptr != 0 => {
+            state.exchange.json_mut().output.extend_from_slice(result);
+            Ok(())
+        }
+        _ => Err(state.fail(FailureKind::InvalidResult, format!("its answer is said to be {len} bytes at {ptr}, outside its memory"))),
+    }
 }

@@ -6,15 +6,16 @@
 //! guest's word, so each string is checked against memory as a whole before a part of it is read.
 
 use std::fmt::Write as _;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use wasmtime::{Caller, Linker, Result};
 use zentinel_wasm_contract::FailureKind;
 
+use crate::host::clock;
 use crate::host::guest_log::{Level, MAX_LINE};
-use crate::host::slice;
-use crate::host::wasi;
-use crate::instance::State;
+use crate::host::state::HostState;
+use crate::host::timers::Action;
+use crate::memory::slice;
 
 const MODULE: &str = "env";
 
@@ -27,9 +28,6 @@ const MAX_ABORT_UNITS: usize = 512;
 /// The same of the label of a timer. Labels with the same beginning share a timer.
 const MAX_LABEL_UNITS: usize = 64;
 
-/// Most timers that run at once in a call. A label is kept for each.
-const MAX_TIMERS: usize = 16;
-
 /// CPU time that it takes to make text of a unit, roughly.
 const UNIT_COST: Duration = Duration::from_nanos(4);
 
@@ -40,16 +38,20 @@ const CLOCK_COST: Duration = Duration::from_nanos(100);
 const SEED_COST: Duration = Duration::from_micros(1);
 
 /// Defines the functions that `asc` imports.
-pub(crate) fn define(linker: &mut Linker<State>) -> Result<()> {
-    linker.func_wrap(MODULE, "abort", |mut caller: Caller<'_, State>, message: i32, file: i32, line: i32, column: i32| -> Result<()> {
-        let (memory, state) = State::memory(&mut caller)?;
-        let shown = |ptr| string(memory, ptr, MAX_ABORT_UNITS).filter(|_| ptr != 0).unwrap_or_else(|| "?".into());
-        let (message, file) = (shown(message), shown(file));
-        let detail = format!("it aborted: {message} at {file}:{line}:{column}").replace(char::is_control, " ");
-        state.log(Level::Error, detail.as_bytes());
-        Err(state.fail(FailureKind::Trap, detail))
-    })?;
-    linker.func_wrap(MODULE, "process.exit", |mut caller: Caller<'_, State>, code: i32| -> Result<()> {
+pub(crate) fn define(linker: &mut Linker<HostState>) -> Result<()> {
+    linker.func_wrap(
+        MODULE,
+        "abort",
+        |mut caller: Caller<'_, HostState>, message: i32, file: i32, line: i32, column: i32| -> Result<()> {
+            let (memory, state) = HostState::memory(&mut caller)?;
+            let shown = |ptr| string(memory, ptr, MAX_ABORT_UNITS).filter(|_| ptr != 0).unwrap_or_else(|| "?".into());
+            let (message, file) = (shown(message), shown(file));
+            let detail = format!("it aborted: {message} at {file}:{line}:{column}").replace(char::is_control, " ");
+            state.log(Level::Error, detail.as_bytes());
+            Err(state.fail(FailureKind::Trap, detail))
+        },
+    )?;
+    linker.func_wrap(MODULE, "process.exit", |mut caller: Caller<'_, HostState>, code: i32| -> Result<()> {
         Err(caller.data_mut().fail(FailureKind::Trap, format!("it called `process.exit({code})`")))
     })?;
     define_console(linker)?;
@@ -58,13 +60,14 @@ pub(crate) fn define(linker: &mut Linker<State>) -> Result<()> {
     })?;
     linker.func_wrap_async(MODULE, "seed", |caller, (): ()| Box::new(seed(caller)))?;
     linker.func_wrap_async(MODULE, "Date.now", |caller, (): ()| {
-        Box::new(async move { Ok(clock(caller, wasi::REALTIME, "Date.now").await?.floor()) })
+        Box::new(async move { Ok(milliseconds(caller, clock::REALTIME, "Date.now").await?.floor()) })
     })?;
-    linker.func_wrap_async(MODULE, "performance.now", |caller, (): ()| Box::new(clock(caller, wasi::MONOTONIC, "performance.now")))?;
+    linker
+        .func_wrap_async(MODULE, "performance.now", |caller, (): ()| Box::new(milliseconds(caller, clock::MONOTONIC, "performance.now")))?;
     Ok(())
 }
 
-fn define_console(linker: &mut Linker<State>) -> Result<()> {
+fn define_console(linker: &mut Linker<HostState>) -> Result<()> {
     for (name, level) in [
         ("console.log", Level::Info),
         ("console.debug", Level::Debug),
@@ -89,32 +92,32 @@ fn define_console(linker: &mut Linker<State>) -> Result<()> {
 }
 
 /// Logs `prefix` and the guest's `text`.
-async fn write(mut caller: Caller<'_, State>, name: &str, level: Level, text: i32, prefix: &str) -> Result<()> {
+async fn write(mut caller: Caller<'_, HostState>, name: &str, level: Level, text: i32, prefix: &str) -> Result<()> {
     let text = argument(&mut caller, name, level, text)?;
     let cost = caller.data().log(level, format!("{prefix}{text}").as_bytes()) + UNIT_COST * text.len() as u32;
-    State::spend(&mut caller, cost).await
+    HostState::spend(&mut caller, cost).await
 }
 
 /// The message with the first `count` of the numbers.
-async fn trace(mut caller: Caller<'_, State>, message: i32, count: i32, numbers: [f64; 5]) -> Result<()> {
+async fn trace(mut caller: Caller<'_, HostState>, message: i32, count: i32, numbers: [f64; 5]) -> Result<()> {
     let mut line = argument(&mut caller, "trace", Level::Debug, message)?;
     for number in numbers.iter().take(usize::try_from(count).unwrap_or(0)) {
         // Writing to a string does not fail.
         let _ = write!(line, " {number}");
     }
     let cost = caller.data().log(Level::Debug, line.as_bytes()) + UNIT_COST * line.len() as u32;
-    State::spend(&mut caller, cost).await
+    HostState::spend(&mut caller, cost).await
 }
 
 /// What a function of the log was given as text: empty when nobody reads that level, an error when
 /// it does not lie in memory.
-fn argument(caller: &mut Caller<'_, State>, name: &str, level: Level, ptr: i32) -> Result<String> {
-    let (memory, state) = State::memory(caller)?;
+fn argument(caller: &mut Caller<'_, HostState>, name: &str, level: Level, ptr: i32) -> Result<String> {
+    let (memory, state) = HostState::memory(caller)?;
     let most = if level.enabled() { MAX_UNITS } else { 0 };
     string(memory, ptr, most).ok_or_else(|| outside(state, name))
 }
 
-fn outside(state: &mut State, name: &str) -> wasmtime::Error {
+fn outside(state: &mut HostState, name: &str) -> wasmtime::Error {
     state.fail(FailureKind::Trap, format!("it called `{MODULE}.{name}` with text outside its memory"))
 }
 
@@ -131,10 +134,10 @@ fn string(memory: &[u8], ptr: i32, most: usize) -> Option<String> {
 }
 
 /// A number from which `Math.random` makes all that follow in this instance.
-async fn seed(mut caller: Caller<'_, State>) -> Result<f64> {
+async fn seed(mut caller: Caller<'_, HostState>) -> Result<f64> {
     /// Without this bit of the exponent a number is finite: of a NaN, a processor may change bits.
     const LARGE: u64 = 1 << 62;
-    State::spend(&mut caller, SEED_COST).await?;
+    HostState::spend(&mut caller, SEED_COST).await?;
     let mut bytes = [0; 8];
     if getrandom::fill(&mut bytes).is_err() {
         return Err(caller.data_mut().fail(FailureKind::Trap, "it called `Math.random`, and the system has no random numbers"));
@@ -143,60 +146,25 @@ async fn seed(mut caller: Caller<'_, State>) -> Result<f64> {
 }
 
 /// Milliseconds of a clock.
-async fn clock(mut caller: Caller<'_, State>, clock: i32, name: &str) -> Result<f64> {
-    State::spend(&mut caller, CLOCK_COST).await?;
-    match wasi::clock_now(clock) {
+async fn milliseconds(mut caller: Caller<'_, HostState>, clock: i32, name: &str) -> Result<f64> {
+    HostState::spend(&mut caller, CLOCK_COST).await?;
+    match clock::now(clock) {
         Some(now) => Ok(now as f64 / 1e6),
         None => Err(caller.data_mut().fail(FailureKind::Trap, format!("it called `{name}`, and the system has no such clock"))),
     }
 }
 
-/// What is done with a timer.
-#[derive(Clone, Copy)]
-enum Action {
-    Start,
-    Show,
-    End,
-}
-
-async fn time(mut caller: Caller<'_, State>, name: &str, action: Action, label: i32) -> Result<()> {
-    let (memory, state) = State::memory(&mut caller)?;
+async fn time(mut caller: Caller<'_, HostState>, name: &str, action: Action, label: i32) -> Result<()> {
+    let (memory, state) = HostState::memory(&mut caller)?;
     let Some(label) = string(memory, label, MAX_LABEL_UNITS) else { return Err(outside(state, name)) };
     let mut cost = CLOCK_COST + UNIT_COST * label.len() as u32;
     let (level, line) = match state.timers.act(action, &label) {
-        Ok(None) => return State::spend(&mut caller, cost).await,
+        Ok(None) => return HostState::spend(&mut caller, cost).await,
         Ok(Some(passed)) => (Level::Info, format!("{label}: {:.3} ms", passed.as_secs_f64() * 1e3)),
         Err(problem) => (Level::Warn, format!("{name}: {problem}: {label}")),
     };
     cost += state.log(level, line.as_bytes());
-    State::spend(&mut caller, cost).await
-}
-
-/// The timers of `console.time`, which do not outlive the call.
-#[derive(Default)]
-pub(crate) struct Timers(Vec<(String, Instant)>);
-
-impl Timers {
-    /// Forgets the timers of the call before.
-    pub(crate) fn clear(&mut self) {
-        self.0.clear();
-    }
-
-    /// The time that is to be logged, if any.
-    fn act(&mut self, action: Action, label: &str) -> Result<Option<Duration>, &'static str> {
-        let at = self.0.iter().position(|(known, _)| known == label);
-        match (action, at) {
-            (Action::Start, Some(_)) => Err("this timer is running already"),
-            (Action::Start, None) if self.0.len() == MAX_TIMERS => Err("too many timers are running, this one is ignored"),
-            (Action::Start, None) => {
-                self.0.push((label.into(), Instant::now()));
-                Ok(None)
-            }
-            (Action::Show | Action::End, None) => Err("no such timer is running"),
-            (Action::Show, Some(at)) => Ok(Some(self.0[at].1.elapsed())),
-            (Action::End, Some(at)) => Ok(Some(self.0.swap_remove(at).1.elapsed())),
-        }
-    }
+    HostState::spend(&mut caller, cost).await
 }
 
 #[cfg(test)]
@@ -235,21 +203,5 @@ mod tests {
         // A length that stands at the very end, and one that would stand half beyond it.
         assert_eq!(string(&memory(0, b""), 64, 10).unwrap(), "");
         assert!(string(&memory(0, b""), 66, 10).is_none());
-    }
-
-    #[test]
-    fn timers_are_few() {
-        let mut timers = Timers::default();
-        for n in 0..10_000 {
-            assert_eq!(timers.act(Action::Start, &n.to_string()).is_ok(), n < MAX_TIMERS);
-        }
-        assert_eq!(timers.0.len(), MAX_TIMERS);
-        assert!(timers.act(Action::Start, "0").is_err());
-        assert!(timers.act(Action::Show, "0").unwrap().is_some());
-        assert!(timers.act(Action::End, "0").unwrap().is_some());
-        assert!(timers.act(Action::End, "0").is_err());
-        assert!(timers.act(Action::Start, "0").unwrap().is_none());
-        timers.clear();
-        assert!(timers.act(Action::Show, "1").is_err());
     }
 }

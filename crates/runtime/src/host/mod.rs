@@ -1,56 +1,45 @@
-//! The functions that the agent itself gives to modules, beside those of WASI.
+//! What modules may import of the agent. Each interface is a file, and a module gets the ones that it
+//! imports from.
 
-pub(crate) mod assemblyscript;
+mod assemblyscript;
+mod clock;
+mod emscripten;
 pub(crate) mod guest_log;
-pub(crate) mod wasi;
+mod log;
+pub(crate) mod state;
+mod timers;
+mod wasi;
 
-use wasmtime::{Caller, Linker, Result};
-use zentinel_wasm_contract::FailureKind;
+use wasmtime::{Engine, Linker, Module, Result};
 
-use crate::host::guest_log::{Level, MAX_LINE};
-use crate::instance::State;
+use state::HostState;
 
-/// Defines every import but those of WASI and of AssemblyScript.
-pub(crate) fn define(linker: &mut Linker<State>) -> Result<()> {
-    linker.func_wrap_async("zentinel", "log", |caller, (level, ptr, len): (i32, i32, i32)| {
-        Box::new(log(caller, level, ptr, len.cast_unsigned().min(MAX_LINE as u32)))
-    })?;
-    linker.func_wrap("env", "emscripten_notify_memory_growth", |_memory: i32| {})?;
-    Ok(())
+/// One interface of the host.
+struct Interface {
+    /// The module name of its imports.
+    namespace: &'static str,
+    define: fn(&mut Linker<HostState>) -> Result<()>,
 }
 
-async fn log(mut caller: Caller<'_, State>, level: i32, ptr: i32, len: u32) -> Result<()> {
-    let (memory, state) = State::memory(&mut caller)?;
-    let Some(line) = slice(memory, ptr, len) else {
-        return Err(state.fail(FailureKind::Trap, "it called `zentinel.log` with text outside its memory"));
-    };
-    let cost = state.log(Level::from_guest(level), line);
-    State::spend(&mut caller, cost).await
-}
+/// Every interface.
+const INTERFACES: [Interface; 4] = [
+    Interface { namespace: "zentinel", define: log::define },
+    Interface { namespace: "env", define: emscripten::define },
+    Interface { namespace: "env", define: assemblyscript::define },
+    Interface { namespace: wasi::MODULE, define: wasi::define },
+];
 
-/// `len` bytes of the guest's memory at `ptr`, if it has them.
-pub(crate) fn slice(memory: &[u8], ptr: i32, len: u32) -> Option<&[u8]> {
-    let start = ptr.cast_unsigned() as usize;
-    memory.get(start..start.checked_add(len as usize)?)
-}
-
-/// The same to write to.
-pub(crate) fn slice_mut(memory: &mut [u8], ptr: i32, len: u32) -> Option<&mut [u8]> {
-    let start = ptr.cast_unsigned() as usize;
-    memory.get_mut(start..start.checked_add(len as usize)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn slices_never_leave_the_memory() {
-        let memory = [0; 16];
-        assert!(slice(&memory, 0, 16).is_some());
-        assert!(slice(&memory, 16, 0).is_some());
-        for (ptr, len) in [(0, 17), (16, 1), (-1, 1), (8, u32::MAX), (-1, u32::MAX)] {
-            assert!(slice(&memory, ptr, len).is_none(), "{ptr} {len}");
+/// A linker with the interfaces that `module` imports from.
+///
+/// # Errors
+///
+/// Two functions have the same name, which is an error in this crate.
+pub(crate) fn linker(engine: &Engine, module: &Module) -> Result<Linker<HostState>> {
+    let mut linker = Linker::new(engine);
+    for Interface { namespace, define } in INTERFACES {
+        if module.imports().any(|import| import.module() == namespace) {
+            define(&mut linker)?;
         }
     }
+    Ok(linker)
 }

@@ -7,16 +7,16 @@
 //!
 //! Names, types and error numbers: <https://github.com/WebAssembly/WASI/blob/wasi-0.1/preview1/docs.md>.
 
-use std::sync::OnceLock;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use wasmtime::{Caller, FuncType, Linker, Result, Val, ValType};
 use zentinel_wasm_contract::FailureKind;
 
-use crate::host::{slice, slice_mut};
-use crate::instance::State;
+use crate::host::clock;
+use crate::host::state::HostState;
+use crate::memory::{slice, slice_mut};
 
-const MODULE: &str = "wasi_snapshot_preview1";
+pub(crate) const MODULE: &str = "wasi_snapshot_preview1";
 
 const SUCCESS: i32 = 0;
 const BADF: i32 = 8;
@@ -72,7 +72,7 @@ const NO_FILE: &[(&str, &str)] = &[
 ];
 
 /// Defines all of WASI preview 1.
-pub(crate) fn define(linker: &mut Linker<State>) -> Result<()> {
+pub(crate) fn define(linker: &mut Linker<HostState>) -> Result<()> {
     for (name, params) in NO_FILE {
         let params = params.chars().map(|param| if param == 'I' { ValType::I64 } else { ValType::I32 });
         let ty = FuncType::new(linker.engine(), params, [ValType::I32]);
@@ -83,33 +83,33 @@ pub(crate) fn define(linker: &mut Linker<State>) -> Result<()> {
     }
     // Neither arguments nor environment: no entries, no bytes.
     for name in ["args_sizes_get", "environ_sizes_get"] {
-        linker.func_wrap(MODULE, name, |mut caller: Caller<'_, State>, count: i32, size: i32| {
+        linker.func_wrap(MODULE, name, |mut caller: Caller<'_, HostState>, count: i32, size: i32| {
             Ok(errno(write(&mut caller, count, &[0; 4])? && write(&mut caller, size, &[0; 4])?))
         })?;
     }
     for name in ["args_get", "environ_get"] {
         linker.func_wrap(MODULE, name, |_entries: i32, _bytes: i32| SUCCESS)?;
     }
-    linker.func_wrap(MODULE, "clock_res_get", |mut caller: Caller<'_, State>, clock: i32, out: i32| {
-        if clock_now(clock).is_none() {
+    linker.func_wrap(MODULE, "clock_res_get", |mut caller: Caller<'_, HostState>, clock: i32, out: i32| {
+        if clock::now(clock).is_none() {
             return Ok(INVAL);
         }
         Ok(errno(write(&mut caller, out, &1_u64.to_le_bytes())?))
     })?;
-    linker.func_wrap(MODULE, "clock_time_get", |mut caller: Caller<'_, State>, clock: i32, _precision: i64, out: i32| {
-        let Some(now) = clock_now(clock) else { return Ok(INVAL) };
+    linker.func_wrap(MODULE, "clock_time_get", |mut caller: Caller<'_, HostState>, clock: i32, _precision: i64, out: i32| {
+        let Some(now) = clock::now(clock) else { return Ok(INVAL) };
         Ok(errno(write(&mut caller, out, &now.to_le_bytes())?))
     })?;
     linker
         .func_wrap_async(MODULE, "random_get", |caller, (ptr, len): (i32, i32)| Box::new(random_get(caller, ptr, len.cast_unsigned())))?;
-    linker.func_wrap(MODULE, "sched_yield", |mut caller: Caller<'_, State>| -> Result<i32> {
+    linker.func_wrap(MODULE, "sched_yield", |mut caller: Caller<'_, HostState>| -> Result<i32> {
         caller.data_mut().check_deadline()?;
         Ok(SUCCESS)
     })?;
-    linker.func_wrap(MODULE, "proc_exit", |mut caller: Caller<'_, State>, code: i32| -> Result<()> {
+    linker.func_wrap(MODULE, "proc_exit", |mut caller: Caller<'_, HostState>, code: i32| -> Result<()> {
         Err(caller.data_mut().fail(FailureKind::Trap, format!("it called `proc_exit({code})`")))
     })?;
-    linker.func_wrap(MODULE, "proc_raise", |mut caller: Caller<'_, State>, signal: i32| -> Result<i32> {
+    linker.func_wrap(MODULE, "proc_raise", |mut caller: Caller<'_, HostState>, signal: i32| -> Result<i32> {
         Err(caller.data_mut().fail(FailureKind::Trap, format!("it called `proc_raise({signal})`")))
     })?;
     define_standard_streams(linker)?;
@@ -119,12 +119,12 @@ pub(crate) fn define(linker: &mut Linker<State>) -> Result<()> {
     Ok(())
 }
 
-fn define_standard_streams(linker: &mut Linker<State>) -> Result<()> {
+fn define_standard_streams(linker: &mut Linker<HostState>) -> Result<()> {
     let is_stream = |fd: i32| (0..=2).contains(&fd);
     linker.func_wrap_async(MODULE, "fd_write", |caller, (fd, buffers, count, out): (i32, i32, i32, i32)| {
         Box::new(fd_write(caller, fd, buffers, count.cast_unsigned(), out))
     })?;
-    linker.func_wrap(MODULE, "fd_read", |mut caller: Caller<'_, State>, fd: i32, _buffers: i32, _count: i32, out: i32| {
+    linker.func_wrap(MODULE, "fd_read", |mut caller: Caller<'_, HostState>, fd: i32, _buffers: i32, _count: i32, out: i32| {
         // Standard input is at its end.
         if fd == 0 { Ok(errno(write(&mut caller, out, &[0; 4])?)) } else { Ok::<_, wasmtime::Error>(BADF) }
     })?;
@@ -133,7 +133,7 @@ fn define_standard_streams(linker: &mut Linker<State>) -> Result<()> {
     linker.func_wrap(MODULE, "fd_seek", move |fd: i32, _offset: i64, _whence: i32, _out: i32| if is_stream(fd) { SPIPE } else { BADF })?;
     linker.func_wrap(MODULE, "fd_tell", move |fd: i32, _out: i32| if is_stream(fd) { SPIPE } else { BADF })?;
     const CHARACTER_DEVICE: u8 = 2;
-    linker.func_wrap(MODULE, "fd_fdstat_get", move |mut caller: Caller<'_, State>, fd: i32, out: i32| {
+    linker.func_wrap(MODULE, "fd_fdstat_get", move |mut caller: Caller<'_, HostState>, fd: i32, out: i32| {
         if !is_stream(fd) {
             return Ok(BADF);
         }
@@ -144,7 +144,7 @@ fn define_standard_streams(linker: &mut Linker<State>) -> Result<()> {
         stat[8..16].copy_from_slice(&(if fd == 0 { RIGHT_READ } else { RIGHT_WRITE }).to_le_bytes());
         Ok(errno(write(&mut caller, out, &stat)?))
     })?;
-    linker.func_wrap(MODULE, "fd_filestat_get", move |mut caller: Caller<'_, State>, fd: i32, out: i32| {
+    linker.func_wrap(MODULE, "fd_filestat_get", move |mut caller: Caller<'_, HostState>, fd: i32, out: i32| {
         if !is_stream(fd) {
             return Ok(BADF);
         }
@@ -160,8 +160,8 @@ const fn errno(written: bool) -> i32 {
 }
 
 /// Writes to the guest's memory, if the place is inside it.
-fn write(caller: &mut Caller<'_, State>, ptr: i32, bytes: &[u8]) -> Result<bool> {
-    let (memory, _) = State::memory(caller)?;
+fn write(caller: &mut Caller<'_, HostState>, ptr: i32, bytes: &[u8]) -> Result<bool> {
+    let (memory, _) = HostState::memory(caller)?;
     Ok(match slice_mut(memory, ptr, bytes.len() as u32) {
         Some(target) => {
             target.copy_from_slice(bytes);
@@ -179,33 +179,16 @@ fn read_u64(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
 
-/// The number of the clock that tells the time of day.
-pub(crate) const REALTIME: i32 = 0;
-
-/// The number of the clock that is never set.
-pub(crate) const MONOTONIC: i32 = 1;
-
-/// Nanoseconds of a clock, if there is one of this number.
-pub(crate) fn clock_now(clock: i32) -> Option<u64> {
-    static START: OnceLock<Instant> = OnceLock::new();
-    let passed = match clock {
-        REALTIME => SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
-        MONOTONIC => START.get_or_init(Instant::now).elapsed(),
-        _ => return None,
-    };
-    Some(u64::try_from(passed.as_nanos()).unwrap_or(u64::MAX))
-}
-
-async fn random_get(mut caller: Caller<'_, State>, ptr: i32, len: u32) -> Result<i32> {
-    let (memory, _) = State::memory(&mut caller)?;
+async fn random_get(mut caller: Caller<'_, HostState>, ptr: i32, len: u32) -> Result<i32> {
+    let (memory, _) = HostState::memory(&mut caller)?;
     if slice(memory, ptr, len).is_none() {
         return Ok(FAULT);
     }
     let mut done = 0;
     while done < len {
         let chunk = (len - done).min(RANDOM_CHUNK);
-        State::spend(&mut caller, RANDOM_COST * chunk).await?;
-        let (memory, _) = State::memory(&mut caller)?;
+        HostState::spend(&mut caller, RANDOM_COST * chunk).await?;
+        let (memory, _) = HostState::memory(&mut caller)?;
         let target = slice_mut(memory, ptr.wrapping_add(done.cast_signed()), chunk);
         if target.is_none_or(|target| getrandom::fill(target).is_err()) {
             return Ok(IO);
@@ -215,15 +198,15 @@ async fn random_get(mut caller: Caller<'_, State>, ptr: i32, len: u32) -> Result
     Ok(SUCCESS)
 }
 
-async fn fd_write(mut caller: Caller<'_, State>, fd: i32, buffers: i32, count: u32, out: i32) -> Result<i32> {
+async fn fd_write(mut caller: Caller<'_, HostState>, fd: i32, buffers: i32, count: u32, out: i32) -> Result<i32> {
     if !matches!(fd, 1 | 2) {
         return Ok(BADF);
     }
     if count > MAX_ENTRIES {
         return Ok(INVAL);
     }
-    State::spend(&mut caller, ENTRY_COST * count).await?;
-    let (memory, _) = State::memory(&mut caller)?;
+    HostState::spend(&mut caller, ENTRY_COST * count).await?;
+    let (memory, _) = HostState::memory(&mut caller)?;
     let Some(buffers) = slice(memory, buffers, count * 8) else { return Ok(FAULT) };
     let mut text = Vec::new();
     for buffer in buffers.chunks_exact(8) {
@@ -232,13 +215,13 @@ async fn fd_write(mut caller: Caller<'_, State>, fd: i32, buffers: i32, count: u
     }
     for line in text.split_inclusive(|&byte| byte == b'\n') {
         let cost = caller.data_mut().write_stream(fd == 2, line);
-        State::spend(&mut caller, cost).await?;
+        HostState::spend(&mut caller, cost).await?;
     }
     Ok(errno(write(&mut caller, out, &(text.len() as u32).to_le_bytes())?))
 }
 
 /// Waits for the first of its subscriptions: clocks ring, output is always ready, everything else is no file.
-async fn poll_oneoff(mut caller: Caller<'_, State>, subscriptions: i32, events: i32, count: u32, out: i32) -> Result<i32> {
+async fn poll_oneoff(mut caller: Caller<'_, HostState>, subscriptions: i32, events: i32, count: u32, out: i32) -> Result<i32> {
     const SUBSCRIPTION: usize = 48;
     const EVENT: usize = 32;
     const CLOCK: u8 = 0;
@@ -247,8 +230,8 @@ async fn poll_oneoff(mut caller: Caller<'_, State>, subscriptions: i32, events: 
     if count == 0 || count > MAX_ENTRIES {
         return Ok(INVAL);
     }
-    State::spend(&mut caller, ENTRY_COST * count).await?;
-    let (memory, state) = State::memory(&mut caller)?;
+    HostState::spend(&mut caller, ENTRY_COST * count).await?;
+    let (memory, state) = HostState::memory(&mut caller)?;
     let Some(subscriptions) = slice(memory, subscriptions, count * SUBSCRIPTION as u32) else { return Ok(FAULT) };
     let subscriptions: Vec<[u8; SUBSCRIPTION]> = subscriptions.chunks_exact(SUBSCRIPTION).filter_map(|s| s.try_into().ok()).collect();
 
@@ -256,7 +239,7 @@ async fn poll_oneoff(mut caller: Caller<'_, State>, subscriptions: i32, events: 
     let waits: Vec<(Duration, i32)> = subscriptions
         .iter()
         .map(|subscription| match subscription[8] {
-            CLOCK => match clock_now(read_u32(subscription, 16).cast_signed()) {
+            CLOCK => match clock::now(read_u32(subscription, 16).cast_signed()) {
                 Some(now) => {
                     let timeout = read_u64(subscription, 24);
                     let absolute = subscription[40] & 1 != 0;
@@ -269,8 +252,8 @@ async fn poll_oneoff(mut caller: Caller<'_, State>, subscriptions: i32, events: 
         })
         .collect();
     let shortest = waits.iter().map(|(wait, _)| *wait).min().unwrap_or_default();
-    let deadline = state.deadline();
-    state.leave();
+    let deadline = state.budget.deadline();
+    state.budget.leave();
     let until = Instant::now().checked_add(shortest).map_or(deadline, |until| until.min(deadline));
     tokio::time::sleep_until(until.into()).await;
     caller.data_mut().check_deadline()?;

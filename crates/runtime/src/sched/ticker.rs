@@ -7,21 +7,23 @@ use std::time::Duration;
 
 use wasmtime::{Engine, EngineWeak};
 
-/// Time between two ticks: the granularity of slices and deadlines. A call is looked at only when it outlives a tick, so that shorter ticks would
-/// cost without gain; longer ones would let a looping module hold its worker visibly.
+/// Time between two ticks: the granularity of slices and deadlines. Only a call that outlives a tick
+/// is interrupted, so shorter ticks would cost without gain; with longer ones a looping module would
+/// visibly hold its worker.
 pub(crate) const TICK: Duration = Duration::from_micros(500);
 
-/// Ticks without a call after which the thread sleeps until the next one. Waking it costs a call some microseconds, and each tick as much: it stays
-/// awake over the pauses of a busy agent, and lets one that gets a hundred calls a second be quiet between them.
+/// Ticks without a call after which the thread sleeps until the next call. Waking it costs a call some
+/// microseconds, and a tick costs about as much: the thread stays awake through the pauses of a busy
+/// agent, and sleeps between the calls of one that gets a hundred per second.
 const IDLE_TICKS: u32 = 4;
 
 pub(crate) struct Ticker {
-    state: Arc<State>,
+    state: Arc<TickerState>,
     thread: Thread,
 }
 
 #[derive(Default)]
-struct State {
+struct TickerState {
     engines: Mutex<Vec<EngineWeak>>,
     started: AtomicU64,
     ended: AtomicU64,
@@ -31,7 +33,7 @@ struct State {
 
 impl Ticker {
     pub(crate) fn start() -> std::io::Result<Self> {
-        let state = Arc::new(State::default());
+        let state = Arc::new(TickerState::default());
         let thread = thread::Builder::new().name("wasm-ticker".into()).spawn({
             let state = Arc::clone(&state);
             move || state.run()
@@ -44,7 +46,7 @@ impl Ticker {
         self.state.engines.lock().unwrap_or_else(PoisonError::into_inner).push(engine.weak());
     }
 
-    /// Says that a call runs until the guard is dropped.
+    /// Ticks until the guard is dropped, for a running call.
     pub(crate) fn running(&self) -> Running {
         self.state.started.fetch_add(1, SeqCst);
         if self.state.asleep.load(SeqCst) {
@@ -61,7 +63,7 @@ impl Drop for Ticker {
     }
 }
 
-pub(crate) struct Running(Arc<State>);
+pub(crate) struct Running(Arc<TickerState>);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -69,7 +71,7 @@ impl Drop for Running {
     }
 }
 
-impl State {
+impl TickerState {
     fn run(&self) {
         let mut seen = 0;
         let mut idle_ticks = 0;
@@ -95,7 +97,7 @@ impl State {
 
     fn sleep(&self, seen: u64) {
         self.asleep.store(true, SeqCst);
-        // A call that started before the flag was up has not woken anybody.
+        // A call that started before the flag was set has not woken this thread.
         while self.started.load(SeqCst) == seen && !self.stopped.load(SeqCst) {
             thread::park();
         }

@@ -1,16 +1,17 @@
-//! Buffers for what modules are handed.
+//! Buffers for the input of calls.
 //!
-//! Each thread keeps those of its last calls: their sizes are the sizes of the calls to come, and memory that was just used is in the caches.
+//! Each thread keeps the buffers of its last calls, because the next calls need about the same sizes
+//! and memory that was just used is in the caches.
 
 use std::cell::RefCell;
 
-/// Buffers that a thread keeps: a connection prepares so many calls before it runs the first.
+/// Buffers that a thread keeps: a connection prepares this many calls before it runs the first.
 const MAX_KEPT: usize = 32;
 
-/// Largest buffer that is kept, in bytes: far beyond most requests without bodies.
+/// Largest buffer that is kept, in bytes: far more than most requests without bodies need.
 const MAX_SIZE: usize = 16 << 10;
 
-/// Room in a new buffer, in bytes: a request of some twelve headers.
+/// Capacity of a new buffer, in bytes: a request of about twelve headers.
 const ROOM: usize = 2048;
 
 thread_local! {
@@ -38,9 +39,9 @@ pub(crate) fn keep(mut buffer: Vec<u8>) {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn kept_buffers_are_empty_and_few() {
+    fn few_buffers_are_kept_and_they_are_empty() {
         for _ in 0..100 {
-            super::keep(b"said to another module".to_vec());
+            super::keep(b"input of another module".to_vec());
         }
         super::keep(Vec::with_capacity(super::MAX_SIZE + 1));
         let kept = super::KEPT.with_borrow(Vec::len);

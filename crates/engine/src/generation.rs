@@ -1,0 +1,153 @@
+//! Which policy serves, and how another one takes its place.
+//!
+//! A new module or new settings are made ready off the request path and put in place by one pointer.
+//! Calls under way keep the policy that they began with.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, Guard};
+use serde_json::Value;
+use zentinel_wasm_runtime::{Cache, Module, Runtime, StartError};
+
+use crate::policy::Policy;
+use crate::settings::Settings;
+
+/// Time that a reload waits for the instances after the first, so that the new pool is as large as
+/// the old one. Far more than they need, unless the module is as slow to start as it may be.
+const WARM_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The same for the proxy's configuration, within the time that the proxy waits for its answer. The
+/// first instance has already used a part of that.
+const CONFIG_WARM_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why a reload has changed nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// The module cannot be served.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The proxy's configuration cannot be applied to it.
+    #[error("{0}")]
+    Settings(String),
+}
+
+/// The policy that serves, and what the next one is made of.
+pub(crate) struct Generations {
+    pub(crate) runtime: Runtime,
+    cache: Option<Cache>,
+    current: ArcSwap<Policy>,
+    /// Held while a policy is made, so changes come one after another.
+    configured: tokio::sync::Mutex<Configured>,
+    /// Instances that pools of earlier generations have discarded. Held during a swap, so no count is
+    /// seen on both sides.
+    discarded_before: Mutex<u64>,
+}
+
+/// Where the settings that serve come from.
+struct Configured {
+    /// The settings of the command line and of the files that it names.
+    base: Settings,
+    /// The proxy's last configuration, which goes on top of them.
+    proxy: Value,
+}
+
+impl Generations {
+    /// Makes the first policy.
+    ///
+    /// # Errors
+    ///
+    /// The module cannot be served.
+    pub(crate) async fn start(runtime: Runtime, module: Arc<Module>, settings: Settings, cache: Option<Cache>) -> Result<Self, StartError> {
+        let policy = Policy::make(&runtime, module, settings.clone(), cache.as_ref()).await?;
+        Ok(Self {
+            runtime,
+            cache,
+            current: ArcSwap::from_pointee(policy),
+            configured: tokio::sync::Mutex::new(Configured { base: settings, proxy: Value::Null }),
+            discarded_before: Mutex::new(0),
+        })
+    }
+
+    /// The policy that serves, for a short look.
+    pub(crate) fn current(&self) -> Guard<Arc<Policy>> {
+        self.current.load()
+    }
+
+    /// The policy that serves, for a call.
+    pub(crate) fn current_owned(&self) -> Arc<Policy> {
+        self.current.load_full()
+    }
+
+    /// Makes a policy of `module` and serves it. `installing` runs once nothing can fail any more,
+    /// before the policy serves.
+    ///
+    /// # Errors
+    ///
+    /// The module cannot be served. Nothing changes then.
+    pub(crate) async fn reload(
+        &self,
+        mut module: Arc<Module>,
+        module_config: Option<Arc<[u8]>>,
+        installing: impl FnOnce(&Policy),
+    ) -> Result<(), ReloadError> {
+        let mut configured = self.configured.lock().await;
+        let current = self.current.load_full();
+        if module.digest() == current.module.digest() {
+            // This one is compiled already.
+            module = Arc::clone(&current.module);
+        }
+        let base = configured.base.clone().with_module_config(module_config);
+        let settings = base.with_proxy_config(&configured.proxy).map_err(ReloadError::Settings)?;
+        let policy = Policy::make(&self.runtime, module, settings, self.cache.as_ref()).await?;
+        policy.warm(WARM_TIMEOUT).await;
+        installing(&policy);
+        self.install(policy);
+        configured.base = base;
+        Ok(())
+    }
+
+    /// Applies a proxy's configuration. Returns whether another policy serves now; `installing` is as
+    /// for [`reload`](Self::reload).
+    ///
+    /// # Errors
+    ///
+    /// The configuration is invalid, or the module cannot be served under it. Nothing changes then.
+    pub(crate) async fn apply(&self, config: Value, installing: impl FnOnce(&Policy)) -> Result<bool, String> {
+        let mut configured = self.configured.lock().await;
+        let settings = configured.base.with_proxy_config(&config)?;
+        let current = self.current.load_full();
+        let changes = settings != current.settings;
+        if changes {
+            let policy = current.with_settings(&self.runtime, settings, self.cache.as_ref()).await;
+            let policy = policy.map_err(|error| error.to_string())?;
+            if !policy.pool.is_same(&current.pool) {
+                policy.warm(CONFIG_WARM_TIMEOUT).await;
+            }
+            installing(&policy);
+            self.install(policy);
+        }
+        configured.proxy = config;
+        Ok(changes)
+    }
+
+    fn install(&self, policy: Policy) {
+        let mut discarded_before = self.discarded_before();
+        let old = self.current.swap(Arc::new(policy));
+        // A pool that is kept keeps its count.
+        if !old.pool.is_same(&self.current.load().pool) {
+            *discarded_before += old.pool.discarded();
+        }
+    }
+
+    /// Calls `look` with the policy that serves and the number of instances that earlier pools have
+    /// discarded, between which no swap happens.
+    pub(crate) fn observe<T>(&self, look: impl FnOnce(&Policy, u64) -> T) -> T {
+        let discarded_before = self.discarded_before();
+        look(&self.current.load(), *discarded_before)
+    }
+
+    fn discarded_before(&self) -> MutexGuard<'_, u64> {
+        self.discarded_before.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

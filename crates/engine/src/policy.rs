@@ -1,0 +1,91 @@
+//! One module and the settings under which it serves.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use zentinel_wasm_contract::{Event, Failure, FailureKind, Hook};
+use zentinel_wasm_runtime::{Cache, Call, Context, Lease, Module, Pool, Runtime, StartError, View};
+
+use crate::breaker::Breaker;
+use crate::settings::Settings;
+
+/// A module, its instances, and the settings under which it serves.
+pub(crate) struct Policy {
+    pub(crate) module: Arc<Module>,
+    pub(crate) pool: Pool,
+    pub(crate) settings: Settings,
+    pub(crate) breaker: Breaker,
+}
+
+impl Policy {
+    /// Compiles the module and makes its first instance.
+    ///
+    /// # Errors
+    ///
+    /// The module cannot be served.
+    pub(crate) async fn make(
+        runtime: &Runtime,
+        module: Arc<Module>,
+        settings: Settings,
+        cache: Option<&Cache>,
+    ) -> Result<Self, StartError> {
+        let pool = Pool::start(runtime, &module, settings.pool(), cache).await?;
+        Ok(Self { module, pool, settings, breaker: Breaker::new() })
+    }
+
+    /// The same module under other settings. It keeps its instances unless the settings concern them.
+    ///
+    /// # Errors
+    ///
+    /// As for [`make`](Self::make).
+    pub(crate) async fn with_settings(&self, runtime: &Runtime, settings: Settings, cache: Option<&Cache>) -> Result<Self, StartError> {
+        let module = Arc::clone(&self.module);
+        if settings.pool() == self.settings.pool() {
+            return Ok(Self { module, pool: self.pool.clone(), settings, breaker: Breaker::new() });
+        }
+        Self::make(runtime, module, settings, cache).await
+    }
+
+    /// Waits until all instances are made, but at most for `limit`. The missing ones are then made
+    /// while it serves.
+    pub(crate) async fn warm(&self, limit: Duration) {
+        let _ = tokio::time::timeout(limit, self.pool.warm()).await;
+    }
+
+    /// The module's SHA-256.
+    pub(crate) fn digest(&self) -> &str {
+        self.module.digest()
+    }
+
+    /// Whether the module exports `hook`.
+    pub(crate) fn takes(&self, hook: Hook) -> bool {
+        self.pool.hooks().contains(hook)
+    }
+
+    /// Whether the module has hooks that get to see an earlier event of their request.
+    pub(crate) fn has_later_hooks(&self) -> bool {
+        self.pool.hooks().contains_any(&[Hook::RequestBody, Hook::ResponseHeaders, Hook::ResponseBody])
+    }
+
+    /// Writes an event for the module.
+    ///
+    /// # Errors
+    ///
+    /// The body is over the limit or invalid base64.
+    pub(crate) fn prepare(&self, event: &Event<'_>, context: Option<&Context>) -> Result<Call, Failure> {
+        let Settings { header_case, max_body, .. } = self.settings;
+        self.pool.prepare(&View { event, context, header_case, max_body })
+    }
+
+    /// Calls the module, unless its circuit is open. The deadline counts from `arrived`.
+    ///
+    /// # Errors
+    ///
+    /// Every module error that a call can end in.
+    pub(crate) async fn call(&self, call: Call, correlation_id: Arc<str>, arrived: Instant) -> Result<Lease, Failure> {
+        if !self.breaker.admits() {
+            return Err(Failure::new(FailureKind::CircuitOpen, "the module has failed every call for a while"));
+        }
+        self.pool.clone().call(call, correlation_id, arrived + self.settings.timeout).await
+    }
+}

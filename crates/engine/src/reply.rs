@@ -1,0 +1,65 @@
+//! From a module's answer to what goes over the wire.
+
+use std::sync::Arc;
+
+use zentinel_wasm_contract::{Answer, Decision, Encode, Failure, FailureKind, Hook, Text, WebsocketDecision};
+use zentinel_wasm_runtime::Lease;
+
+use crate::bodies::{self, Body};
+
+/// What an answer is about.
+#[derive(Clone, Debug)]
+pub(crate) struct Subject {
+    pub(crate) hook: Hook,
+    pub(crate) body: Body,
+    /// The body that was collected, which the answer puts back.
+    pub(crate) whole: Option<Arc<Vec<u8>>>,
+}
+
+/// An encoded answer, and what the agent must know of it.
+pub(crate) struct Reply<T> {
+    pub(crate) encoded: T,
+    pub(crate) blocks: bool,
+    /// The request has surely ended.
+    pub(crate) refuses: bool,
+    pub(crate) loses_routing_metadata: bool,
+}
+
+impl<T> Reply<T> {
+    /// Reads the module's answer, checks it against its subject, and encodes it.
+    ///
+    /// # Errors
+    ///
+    /// The answer breaks a rule, the proxy would not apply it, or the transport cannot carry it.
+    pub(crate) fn new<E: Encode<Encoded = T>>(lease: &Lease, subject: &Subject, encode: &E) -> Result<Self, Failure> {
+        let mut answer = lease.answer()?;
+        bodies::settle(&mut answer, subject.hook, subject.body)?;
+        if let Some(whole) = &subject.whole {
+            bodies::put_back(&mut answer, whole);
+        }
+        let blocks = matches!(answer.decision, Decision::Block { .. });
+        // Zentinel 0.6.45 lets a request through that it is to challenge.
+        let refuses = (blocks || matches!(answer.decision, Decision::Redirect { .. })) && !answer.needs_more;
+        let loses_routing_metadata = encode.loses_routing_metadata(&answer);
+        Ok(Self { encoded: encode.encode(&answer)?, blocks, refuses, loses_routing_metadata })
+    }
+}
+
+/// The answer to an event for which the module has none.
+pub(crate) fn module_error(kind: FailureKind, fail_open: bool, hook: Hook) -> Answer<'static> {
+    /// The server met a condition that prevented it from fulfilling the request (RFC 6455, 7.4.1).
+    const INTERNAL: u16 = 1011;
+
+    let mut answer = Answer::default();
+    answer.audit.tags.push(Text::borrowed("wasm-error"));
+    answer.audit.reason_codes.push(Text::borrowed(kind.code()));
+    if fail_open {
+        answer.audit.tags.push(Text::borrowed("fail-open"));
+        return answer;
+    }
+    answer.decision = Decision::Block { status: 500, body: None, headers: Vec::new() };
+    if hook == Hook::WebsocketFrame {
+        answer.websocket_decision = Some(WebsocketDecision::Close { code: INTERNAL, reason: Text::borrowed("wasm-error") });
+    }
+    answer
+}

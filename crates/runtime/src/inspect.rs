@@ -1,0 +1,82 @@
+//! What a module exports and imports, checked for its author: every problem with a hint.
+
+use std::collections::HashSet;
+
+use wasmparser::{ElementItems, Parser, Payload};
+use wasmtime::{Engine, ExternType, FuncType, Linker, ValType};
+use zentinel_wasm_contract::shortened;
+
+use crate::host::state::HostState;
+
+/// Most characters that are shown of the name of an import.
+const MAX_NAME: usize = 60;
+
+/// Elements of all segments. What cannot be read ends the count: it is no valid module, as the compiler will tell.
+pub(crate) fn elements(module: &[u8]) -> u64 {
+    let sections = Parser::new(0).parse_all(module).map_while(Result::ok);
+    let segments = sections.filter_map(|section| if let Payload::ElementSection(segments) = section { Some(segments) } else { None });
+    let items = segments.flat_map(|segments| segments.into_iter().map_while(Result::ok)).map(|segment| segment.items);
+    items
+        .map(|items| match items {
+            ElementItems::Functions(items) => u64::from(items.count()),
+            ElementItems::Expressions(_, items) => u64::from(items.count()),
+        })
+        .sum()
+}
+
+/// Whether the module exports the function `name` and its type is right.
+pub(crate) fn check_function(module: &wasmtime::Module, name: &str, wanted: &str, required: bool, problems: &mut Vec<String>) -> bool {
+    match module.get_export(name) {
+        Some(ExternType::Func(ty)) if signature(&ty) == wanted => return true,
+        Some(ExternType::Func(ty)) => problems.push(format!("its export `{name}` has the type {}, not {wanted}", signature(&ty))),
+        Some(_) => problems.push(format!("its export `{name}` is not a function")),
+        None if required => problems.push(format!("it does not export `{name}`")),
+        None => {}
+    }
+    false
+}
+
+pub(crate) fn check_imports(module: &wasmtime::Module, linker: &Linker<HostState>, engine: &Engine, problems: &mut Vec<String>) {
+    let mut store = wasmtime::Store::new(engine, HostState::probe());
+    let mut seen = HashSet::new();
+    for import in module.imports() {
+        let (from, name) = (import.module(), import.name());
+        // Go imports one function twice.
+        if !seen.insert((from, name)) {
+            continue;
+        }
+        let provided = linker.get(&mut store, from, name);
+        match (import.ty(), provided.map(|provided| provided.ty(&store))) {
+            (ExternType::Func(wanted), Ok(ExternType::Func(provided))) if signature(&wanted) == signature(&provided) => {}
+            (ExternType::Func(wanted), Ok(ExternType::Func(provided))) => problems.push(format!(
+                "its import `{from}.{name}` has the type {}, the agent's has {}",
+                signature(&wanted),
+                signature(&provided)
+            )),
+            _ => problems.push(format!(
+                "its import `{}.{}` is not known{}",
+                shortened(from, MAX_NAME),
+                shortened(name, MAX_NAME),
+                import_hint(from, name)
+            )),
+        }
+    }
+}
+
+fn import_hint(from: &str, name: &str) -> &'static str {
+    match (from, name) {
+        ("env", "memory") => " (the module must have and export its memory)",
+        ("wasi_unstable", _) => " (build for WASI preview 1)",
+        ("__wbindgen_placeholder__" | "./index_bg.js" | "wbg", _) => " (wasm-bindgen is for browsers: build without it)",
+        ("env", name) if name.starts_with("crypto.") => " (import `wasi_snapshot_preview1.random_get` instead)",
+        ("gojs" | "go", _) => " (build with GOOS=wasip1, not js)",
+        _ => "",
+    }
+}
+
+fn signature(ty: &FuncType) -> String {
+    let list = |types: &mut dyn Iterator<Item = ValType>| types.map(|ty| ty.to_string()).collect::<Vec<_>>().join(", ");
+    let params = list(&mut ty.params());
+    let results = list(&mut ty.results());
+    if ty.results().len() == 1 { format!("({params}) -> {results}") } else { format!("({params}) -> ({results})") }
+}
