@@ -1,7 +1,7 @@
-//! Reads the events that come with every request without copying what they say.
+//! A fast reader for the events of every request, which copies nothing.
 //!
-//! Whatever is unusual or wrong, this reader gives up on, and prost reads it: what is right, and what an error says, is decided in one place. What
-//! this one does read, prost would have read alike.
+//! It accepts a subset of messages with the same result as prost, else returns `None`, and prost
+//! decodes the message. So what is valid, and what an error reads like, is decided in one place.
 
 use zentinel_wasm_contract::event::{Metadata, RequestHeaders, ResponseHeaders};
 use zentinel_wasm_contract::{Event, MAX_ENTRIES, Text};
@@ -11,11 +11,11 @@ use super::fields::{FieldValue, Fields};
 use super::headers::HeaderGroups;
 use super::timestamp::rfc3339;
 
-/// The headers of a request or response, if the message is such an event.
+/// Reads request or response headers, if the message is such an event.
 pub(super) fn headers(message: &[u8]) -> Option<Event<'_>> {
     let mut fields = Fields(message);
     let (number, FieldValue::Bytes(event)) = fields.next()? else { return None };
-    // More than one event in a message are not for this reader.
+    // Two events in one message are left to prost.
     if !fields.0.is_empty() {
         return None;
     }
@@ -32,7 +32,7 @@ fn request(event: &[u8]) -> Option<RequestHeaders<'_>> {
     let mut headers = HeaderGroups::default();
     each(event, |number, value| {
         match number {
-            // Two metadata would have to be merged.
+            // Two metadata messages would have to be merged.
             1 if known.is_some() => return None,
             1 => known = Some(metadata(value.bytes()?)?),
             2 => method = value.text()?,
@@ -112,7 +112,7 @@ fn header<'a>(header: FieldValue<'a>, headers: &mut HeaderGroups<'a>) -> Option<
     (headers.len() <= MAX_ENTRIES).then_some(())
 }
 
-/// Hands every field of a message over, unless one of them cannot be read.
+/// Passes every field of a message to `field`, unless one of them is invalid.
 #[inline]
 fn each<'a>(message: &'a [u8], mut field: impl FnMut(u32, FieldValue<'a>) -> Option<()>) -> Option<()> {
     let mut fields = Fields(message);
@@ -157,7 +157,7 @@ mod tests {
         [encode(Message::RequestHeaders(request)), encode(Message::ResponseHeaders(response))]
     }
 
-    /// What prost reads, for comparison.
+    /// The event as prost decodes it.
     fn by_prost(bytes: &[u8]) -> Option<String> {
         let message = event::read(bytes.to_vec().into()).ok()?;
         event::event(&message)?.ok().map(|event| format!("{event:?}"))
@@ -165,7 +165,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn headers_are_read_as_prost_does(text in any::<[String; 4]>(), optional in any::<Option<String>>(), number in any::<u32>()) {
+        fn reads_headers_like_prost(text in any::<[String; 4]>(), optional in any::<Option<String>>(), number in any::<u32>()) {
             for message in messages(&text, optional, number) {
                 let read = headers(&message).map(|event| format!("{event:?}"));
                 prop_assert!(read.is_some());
@@ -174,7 +174,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_damaged_is_never_read_otherwise_than_prost_does(
+        fn reads_damaged_headers_like_prost_or_not_at_all(
             text in any::<[String; 4]>(), at in any::<prop::sample::Index>(), with in prop::collection::vec(any::<u8>(), 0..4), cut in 0..4_usize
         ) {
             for mut message in messages(&text, Some(String::new()), 200) {
@@ -188,7 +188,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+        fn any_bytes_are_accepted_or_rejected(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
             let _ = headers(&bytes);
         }
     }

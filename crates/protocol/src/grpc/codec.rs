@@ -1,4 +1,5 @@
-//! Messages go out as prost writes them and come in as bytes: whoever takes them decides what becomes of those that cannot be read.
+//! Sends messages encoded by prost and receives them as bytes, so the receiver can answer an
+//! undecodable one.
 
 use std::marker::PhantomData;
 
@@ -7,7 +8,7 @@ use prost::Message;
 use tonic::Status;
 use tonic::codec::{DecodeBuf, Decoder, EncodeBuf, Encoder};
 
-/// Sends `M`, receives bytes.
+/// Sends `M` and receives bytes.
 pub(super) struct Codec<M>(PhantomData<fn() -> M>);
 
 impl<M> Codec<M> {

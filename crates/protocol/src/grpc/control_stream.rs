@@ -1,8 +1,9 @@
-//! `ControlStream`.
+//! `ControlStream`: configurations and drain requests of a proxy.
 //!
-//! The protocol declares it from agent to proxy, but here the agent is the server: a client can only say what an agent would. One that has something
-//! to say as a proxy (a configuration, a request to drain or to end) sends just that, and its first field tells it from what an agent would say: the
-//! numbers of the two overlap, what stands behind them does not.
+//! The protocol declares the stream from agent to proxy, but here the agent is the server, so a
+//! client would have to send the messages of an agent. A proxy sends its own messages (a
+//! configuration, a request to drain or to shut down) instead. Their field numbers overlap with
+//! those of an agent's messages, but the contents do not, which distinguishes them.
 
 use std::sync::Arc;
 
@@ -21,26 +22,27 @@ use super::{message, proto};
 use crate::config;
 use crate::stage::Stage;
 
-/// Messages in a row after which others on this thread get their turn.
+/// Messages in a row after which the other tasks on this thread get their turn.
 const MAX_MESSAGES: u64 = 32;
 
-/// What a proxy says in a message of a control stream, or None for what an agent would say.
+/// Decodes a message of a proxy. Returns `None` for one of an agent.
 fn read(bytes: &Bytes) -> Option<Message> {
     let proto::ProxyControl { message } = proto::ProxyControl::decode(bytes.clone()).ok()?;
     let Some((_, FieldValue::Bytes(inner))) = Fields(bytes).last() else { return None };
     let fields = Fields(inner);
-    // What an agent says has fields that these do not have, or text where these have numbers, at which decoding has failed already.
+    // A message of an agent has fields that these do not have, or text where these have numbers, so
+    // decoding has failed already.
     let only = |highest: u32| fields.clone().all(|(number, _)| number <= highest);
-    let meant = match message.as_ref()? {
-        // A health report begins with the agent's name.
+    let is_proxy_s = match message.as_ref()? {
+        // In a health report, this field is the agent's id.
         Message::Configure(configure) => only(4) && configure.config_json.trim_start().starts_with('{'),
         Message::Shutdown(_) | Message::Drain(_) => only(3),
         Message::ConfigResponse(_) => false,
     };
-    message.filter(|_| meant)
+    message.filter(|_| is_proxy_s)
 }
 
-/// Serves a control stream: the answers to its configurations.
+/// Serves a control stream. Returns the responses to its configurations.
 pub(super) fn open<H: Handler>(
     handler: Arc<H>,
     stage: watch::Receiver<Stage>,
@@ -64,7 +66,8 @@ pub(super) fn open<H: Handler>(
             };
             match run_blocking_if_large(bytes.len(), || read(&bytes)) {
                 Some(Message::Shutdown(_) | Message::Drain(_)) => {
-                    // For this client alone: another proxy's traffic, and this one's after a restart, are not its to stop.
+                    // Only for this connection: a client must not stop the traffic of another
+                    // proxy, or its own after a restart.
                     if !drained.send_replace(true) {
                         log_limited!(info, "a proxy asked the agent to drain: its connection reports `draining` until it ends");
                     }
@@ -103,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_proxy_says_is_understood() {
+    fn decodes_the_messages_of_a_proxy() {
         for message in [
             Message::Drain(proto::DrainRequest::default()),
             Message::Drain(proto::DrainRequest { duration_ms: 1, reason: 2, timestamp_ms: 3 }),
@@ -122,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_agent_says_is_not_taken_for_it() {
+    fn ignores_the_messages_of_an_agent() {
         use proto::agent_control::Message as Agent;
 
         let health = proto::HealthStatus { agent_id: "waf".into(), state: 1, timestamp_ms: 1, ..Default::default() };
@@ -132,7 +135,7 @@ mod tests {
         let metrics = proto::MetricsReport { timestamp_ms: 1, counters: vec![counter], ..Default::default() };
         assert_eq!(as_agent(Agent::Metrics(metrics.clone())), None);
         assert_eq!(as_agent(Agent::Metrics(proto::MetricsReport { agent_id: "waf".into(), ..Default::default() })), None);
-        // A configuration request with an id and the wish for a reload (10), a log line (4) of level 2.
+        // A configuration request with an id and a reload flag (10), and a log line (4) of level 2.
         assert_eq!(read(&Bytes::from_static(&[0x1a, 5, 0x0a, 1, b'r', 0x52, 0])), None);
         assert_eq!(read(&Bytes::from_static(&[0x22, 2, 0x08, 2])), None);
         assert_eq!(read(&Bytes::from_static(b"nonsense")), None);

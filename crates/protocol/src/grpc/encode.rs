@@ -1,4 +1,4 @@
-//! From an answer to the message that the proxy reads.
+//! Encodes answers as messages.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -17,32 +17,32 @@ use crate::limits::MAX_ID;
 use crate::phase::Phase;
 use crate::proxy::{Proxy, for_proxy};
 
-/// Largest answer that is sent, in bytes, its correlation id apart: the proxy's client takes 4 MiB, and one message above that would end its stream
-/// with everything on it.
+/// Largest answer that is sent, in bytes, without its correlation id. The proxy's client accepts
+/// messages of up to 4 MiB; a larger one would end its stream and all events on it.
 const MAX_ANSWER: usize = (4 << 20) - MAX_ID;
 
-/// What the answers of one stream have in common.
+/// What the answers of one stream share.
 #[derive(Debug, Default)]
 pub(super) struct Peer {
-    /// The proxy at the other end.
+    /// The proxy of the stream.
     pub(super) proxy: Proxy,
-    /// It has been said what is lost on this transport.
-    told_of_loss: AtomicBool,
+    /// The loss of routing metadata was logged.
+    warned_of_loss: AtomicBool,
 }
 
 impl Peer {
     pub(super) fn new(proxy: Proxy) -> Self {
-        Self { proxy, told_of_loss: AtomicBool::new(false) }
+        Self { proxy, warned_of_loss: AtomicBool::new(false) }
     }
 }
 
-/// Writes answers to one event of a stream as messages.
+/// Encodes answers to one event of a stream as messages.
 #[derive(Clone, Debug)]
 pub(super) struct GrpcEncoder {
     pub(super) peer: Arc<Peer>,
-    /// The event's place.
+    /// Phase of the event.
     pub(super) phase: Phase,
-    /// The event's id, by which the proxy finds its request.
+    /// Id of the event, by which the proxy finds its request.
     pub(super) correlation_id: Arc<str>,
 }
 
@@ -59,7 +59,7 @@ impl Encode for GrpcEncoder {
             let detail = format!("`{field}` cannot be carried over gRPC, which has no field for it: use the Unix socket");
             return Err(Failure::new(FailureKind::InvalidResult, detail));
         }
-        self.tell_of_loss(&answer);
+        self.warn_of_loss(&answer);
         let response = proto::AgentResponse {
             correlation_id: self.correlation_id.as_ref().to_owned(),
             decision: Some(decision(&answer.decision)),
@@ -69,7 +69,7 @@ impl Encode for GrpcEncoder {
             processing_time_ms: None,
             needs_more: answer.needs_more,
         };
-        // The id is the client's, and every answer has to carry it.
+        // The id does not count: the client chose it, and every answer must carry it.
         let size = response.encoded_len() - self.correlation_id.len();
         if size > MAX_ANSWER {
             let detail = format!("the answer takes {size} bytes, more than the {MAX_ANSWER} that the proxy accepts over gRPC");
@@ -84,10 +84,10 @@ impl Encode for GrpcEncoder {
 }
 
 impl GrpcEncoder {
-    /// Says once a stream that an answer holds something for which gRPC has no field, and which no
-    /// proxy decides by.
-    fn tell_of_loss(&self, answer: &Answer<'_>) {
-        if self.loses_routing_metadata(answer) && !self.peer.told_of_loss.swap(true, Relaxed) {
+    /// Logs, once per stream, that routing metadata is dropped: gRPC has no field for it, and no
+    /// proxy decides by it.
+    fn warn_of_loss(&self, answer: &Answer<'_>) {
+        if self.loses_routing_metadata(answer) && !self.peer.warned_of_loss.swap(true, Relaxed) {
             log_limited!(
                 warn,
                 correlation_id = &*self.correlation_id,
@@ -98,9 +98,9 @@ impl GrpcEncoder {
     }
 }
 
-/// What the module has decided and gRPC has no field for: left out, the request would go another
-/// way than the module wants. A refusal that is final stands by itself, and is worth more than what
-/// is said beside it.
+/// The first field of `answer` that gRPC cannot carry and that changes what happens to the request.
+///
+/// A final rejection is sent without such fields, because it takes effect without them.
 fn not_carried(answer: &Answer<'_>) -> Option<&'static str> {
     let changes =
         |mutation: &Option<BodyMutation<'_>>| mutation.as_ref().is_some_and(|mutation| mutation.action != BodyAction::PassThrough);
@@ -156,7 +156,8 @@ fn header_op(op: &HeaderOp<'_>) -> proto::HeaderOp {
     proto::HeaderOp { operation: Some(operation) }
 }
 
-/// What goes to the audit log; nothing, mostly. A guardrail's verdict finds its only place here.
+/// The audit data, which most answers do not have. gRPC has no other field for a guardrail's
+/// verdict.
 fn audit(audit: &Audit<'_>, guardrail: Option<&str>) -> Option<proto::AuditMetadata> {
     let texts = |list: &[Text<'_>]| list.iter().map(Text::to_string).collect();
     if *audit == Audit::default() && guardrail.is_none() {
@@ -191,13 +192,13 @@ mod tests {
     }
 
     #[test]
-    fn an_allow_is_short() {
+    fn a_plain_allow_has_only_the_id() {
         let allow = sent(&encoder(Hook::RequestHeaders, Proxy::default()), "");
         assert_eq!(allow.encode_to_vec(), [0x0a, 1, b'c', 0x12, 0]);
     }
 
     #[test]
-    fn everything_that_grpc_has_a_field_for_is_sent() {
+    fn sends_every_field_that_grpc_has() {
         let answer = r#"{"decision":"block","status":451,"body":"no","add_response_headers":{"A":"1"},"remove_response_headers":["B"],
             "add_request_headers":{"C":["1","2"]},"tags":["t"],"rule_ids":["r"],"confidence":0.5,"reason_codes":["x"],"needs_more":true}"#;
         let response = sent(&encoder(Hook::RequestHeaders, Proxy::default()), answer);
@@ -211,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn old_proxies_get_a_block_for_a_challenge() {
+    fn an_old_proxy_gets_a_block_instead_of_a_challenge() {
         let answer = r#"{"decision":"challenge","challenge_type":"captcha","challenge_params":{"body":"prove it"}}"#;
         let to_old = sent(&encoder(Hook::RequestHeaders, Proxy::of_version("0.6.45")), answer);
         assert_eq!(to_old.decision, Some(block(403, Some(&Text::borrowed("prove it")), &[])));
@@ -220,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_carried_is_a_module_error() {
+    fn a_field_that_grpc_lacks_is_a_module_error() {
         let encoder = encoder(Hook::RequestBody, Proxy::default());
         let encode = |answer: &str| encoder.encode(&answer::read(answer.as_bytes()).unwrap());
         for (answer, field) in [
@@ -229,7 +230,7 @@ mod tests {
             (r#"{"response_body_mutation":{"action":"drop"}}"#, "response_body_mutation"),
             (r#"{"websocket_decision":"drop"}"#, "websocket_decision"),
             (r#"{"websocket_decision":{"close":{"code":1008}}}"#, "websocket_decision"),
-            // Such a refusal is not final.
+            // A block that needs more is not final.
             (r#"{"decision":"block","needs_more":true,"request_body_mutation":{"action":"drop"}}"#, "request_body_mutation"),
         ] {
             let failure = encode(answer).unwrap_err();
@@ -246,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_carried_whatever_is_said_beside_it() {
+    fn a_final_rejection_is_sent_without_the_fields_that_grpc_lacks() {
         for beside in [
             r#""websocket_decision":{"close":{"code":1011}}"#,
             r#""websocket_decision":"drop""#,
@@ -258,14 +259,14 @@ mod tests {
     }
 
     #[test]
-    fn a_guardrail_verdict_travels_in_the_audit_data() {
+    fn a_guardrail_verdict_is_in_the_audit_data() {
         let response =
             sent(&encoder(Hook::GuardrailInspect, Proxy::default()), r#"{"guardrail_response":{"detected":true,"confidence":0.5}}"#);
         assert_eq!(response.audit.unwrap().custom["guardrail_response"], r#"{"confidence":0.5,"detected":true}"#);
     }
 
     #[test]
-    fn an_answer_that_the_proxy_would_not_take_is_a_module_error() {
+    fn an_answer_too_large_for_the_proxy_is_a_module_error() {
         let answer = format!(r#"{{"decision":"block","body":"{}"}}"#, "x".repeat(MAX_ANSWER));
         let encoder = encoder(Hook::RequestHeaders, Proxy::default());
         let failure = encoder.encode(&answer::read(answer.as_bytes()).unwrap()).unwrap_err();

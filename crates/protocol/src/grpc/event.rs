@@ -1,4 +1,4 @@
-//! From a message of the proxy to an event that borrows from it.
+//! Decodes a message of the proxy into an event that borrows from it.
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -13,23 +13,23 @@ use super::proto;
 use super::proto::proxy_to_agent::Message;
 use super::timestamp::rfc3339;
 
-/// Most fields of a message: as many headers as there may be, and others.
+/// Most fields of a message: the most headers that are allowed, and other fields.
 const MAX_FIELDS: usize = MAX_ENTRIES + 1000;
 
-/// A message that cannot be read. It may be an event, so that it is not just passed over.
+/// An undecodable message. It may be an event, so it must not be ignored.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Unreadable {
-    /// The hook that the event's field stands for; fields that are not known count as the first.
+    /// Hook of the event's field. An unknown field counts as request headers.
     pub(super) hook: Hook,
-    /// Whose event it is, if that can be found.
+    /// Correlation id of the event, if it can be extracted.
     pub(super) correlation_id: Option<String>,
-    /// What is wrong with it.
+    /// Why it is invalid.
     pub(super) reason: String,
 }
 
-/// Reads a message of the proxy.
+/// Decodes a message of the proxy.
 pub(super) fn read(bytes: Bytes) -> Result<Message, Unreadable> {
-    // Counted before they are read: each header takes many times the bytes that it may have on the wire.
+    // Counted before decoding, because a header can take many times its bytes on the wire.
     let fields = Fields(&bytes).map(|(_, value)| 1 + value.bytes().map_or(0, |inner| Fields(inner).take(MAX_FIELDS).count()));
     if fields.take(MAX_FIELDS).sum::<usize>() > MAX_FIELDS {
         return Err(Unreadable::new(&bytes, format!("more than {MAX_ENTRIES} headers")));
@@ -48,7 +48,7 @@ impl Unreadable {
             Some((number, FieldValue::Bytes(inner))) => {
                 let id = Fields(inner).last_of(1);
                 let id = match (number, id) {
-                    // The metadata come first.
+                    // The first field of request headers is the metadata, which has the id.
                     (2, Some(FieldValue::Bytes(metadata))) => Fields(metadata).last_of(1),
                     (_, id) => id,
                 };
@@ -60,12 +60,12 @@ impl Unreadable {
     }
 }
 
-/// The failure of an event that cannot be read.
+/// The failure with which an undecodable event is rejected.
 pub(super) fn invalid(hook: Hook, reason: &str) -> Failure {
     Failure::new(FailureKind::InvalidEvent, format!("invalid event for `{hook}`: {reason}"))
 }
 
-/// The hook of an event's field, or that of a configuration.
+/// Hook of the field of an event or configuration.
 const fn hook_of(number: u32) -> Hook {
     match number {
         3 => Hook::RequestBody,
@@ -79,7 +79,11 @@ const fn hook_of(number: u32) -> Hook {
     }
 }
 
-/// The event in a message, or None when it is none. The error is an event that makes no sense.
+/// Returns the event in a message, or `None` if the message is not an event.
+///
+/// # Errors
+///
+/// The event is invalid.
 pub(super) fn event(message: &Message) -> Option<Result<Event<'_>, Unreadable>> {
     Some(Ok(match message {
         Message::RequestHeaders(event) => match request_headers(event) {
@@ -127,7 +131,8 @@ fn unreadable<'a>(hook: Hook, correlation_id: &str, reason: &str) -> Option<Resu
     Some(Err(Unreadable { hook, correlation_id: Some(correlation_id.to_owned()), reason: reason.to_owned() }))
 }
 
-/// Text that may be missing: fields that are not optional are empty then.
+/// Returns `None` for an empty text. The fields that are not optional in the proto file are empty
+/// if they are missing.
 pub(super) fn present(text: &str) -> Option<Text<'_>> {
     if text.is_empty() { None } else { Some(Text::from(text)) }
 }
@@ -161,7 +166,7 @@ fn body_chunk(chunk: &proto::BodyChunkEvent) -> BodyChunk<'_> {
         is_last: chunk.is_last,
         total_size: chunk.total_size,
         chunk_index: chunk.chunk_index,
-        // One direction or the other: the hook says which.
+        // Only one of them is used, depending on the hook.
         bytes_received: Some(chunk.bytes_transferred),
         bytes_sent: Some(chunk.bytes_transferred),
     }
@@ -169,7 +174,8 @@ fn body_chunk(chunk: &proto::BodyChunkEvent) -> BodyChunk<'_> {
 
 fn guardrail(event: &proto::GuardrailInspectEvent) -> GuardrailInspect<'_> {
     let inspection_type = match event.content_type {
-        // What people or operators say to a model may want to inject something, what comes back may give something away.
+        // Input of users (1) or operators (3) may inject a prompt; output may disclose personal
+        // data.
         1 | 3 => "prompt_injection",
         _ => "pii_detection",
     };
@@ -180,7 +186,7 @@ fn guardrail(event: &proto::GuardrailInspectEvent) -> GuardrailInspect<'_> {
         model: event.model.as_deref().map(Text::from),
         categories: Vec::new(),
         route_id: None,
-        // Whatever is no object of texts is not what the module would be told.
+        // The module gets an object of strings; everything else is dropped.
         metadata: serde_json::from_str(&event.context_json).unwrap_or_else(|_| Pairs::default()),
     }
 }
@@ -201,23 +207,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_read_still_says_whose_it_is() {
+    fn an_undecodable_message_keeps_its_hook_and_id() {
         let read = |bytes: &[u8]| {
             let unreadable = read(Bytes::copy_from_slice(bytes)).unwrap_err();
             (unreadable.hook, unreadable.correlation_id)
         };
-        // A body chunk (3) with the id `a` and an index that is a text.
+        // A body chunk (3) with the id `a`, and text as its index.
         assert_eq!(read(&[0x1a, 6, 0x0a, 1, b'a', 0x12, 1, b'x']), (Hook::RequestBody, Some("a".into())));
-        // Request headers (2) whose metadata (1) hold the id `a`, with a method that is a number.
+        // Request headers (2) with metadata (1) of id `a`, and a number as the method.
         assert_eq!(read(&[0x12, 7, 0x0a, 3, 0x0a, 1, b'a', 0x10, 1]), (Hook::RequestHeaders, Some("a".into())));
-        // An event of a kind (20) that is not known.
+        // An event of an unknown kind (20).
         assert_eq!(read(&[0xa2, 0x01, 3, 0x0a, 1, b'a']), (Hook::RequestHeaders, Some("a".into())));
         assert_eq!(read(&[]), (Hook::RequestHeaders, None));
         assert_eq!(read(b"\xff\xff"), (Hook::RequestHeaders, None));
     }
 
     #[test]
-    fn an_event_that_makes_no_sense_is_none() {
+    fn rejects_events_with_impossible_values() {
         let bare = Message::RequestHeaders(proto::RequestHeadersEvent::default());
         assert!(matches!(event(&bare), Some(Err(Unreadable { hook: Hook::RequestHeaders, .. }))));
         let status = Message::ResponseHeaders(proto::ResponseHeadersEvent { status_code: 70_000, ..Default::default() });
@@ -226,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn bodies_stay_where_they_arrived() {
+    fn bodies_are_borrowed() {
         let chunk = proto::BodyChunkEvent { data: Bytes::from_static(b"\xff"), bytes_transferred: 1, ..Default::default() };
         let message = Message::ResponseBodyChunk(chunk);
         let Some(Ok(Event::ResponseBody(chunk))) = event(&message) else { panic!() };

@@ -1,20 +1,20 @@
-//! The fields of a message, as they stand in its bytes.
+//! The fields in the bytes of a message, without decoding it.
 
 use std::str;
 
-/// The value of a field, as far as the bytes tell.
+/// The value of a field, as far as its type on the wire determines it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FieldValue<'a> {
-    /// A number of variable length.
+    /// A varint.
     Number(u64),
     /// Text, bytes, or a message.
     Bytes(&'a [u8]),
-    /// Eight or four bytes.
+    /// 8 or 4 bytes.
     Fixed,
 }
 
 impl<'a> FieldValue<'a> {
-    /// The value as text.
+    /// The value as text, if it is valid UTF-8.
     pub(super) fn text(self) -> Option<&'a str> {
         self.bytes().and_then(|bytes| str::from_utf8(bytes).ok())
     }
@@ -36,18 +36,18 @@ impl<'a> FieldValue<'a> {
     }
 }
 
-/// The fields of a message in their order. Ends early where the bytes are no message.
+/// Iterates over the numbers and values of the fields. Ends at the first invalid field.
 #[derive(Clone, Debug)]
 pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
 impl<'a> Fields<'a> {
-    /// The value of the last field of this number: the one that counts.
+    /// The value of the last field with this number, which is the one that counts.
     pub(super) fn last_of(&self, number: u32) -> Option<FieldValue<'a>> {
         self.clone().filter(|(found, _)| *found == number).last().map(|(_, value)| value)
     }
 
     fn number(&mut self) -> Option<u64> {
-        // Most are lengths below 128.
+        // Most varints are lengths below 128.
         if let Some((&byte @ ..0x80, rest)) = self.0.split_first() {
             self.0 = rest;
             return Some(byte.into());
@@ -99,7 +99,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn fields_are_found_with_their_values() {
+    fn finds_fields_with_their_values() {
         let bytes = [0x08, 0x96, 0x01, 0x12, 2, b'h', b'i', 0x1d, 0, 0, 0, 0, 0x08, 1];
         let fields: Vec<_> = Fields(&bytes).collect();
         assert_eq!(
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_ends_the_fields() {
+    fn a_truncated_field_ends_the_fields() {
         assert_eq!(Fields(&[0x08, 1, 0x12, 9, b'x']).count(), 1);
         assert_eq!(Fields(&[0xff; 20]).count(), 0);
         assert_eq!(Fields(&[0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]).count(), 0);
@@ -119,7 +119,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+        fn any_bytes_are_accepted_or_rejected(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
             let _ = Fields(&bytes).count();
         }
     }

@@ -1,4 +1,4 @@
-//! The first exchange on a stream.
+//! The handshake over gRPC.
 
 use std::sync::Arc;
 
@@ -9,12 +9,12 @@ use super::proto;
 use crate::config;
 use crate::handshake::check_versions;
 
-/// Whether the agent can work with this proxy, and under the configuration that it brings.
+/// Checks that the agent can work with this proxy, and applies its configuration.
 pub(super) async fn agree<H: Handler>(request: &proto::HandshakeRequest, handler: &Arc<H>) -> Result<(), String> {
     check_versions(&request.supported_versions)?;
     match config::parse(&request.config_json)? {
         Value::Null => Ok(()),
-        // What a proxy without a configuration says.
+        // Sent by a proxy without a configuration.
         Value::Object(object) if object.is_empty() => Ok(()),
         config => handler.configure(config).await,
     }

@@ -1,4 +1,4 @@
-//! Headers, which a message has one by one, with the values of one name together.
+//! Groups the headers of a message by name.
 
 use std::borrow::Cow;
 
@@ -8,10 +8,10 @@ use zentinel_wasm_contract::event::{HeaderValues, Headers};
 
 use super::proto;
 
-/// Headers up to which looking through all of them is faster than a map.
+/// Number of headers up to which a linear search is faster than a map.
 const FEW_HEADERS: usize = 32;
 
-/// Headers with the values of one name together.
+/// Groups a list of headers.
 pub(super) fn grouped(list: &[proto::Header]) -> Headers<'_> {
     let mut headers = HeaderGroups::default();
     for header in list {
@@ -20,11 +20,12 @@ pub(super) fn grouped(list: &[proto::Header]) -> Headers<'_> {
     headers.finish()
 }
 
-/// Puts the values of one name together.
+/// Headers, grouped by name in the order of their first values.
 #[derive(Default)]
 pub(super) struct HeaderGroups<'a> {
     headers: Vec<(Text<'a>, HeaderValues<'a>)>,
-    /// Used when there are many: a client must not have the agent compare each with each.
+    /// Position of each name in `headers`. Used for many headers, because a client must not make
+    /// the agent compare each with each.
     places: HashMap<&'a str, usize>,
     values: usize,
 }
@@ -48,7 +49,7 @@ impl<'a> HeaderGroups<'a> {
         }
     }
 
-    /// Looks a name up in the map, and puts it there with the place that it will have.
+    /// Position of a name. Adds a new name to the map with the position that it will have.
     fn place(&mut self, name: &'a str) -> Option<usize> {
         if self.places.is_empty() {
             for (place, (known, _)) in self.headers.iter().enumerate() {
@@ -61,7 +62,7 @@ impl<'a> HeaderGroups<'a> {
         (place < self.headers.len()).then_some(place)
     }
 
-    /// Values that were pushed.
+    /// Number of values that were added.
     pub(super) fn len(&self) -> usize {
         self.values
     }
@@ -85,13 +86,13 @@ mod tests {
     }
 
     #[test]
-    fn values_of_one_name_are_put_together() {
+    fn groups_values_by_name() {
         let list = [header("accept", "a"), header("host", "h"), header("accept", "b")];
         assert_eq!(grouped(&list), [("accept".into(), vec!["a".into(), "b".into()]), ("host".into(), vec!["h".into()])]);
     }
 
     #[test]
-    fn many_headers_are_put_together_as_well() {
+    fn groups_many_headers() {
         let list: Vec<_> = (0..100).map(|at| header(&format!("x-{}", at % 50), &at.to_string())).collect();
         let headers = grouped(&list);
         assert_eq!(headers.len(), 50);

@@ -1,4 +1,5 @@
-//! The standard health service. What the agent reports of itself decides: it serves while its module decides about requests.
+//! The standard health service. The agent is serving while it reports itself as ready: while its
+//! module decides about requests.
 
 use std::sync::Arc;
 
@@ -22,7 +23,7 @@ fn read(bytes: Bytes) -> Result<HealthCheckRequest, Status> {
     HealthCheckRequest::decode(bytes).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
-/// The status of a service; none for one that is not served here. No name stands for the agent as a whole.
+/// Status of a service, or `None` for an unknown one. An empty name means the whole agent.
 fn status(service: &str, reports: &Reports, drained: bool) -> Option<ServingStatus> {
     if !["", SERVICE, HEALTH].contains(&service) {
         return None;
@@ -34,14 +35,14 @@ fn response(status: ServingStatus) -> HealthCheckResponse {
     HealthCheckResponse { status: status.into() }
 }
 
-/// Tells how a service is, or that it does not serve a client that has asked for a drain.
+/// Returns the status of a service. It is not serving for a client that asked for a drain.
 pub(super) fn check<H: Handler>(handler: &H, drained: bool, bytes: Bytes) -> Result<HealthCheckResponse, Status> {
     let request = read(bytes)?;
     let status = status(&request.service, &handler.reports().borrow(), drained);
     status.map(response).ok_or_else(|| Status::not_found("unknown service"))
 }
 
-/// Tells how a service is whenever that changes, until the agent drains.
+/// Streams the status of a service at each change, until the agent drains.
 pub(super) fn watch<H: Handler>(
     handler: &Arc<H>,
     stage: watch::Receiver<Stage>,

@@ -1,4 +1,4 @@
-//! The messages of the standard health service, as `proto/health.proto` has them.
+//! The messages of the standard health service, `proto/health.proto`.
 
 #![allow(missing_docs, unreachable_pub, clippy::all)]
 

@@ -1,5 +1,7 @@
-//! Bodies of calls. Half a message takes memory for as long as the rest is awaited, so that it is not awaited for ever; between messages a client may
-//! be silent for as long as it likes.
+//! Request bodies with a timeout.
+//!
+//! An incomplete message occupies memory, so the rest of it must arrive in time. Between messages a
+//! client may be silent for any time.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -10,43 +12,44 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Status;
 
-/// Length of what stands before each message: a flag, and the message's length in four bytes.
+/// Length of the prefix of each message, in bytes: a flag, and the length of the message in 4
+/// bytes.
 const PREFIX: usize = 5;
 
-/// The body of a call, whose messages must come to their end in time.
+/// The body of a request, whose messages must be completed in time.
 pub(super) struct InboundBody<B = Incoming> {
     body: B,
-    place: MessagePosition,
-    /// There is to be one message and then the end, which is awaited from the beginning on.
+    position: MessagePosition,
+    /// The body has one message and then ends. The timeout applies from the start.
     is_one: bool,
-    /// How long the rest is awaited.
+    /// Time for the rest of a message.
     limit: Duration,
-    /// When what is being awaited is given up.
+    /// When the current message times out.
     deadline: Option<Instant>,
-    /// Made when a message is awaited for the first time: most come whole.
+    /// Created for the first incomplete message, because most arrive complete.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl<B> InboundBody<B> {
     /// The body of a stream of messages.
     pub(super) fn of_many(body: B, limit: Duration) -> Self {
-        Self { body, place: MessagePosition::default(), is_one: false, limit, deadline: None, timer: None }
+        Self { body, position: MessagePosition::default(), is_one: false, limit, deadline: None, timer: None }
     }
 
-    /// The body of a call that has one message, and must come to its end.
+    /// The body of a call with one message.
     pub(super) fn of_one(body: B, limit: Duration) -> Self {
         Self { is_one: true, ..Self::of_many(body, limit) }
     }
 
     fn arrived(&mut self, data: &[u8]) {
-        if self.place.advance(data) && !self.is_one {
+        if self.position.advance(data) && !self.is_one {
             self.deadline = None;
         }
     }
 
-    /// Ready when the rest was awaited for too long.
+    /// Ready when the current message has timed out.
     fn poll_stalled(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        if !self.is_one && self.place.is_between() {
+        if !self.is_one && self.position.is_between() {
             return Poll::Pending;
         }
         let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + self.limit);
@@ -92,18 +95,18 @@ where
     }
 }
 
-/// How far a body has come within its messages.
+/// Position of a body within its messages.
 #[derive(Debug, Default)]
 struct MessagePosition {
-    /// The prefix that is being read, and how much of it there is.
+    /// The prefix that is being read, and how many bytes of it were read.
     prefix: [u8; PREFIX],
     read: usize,
-    /// Bytes of the message that are to come.
+    /// Missing bytes of the message.
     left: usize,
 }
 
 impl MessagePosition {
-    /// Goes on by `data`. True if a message has ended within it.
+    /// Advances by `data`. Returns whether a message has ended within it.
     fn advance(&mut self, mut data: &[u8]) -> bool {
         let mut ended = false;
         while !data.is_empty() {
@@ -150,14 +153,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_place_is_known_however_the_bytes_are_cut(lens in prop::collection::vec(0_usize..300, 1..8), cuts in prop::collection::vec(1_usize..40, 1..20)) {
+        fn finds_the_ends_of_messages_in_any_chunks(lens in prop::collection::vec(0_usize..300, 1..8), cuts in prop::collection::vec(1_usize..40, 1..20)) {
             let bytes: Vec<u8> = lens.iter().flat_map(|&len| framed(len)).collect();
             let mut ends: VecDeque<usize> = lens.iter().scan(0, |end, len| { *end += PREFIX + len; Some(*end) }).collect();
-            let mut place = MessagePosition::default();
+            let mut position = MessagePosition::default();
             let (mut at, mut cuts) = (0, cuts.iter().cycle());
             while at < bytes.len() {
                 let next = (at + cuts.next().unwrap()).min(bytes.len());
-                let ended = place.advance(&bytes[at..next]);
+                let ended = position.advance(&bytes[at..next]);
                 at = next;
                 let before = ends.len();
                 let mut last = None;
@@ -166,12 +169,12 @@ mod tests {
                 }
                 prop_assert_eq!(ended, ends.len() < before);
                 let between = last == Some(at);
-                prop_assert_eq!(place.is_between(), between);
+                prop_assert_eq!(position.is_between(), between);
             }
         }
     }
 
-    /// A body that has what it was given, and never ends.
+    /// A body that has these chunks and never ends.
     #[derive(Default)]
     struct Given(VecDeque<Bytes>);
 
@@ -188,7 +191,7 @@ mod tests {
         Bytes::from(framed(10))
     }
 
-    /// Takes all that has come, and tells whether the rest was awaited for too long.
+    /// Reads all that has arrived. Ready when the rest has timed out.
     fn poll_stalls(inbound: &mut InboundBody<Given>, context: &mut Context<'_>) -> Poll<()> {
         loop {
             match ready!(Pin::new(&mut *inbound).poll_frame(context)) {
@@ -207,11 +210,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn half_a_message_is_not_awaited_for_ever() {
+    async fn an_incomplete_message_times_out() {
         let message = framed_message();
         for half in 1..message.len() {
             let mut inbound = InboundBody::of_many(Given::default(), Duration::ZERO);
-            // Nothing has begun: no time is set.
+            // No message has begun, so there is no timeout.
             assert!(!stalls(&mut inbound).await);
             inbound.body.0.push_back(message.slice(..half));
             poll_fn(|context| poll_stalls(&mut inbound, context)).await;
@@ -219,14 +222,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_comes_bit_by_bit_gets_no_more_time() {
+    async fn a_slow_message_gets_no_more_time() {
         let mut inbound = InboundBody::of_many(Given::default(), Duration::from_secs(30));
         let mut deadline = None;
         for _ in 0..3 {
             for byte in framed_message().chunks(1) {
                 inbound.body.0.push_back(Bytes::copy_from_slice(byte));
                 assert!(!stalls(&mut inbound).await);
-                if inbound.place.is_between() {
+                if inbound.position.is_between() {
                     assert_eq!(inbound.deadline, None);
                     deadline = None;
                 } else {
@@ -235,7 +238,8 @@ mod tests {
                 }
             }
         }
-        // The rest of a message may come with the beginning of the next, which has a time of its own.
+        // The rest of a message may arrive with the start of the next, which has a timeout of its
+        // own.
         inbound.body.0.push_back(framed_message().slice(..3));
         assert!(!stalls(&mut inbound).await);
         let first = inbound.deadline.unwrap();
@@ -245,10 +249,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_call_of_one_message_does_not_await_it_for_ever() {
+    async fn a_call_of_one_message_times_out() {
         let mut inbound = InboundBody::of_one(Given::default(), Duration::ZERO);
         poll_fn(|context| poll_stalls(&mut inbound, context)).await;
-        // Nor its end.
+        // The end of the call times out too.
         let mut inbound = InboundBody::of_one(Given([framed_message()].into()), Duration::ZERO);
         poll_fn(|context| poll_stalls(&mut inbound, context)).await;
     }

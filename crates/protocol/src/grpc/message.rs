@@ -1,4 +1,4 @@
-//! What the agent says that is no answer: its part of the handshake, reports, pongs.
+//! Messages other than answers: the handshake response, reports, pongs.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,7 +10,7 @@ use super::proto::agent_to_proxy::Message;
 use crate::handshake::{self, AGENT_ID, AgentCapabilities, PROTOCOL_VERSION};
 use crate::report::state_number;
 
-/// The number of a hook's event over gRPC: as on the socket, except that zero means nothing here.
+/// Number of a hook's event over gRPC. As on the socket, except that 0 means unspecified here.
 const fn event_number(hook: Hook) -> i32 {
     match hook {
         Hook::Configure => 8,
@@ -18,7 +18,7 @@ const fn event_number(hook: Hook) -> i32 {
     }
 }
 
-/// The agent's side of the handshake, with the error for which it is refused.
+/// The handshake response. With an `error`, it rejects the request.
 pub(super) fn handshake(capabilities: Capabilities, error: Option<String>) -> Message {
     let AgentCapabilities { agent_id, name, version, supported_events: _, features, limits } = AgentCapabilities::new(capabilities);
     Message::Handshake(proto::HandshakeResponse {
@@ -58,7 +58,7 @@ pub(super) fn handshake(capabilities: Capabilities, error: Option<String>) -> Me
     })
 }
 
-/// The answer to a ping.
+/// The response to a ping.
 pub(super) fn pong(ping: proto::Ping) -> Message {
     Message::Pong(proto::Pong { sequence: ping.sequence, ping_timestamp_ms: ping.timestamp_ms, timestamp_ms: now_ms() })
 }
@@ -68,7 +68,7 @@ pub(super) fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
-/// How the agent is, or that it drains, for a client that has asked for it.
+/// The health report. The agent is draining for a client that asked it to drain.
 pub(super) fn health(reports: &Reports, drained: bool) -> Message {
     let health = &reports.health;
     let state = if drained { &HealthState::Draining } else { &health.state };
@@ -95,7 +95,7 @@ pub(super) fn health(reports: &Reports, drained: bool) -> Message {
     })
 }
 
-/// What the agent has counted.
+/// The metrics report.
 pub(super) fn metrics(reports: &Reports) -> Message {
     fn parts<T>(metric: &Metric<T>) -> (String, Option<String>, std::collections::BTreeMap<String, String>) {
         (metric.name.clone(), Some(metric.help.clone()), metric.labels.iter().cloned().collect())
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_have_the_numbers_of_grpc() {
+    fn events_have_the_numbers_of_the_proto_file() {
         assert_eq!(Hook::ALL.map(event_number), [1, 2, 3, 4, 6, 7, 5, 8]);
     }
 }

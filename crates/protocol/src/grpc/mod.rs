@@ -1,9 +1,13 @@
-//! The gRPC transport.
+//! The transport over gRPC.
 //!
-//! `server` keeps a whole HTTP/2 connection on one task: hyper's state machine and the streams within it. The streams are those of `process_stream` (a
-//! proxy's events), `control_stream` (requests to drain, configurations) and `health` (the standard health service). What comes in passes `inbound`, which
-//! awaits no message for ever. Messages are read by `event`, headers mostly by `borrowed`, and written by `encode` and `message`; `fields` finds its
-//! way in the bytes of a message.
+//! [`serve`] runs a whole HTTP/2 connection on one task: hyper's state machine and the streams
+//! within it. `services` dispatches calls: `process_stream` and `process_event` answer events,
+//! `control_stream` takes drain requests and configurations, `health` is the standard health
+//! service.
+//!
+//! Request bodies pass through `inbound` and response bodies through `outbound`, so incomplete
+//! messages and unread responses both time out. `event` decodes messages, with `borrowed` as the
+//! fast path for headers; `encode` and `message` make the responses.
 
 mod borrowed;
 mod codec;
@@ -31,7 +35,7 @@ mod timestamp;
 pub use server::{GrpcError, serve};
 pub use services::MAX_MESSAGE;
 
-/// Reads a message as the streams do, and shows the event in it. For fuzzing, which needs a way in that does not lead through HTTP/2.
+/// Decodes a message as the streams do and passes its event to `show`. For fuzzing without HTTP/2.
 #[doc(hidden)]
 pub fn read_event(message: bytes::Bytes, show: impl Fn(&zentinel_wasm_contract::Event<'_>)) {
     if let Some(event) = borrowed::headers(&message) {

@@ -1,5 +1,7 @@
-//! Bodies of responses. What a client does not take stays in memory, however its call was made, so that it is not kept for ever: each chunk is known from
-//! when it was made until HTTP/2 has written it out.
+//! Response bodies, of which unread chunks are tracked.
+//!
+//! What a client does not read stays in memory, whichever call it made, so it must time out. Each
+//! chunk is tracked from its creation until HTTP/2 has written all of it.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -11,15 +13,16 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 use tonic::Status;
 
-/// Chunks of one connection that were not written yet. Clones share them.
+/// The chunks of one connection that are not written completely. Clones share them.
 #[derive(Clone, Default)]
 pub(super) struct Unwritten(Arc<Mutex<Chunks>>);
 
 #[derive(Default)]
 struct Chunks {
-    made: u64,
-    /// For each, by its number: when the last of it was taken, or it was made.
-    taken: BTreeMap<u64, Instant>,
+    created: u64,
+    /// For each chunk, by its number: when a part of it was last written, or else when it was
+    /// created.
+    progress: BTreeMap<u64, Instant>,
 }
 
 impl Unwritten {
@@ -27,22 +30,22 @@ impl Unwritten {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Since when nothing was taken of the chunk that waits longest.
+    /// Since when the slowest chunk has made no progress.
     pub(super) fn since(&self) -> Option<Instant> {
-        self.lock().taken.values().min().copied()
+        self.lock().progress.values().min().copied()
     }
 
     fn chunk(&self, bytes: Bytes) -> UnwrittenChunk {
         let mut chunks = self.lock();
-        chunks.made += 1;
-        let number = chunks.made;
-        chunks.taken.insert(number, Instant::now());
+        chunks.created += 1;
+        let number = chunks.created;
+        chunks.progress.insert(number, Instant::now());
         drop(chunks);
         UnwrittenChunk { bytes, number, unwritten: self.clone() }
     }
 }
 
-/// A part of a body.
+/// A chunk of a response body.
 pub(super) struct UnwrittenChunk {
     bytes: Bytes,
     number: u64,
@@ -61,18 +64,18 @@ impl Buf for UnwrittenChunk {
     fn advance(&mut self, count: usize) {
         self.bytes.advance(count);
         if self.bytes.has_remaining() {
-            self.unwritten.lock().taken.insert(self.number, Instant::now());
+            self.unwritten.lock().progress.insert(self.number, Instant::now());
         }
     }
 }
 
 impl Drop for UnwrittenChunk {
     fn drop(&mut self) {
-        self.unwritten.lock().taken.remove(&self.number);
+        self.unwritten.lock().progress.remove(&self.number);
     }
 }
 
-/// The body of a response.
+/// The body of a response, whose chunks are tracked.
 pub(super) struct OutboundBody<B = tonic::body::Body> {
     body: B,
     unwritten: Unwritten,
@@ -108,20 +111,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_chunk_is_known_until_it_is_written() {
+    fn a_chunk_is_tracked_until_it_is_written() {
         let unwritten = Unwritten::default();
         assert_eq!(unwritten.since(), None);
         let mut first = unwritten.chunk(Bytes::from_static(b"first"));
-        let made = unwritten.since().unwrap();
+        let created = unwritten.since().unwrap();
         let second = unwritten.chunk(Bytes::from_static(b"second"));
-        assert_eq!(unwritten.since(), Some(made));
-        // One that is taken bit by bit is given its time anew.
+        assert_eq!(unwritten.since(), Some(created));
+        // A chunk that is written in parts gets new time with each part.
         first.advance(1);
-        let second_made = unwritten.since().unwrap();
-        assert!(second_made > made);
+        let second_created = unwritten.since().unwrap();
+        assert!(second_created > created);
         drop(second);
         let advanced = unwritten.since().unwrap();
-        assert!(advanced > second_made);
+        assert!(advanced > second_created);
         drop(first);
         assert_eq!(unwritten.since(), None);
     }

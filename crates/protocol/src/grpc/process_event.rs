@@ -1,4 +1,4 @@
-//! `ProcessEvent`: one event alone.
+//! `ProcessEvent`: a single event in a call of its own.
 
 use std::sync::Arc;
 
@@ -11,19 +11,19 @@ use super::encode::GrpcEncoder;
 use super::event::{Unreadable, event, invalid, read};
 use super::handshake::agree;
 use super::proto::proxy_to_agent::Message;
-use super::status::refusal;
+use super::status::with_reason;
 use super::{message, proto};
 use crate::limits::{MAX_ID, TOO_LONG_ID};
 use crate::phase::Phase;
 
-/// Answers one message that came alone.
+/// Answers a single message.
 pub(super) async fn answer<H: Handler>(handler: Arc<H>, bytes: Bytes) -> Result<proto::AgentToProxy, Status> {
     let encoder = |phase, id: &str| GrpcEncoder { peer: Arc::default(), phase, correlation_id: Arc::from(id) };
     let reject = |unreadable: Unreadable| {
         let Unreadable { hook, correlation_id, reason } = unreadable;
         let id = correlation_id
             .filter(|id| id.len() <= MAX_ID && hook != Hook::Configure)
-            .ok_or_else(|| refusal(Code::InvalidArgument, &format!("invalid message: {reason}")))?;
+            .ok_or_else(|| with_reason(Code::InvalidArgument, &format!("invalid message: {reason}")))?;
         Ok(handler.reject(hook, invalid(hook, &reason), encoder(Phase { hook, chunk_index: 0 }, &id)))
     };
     let len = bytes.len();
@@ -38,12 +38,12 @@ pub(super) async fn answer<H: Handler>(handler: Arc<H>, bytes: Bytes) -> Result<
         }
         Some(Err(unreadable)) => return reject(unreadable),
         None => {
-            let said = match message {
+            let response = match message {
                 Message::Handshake(request) => message::handshake(handler.capabilities(), agree(&request, &handler).await.err()),
                 Message::Ping(ping) => message::pong(ping),
                 _ => return Err(Status::unimplemented("only events, handshakes and pings are accepted without a stream")),
             };
-            return Ok(proto::AgentToProxy { message: Some(said) });
+            return Ok(proto::AgentToProxy { message: Some(response) });
         }
     };
     drop(message);

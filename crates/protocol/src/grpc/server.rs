@@ -1,5 +1,7 @@
-//! One HTTP/2 connection, all of it on one task: reading, the streams' calls, and writing. An event takes no detour over other threads that way, and
-//! whatever belongs to the connection ends with it.
+//! One HTTP/2 connection.
+//!
+//! Reading, the calls of all streams, and writing share one task. So an event does not move between
+//! threads, and everything that belongs to the connection ends with it.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -22,31 +24,32 @@ use super::tasks::Tasks;
 use crate::limits::Timeouts;
 use crate::stage::Stage;
 
-/// Streams at once on one connection. A proxy opens one; single events take one each, and a proxy has no more than this under way.
+/// Concurrent streams of one connection. A proxy opens one stream, or one for each single event, of
+/// which it has no more than this in flight.
 const MAX_STREAMS: u32 = 100;
 
-/// Largest header list of a call, in bytes. A call has half a dozen short headers.
+/// Largest header list of a call, in bytes. A call has about six short headers.
 const MAX_HEADERS: u32 = 16 << 10;
 
-/// How often within the time for a stall to check for one.
+/// Checks for unread responses within the stall timeout: every 5 s by default.
 const STALL_CHECKS: u32 = 6;
 
-/// Why a connection has ended before the client closed it.
+/// Why the agent closed a gRPC connection.
 #[derive(Debug, thiserror::Error)]
 pub enum GrpcError {
-    /// The client broke off, or does not speak HTTP/2.
+    /// The connection failed, or the client violated HTTP/2.
     #[error("HTTP/2 failed: {0}")]
     Http(String),
-    /// The client was too slow.
+    /// The client kept the agent waiting: what did not happen, and within which time.
     #[error("{0} within {1:?}")]
     Timeout(&'static str, Duration),
 }
 
-/// Serves one connection until its client closes it, or the agent has come to its end.
+/// Serves one gRPC connection until the client closes it or the agent shuts down.
 ///
 /// # Errors
 ///
-/// The client breaks the protocol or stalls, or the connection fails.
+/// The client violates HTTP/2 or exceeds a timeout, or the connection fails.
 pub fn serve<H, IO>(
     io: IO,
     handler: Arc<H>,
@@ -101,7 +104,7 @@ where
             biased;
             ended = std::future::poll_fn(|context| loop {
                 if let Poll::Ready(ended) = connection.as_mut().poll(context) {
-                    return Poll::Ready(ended.map_err(|error| GrpcError::Http(chain(&error))));
+                    return Poll::Ready(ended.map_err(|error| GrpcError::Http(with_causes(&error))));
                 }
                 running.extend(tasks.take());
                 while let Poll::Ready(Some(())) = running.poll_next_unpin(context) {}
@@ -111,10 +114,10 @@ where
                 }
                 running.extend(started);
             }) => return ended,
-            // Without a sender the agent is at its end too.
+            // If the sender is gone, the agent has shut down too.
             _ = stage.wait_for(|stage| *stage > Stage::Serving), if !ending => {
                 ending = true;
-                // It has nothing in flight, and may never have meant to.
+                // Nothing is in flight, and the client may not even speak HTTP/2.
                 if !called.load(Relaxed) {
                     return Ok(());
                 }
@@ -135,8 +138,8 @@ where
     }
 }
 
-/// An error with what has caused it.
-fn chain(error: &dyn std::error::Error) -> String {
+/// The error and its causes.
+fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

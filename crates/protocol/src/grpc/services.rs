@@ -1,4 +1,4 @@
-//! Which service answers a call.
+//! Dispatches calls to the services.
 
 use std::sync::Arc;
 
@@ -21,15 +21,16 @@ use super::{control_stream, exchange, health, health_proto, process_event, proce
 use crate::limits::{MAX_FRAME, Timeouts};
 use crate::stage::Stage;
 
-/// Largest message that is read, in bytes: the largest body that may be handed to a module, and room for what stands around it. A body over the
-/// module's own limit must arrive, so that it is answered.
+/// Largest message that is read, in bytes: the largest body that a module may be given, and room
+/// for the other fields. A body above the module's own limit must be read too, in order to be
+/// answered.
 pub const MAX_MESSAGE: usize = MAX_FRAME + (1 << 20);
 
-/// The services as one call finds them.
+/// What a call needs of its connection.
 pub(super) struct Services<H> {
     pub(super) handler: Arc<H>,
     pub(super) stage: watch::Receiver<Stage>,
-    /// Whether the client has asked for a drain. Ends with the connection.
+    /// Whether the client asked the agent to drain, for the time of this connection.
     pub(super) drained: Arc<watch::Sender<bool>>,
     pub(super) tasks: Tasks,
     pub(super) timeouts: Timeouts,
@@ -56,7 +57,7 @@ impl<H: Handler> Services<H> {
     }
 }
 
-/// No limit for what is sent: answers have theirs, reports are short.
+/// Sets no limit for sent messages, because answers have one already and reports are short.
 fn grpc<M: Message + 'static>() -> Grpc<Codec<M>> {
     Grpc::new(Codec::new()).max_decoding_message_size(MAX_MESSAGE)
 }
@@ -75,8 +76,9 @@ impl<H: Handler> StreamingService<Bytes> for ProcessStream<H> {
     type Future = Outcome<Self::ResponseStream>;
 
     fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
-        // Nothing is read before the response has begun: the proxy's client says nothing until then.
-        let (answers, driver) = process_stream::open(
+        // The response must start before anything is read, because the proxy's client sends nothing
+        // until then.
+        let (messages, driver) = process_stream::open(
             Arc::clone(&self.0.handler),
             self.0.stage.clone(),
             self.0.drained.subscribe(),
@@ -84,7 +86,7 @@ impl<H: Handler> StreamingService<Bytes> for ProcessStream<H> {
             request.into_inner(),
         );
         self.0.tasks.start(Box::pin(driver));
-        done(Ok(answers))
+        done(Ok(messages))
     }
 }
 

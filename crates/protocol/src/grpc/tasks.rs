@@ -1,4 +1,4 @@
-//! Tasks of a connection: they run on the task of the connection itself.
+//! The tasks of a connection, all of which the connection's own task polls.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,15 +7,17 @@ use hyper::rt::Executor;
 
 type Task = BoxFuture<'static, ()>;
 
-/// Tasks of the connection that were started and not polled yet.
+/// Tasks that were started and are not polled yet. Clones share them.
 #[derive(Clone, Default)]
 pub(super) struct Tasks(Arc<Mutex<Vec<Task>>>);
 
 impl Tasks {
+    /// Adds a task.
     pub(super) fn start(&self, task: Task) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(task);
     }
 
+    /// Takes the tasks that were started since the last time.
     pub(super) fn take(&self) -> Vec<Task> {
         std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }

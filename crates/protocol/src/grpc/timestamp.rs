@@ -1,6 +1,7 @@
-//! Timestamps as text.
+//! Timestamps as RFC 3339 text.
 
-/// Milliseconds since 1970 as RFC 3339 has them; None for none, and beyond the year 9999.
+/// Formats milliseconds since 1970. Returns `None` for 0, which means no timestamp, and beyond the
+/// year 9999.
 pub(super) fn rfc3339(timestamp_ms: u64) -> Option<String> {
     /// The first millisecond of the year 10000.
     const END: u64 = 253_402_300_800_000;
@@ -21,7 +22,8 @@ pub(super) fn rfc3339(timestamp_ms: u64) -> Option<String> {
     Some(text)
 }
 
-/// The date of a day since 1970. Years are counted from March, so that the leap day is a year's last.
+/// Year, month and day of a day since 1970. Counts years from March, so the leap day is the last
+/// day of a year.
 const fn date(days: u64) -> (u64, u64, u64) {
     const ERA: u64 = 146_097; // days of 400 years
     let days = days + 719_468; // since 1 March of the year 0
@@ -40,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_timestamp_is_a_date() {
+    fn formats_dates_of_leap_years_and_centuries() {
         assert_eq!(rfc3339(0), None);
         assert_eq!(rfc3339(1).as_deref(), Some("1970-01-01T00:00:00.001Z"));
         assert_eq!(rfc3339(951_782_400_000).as_deref(), Some("2000-02-29T00:00:00.000Z"));
