@@ -4,8 +4,9 @@ use wasmtime::{Engine, ExternType, Linker, Module, ModuleExport, Result, Store, 
 use zentinel_wasm_contract::{Answer, Event, Failure, FailureKind, Hook, Hooks};
 use zentinel_wasm_guest_json::{answer, input};
 
+use super::call::{Context, View};
 use super::exchange::JsonExchange;
-use super::{Context, View, adapter, buffers};
+use super::{adapter, buffers};
 use crate::host::state::HostState;
 use crate::inspect::check_function;
 

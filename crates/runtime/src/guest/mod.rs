@@ -14,6 +14,7 @@
 
 mod adapter;
 pub(crate) mod buffers;
+mod call;
 pub(crate) mod exchange;
 mod json;
 #[cfg(test)]
@@ -21,99 +22,17 @@ pub(crate) mod verdict;
 
 use std::sync::Arc;
 
+pub use call::{Call, Context, ResponseContext, View};
+
 use wasmtime::{Engine, Module, Result, Store};
 use zentinel_wasm_contract::event::{RequestHeaders, ResponseHeaders};
-use zentinel_wasm_contract::{Answer, Event, Failure, HeaderCase, Hook, Hooks};
+use zentinel_wasm_contract::{Answer, Failure, HeaderCase, Hook, Hooks};
 use zentinel_wasm_guest_json::input;
 
 use crate::host::state::HostState;
+use call::Payload;
 use exchange::Exchange;
 use json::{JsonFunctions, JsonInterface};
-
-/// An event, as one module is to see it.
-#[derive(Clone, Copy, Debug)]
-pub struct View<'a> {
-    /// The event.
-    pub event: &'a Event<'a>,
-    /// What is remembered of its request's earlier events.
-    pub context: Option<&'a Context>,
-    /// How header names are written.
-    pub header_case: HeaderCase,
-    /// Largest body, in bytes.
-    pub max_body: usize,
-}
-
-/// What is remembered of a request for its later hooks, in the form of the module's kind.
-#[derive(Clone, Debug)]
-pub enum Context {
-    /// For the JSON interface.
-    Json(input::Context),
-    #[cfg(test)]
-    #[allow(missing_docs, reason = "only tests have this kind")]
-    Verdict,
-}
-
-/// What is remembered of a response for `on_response_body`.
-#[derive(Debug)]
-pub enum ResponseContext {
-    /// For the JSON interface.
-    Json(Box<[u8]>),
-    #[cfg(test)]
-    #[allow(missing_docs, reason = "only tests have this kind")]
-    Verdict,
-}
-
-impl Context {
-    /// Memory that it holds, in bytes.
-    pub fn size(&self) -> usize {
-        match self {
-            Self::Json(context) => context.size(),
-            #[cfg(test)]
-            Self::Verdict => 0,
-        }
-    }
-
-    /// Adds the request's response.
-    pub fn set_response(&mut self, response: ResponseContext) {
-        match (self, response) {
-            (Self::Json(context), ResponseContext::Json(response)) => context.response = response,
-            #[cfg(test)]
-            _ => {}
-        }
-    }
-}
-
-/// An event that is ready for a module.
-#[derive(Debug)]
-pub struct Call {
-    pub(crate) hook: Hook,
-    pub(crate) payload: Payload,
-}
-
-/// What the guest is handed.
-#[derive(Debug)]
-pub(crate) enum Payload {
-    /// A JSON object.
-    Json(Vec<u8>),
-    #[cfg(test)]
-    Verdict,
-}
-
-impl Call {
-    /// A call of `hook` with a JSON object that is written already.
-    pub fn json(hook: Hook, input: Vec<u8>) -> Self {
-        Self { hook, payload: Payload::Json(input) }
-    }
-
-    /// Keeps the call's buffer for another one, if the module is not called after all.
-    pub fn recycle(self) {
-        match self.payload {
-            Payload::Json(input) => buffers::keep(input),
-            #[cfg(test)]
-            Payload::Verdict => {}
-        }
-    }
-}
 
 /// How the modules of one kind are called; one module's exports among it.
 pub(crate) enum Interface {
