@@ -6,10 +6,10 @@ import (
 	"strings"
 )
 
-// Action is what becomes of a request or response.
+// Action is the outcome of a decision.
 type Action string
 
-// The actions of the agent.
+// The actions that the agent supports.
 const (
 	ActionAllow     Action = "allow"
 	ActionBlock     Action = "block"
@@ -20,14 +20,14 @@ const (
 // Pair is a name and a value.
 type Pair struct {
 	Name, Value string
-	// More holds further values of a header that is set or appended, such as Set-Cookie.
+	// More contains further values of a header that is set or appended, such as Set-Cookie.
 	More []string
 }
 
-// Decision is what a hook decides. The zero value lets the event go on unchanged.
+// Decision is the result of a hook. The zero value lets the event pass unchanged.
 type Decision struct {
 	Action Action
-	// Status is that of a block, 200 to 599, or of a redirect: 301, 302, 303, 307 or 308.
+	// Status is the status of a block (200 to 599) or redirect (301, 302, 303, 307 or 308).
 	Status int
 	// Body is the body of a block, or the URL of a redirect.
 	Body string
@@ -35,8 +35,8 @@ type Decision struct {
 	ChallengeType   string
 	ChallengeParams []Pair
 
-	// Headers are removed first, then set, then appended: added beside what is there already, such as
-	// a cookie beside those of the upstream.
+	// Headers are removed first, then set, then appended. Appending keeps the existing values,
+	// such as the cookies of the upstream.
 
 	SetRequestHeaders     []Pair
 	AppendRequestHeaders  []Pair
@@ -45,7 +45,7 @@ type Decision struct {
 	AppendResponseHeaders []Pair
 	RemoveResponseHeaders []string
 
-	// For the audit log. Confidence is from 0 to 1, and 0 is not sent.
+	// For the audit log. Confidence ranges from 0 to 1; 0 is not sent.
 
 	Tags        []string
 	RuleIDs     []string
@@ -53,13 +53,13 @@ type Decision struct {
 	Confidence  float64
 
 	RoutingMetadata []Pair
-	// NeedsMore says that the decision is not final: the hook for the body decides.
+	// NeedsMore marks the decision as not final: the hook for the body decides.
 	NeedsMore bool
 
 	RequestBody  *BodyMutation
 	ResponseBody *BodyMutation
 
-	// DropFrame leaves a WebSocket frame out; CloseWebsocket ends the connection.
+	// DropFrame drops a WebSocket frame; CloseWebsocket closes the connection.
 	DropFrame      bool
 	CloseWebsocket *WebsocketClose
 
@@ -67,41 +67,42 @@ type Decision struct {
 	GuardrailResponse string
 }
 
-// BodyMutation is what becomes of one chunk of a body: it is replaced by Data, or dropped.
-// The agent makes the drop of a chunk of a response that is not empty a module error, because the
-// proxy would send the original.
+// BodyMutation replaces a chunk of a body with Data, or drops it.
+// The agent treats dropping a non-empty chunk of a response as a module error, because the proxy
+// would send the original.
 type BodyMutation struct {
 	Data []byte
 	Drop bool
 }
 
-// WebsocketClose is how a connection ends: with a code (RFC 6455, 7.4) and a reason of at most 123 bytes.
+// WebsocketClose closes a connection with a code (RFC 6455, section 7.4) and a reason of at most
+// 123 bytes.
 type WebsocketClose struct {
 	Code   int
 	Reason string
 }
 
-// Allow lets it go on.
+// Allow lets the event pass unchanged.
 func Allow() Decision {
 	return Decision{}
 }
 
-// Block refuses it with an HTTP status and a body.
+// Block rejects the request or response with an HTTP status and a body.
 func Block(status int, body string) Decision {
 	return Decision{Action: ActionBlock, Status: status, Body: body}
 }
 
-// Redirect sends the client to a URL, with status 302.
+// Redirect redirects the client to a URL, with status 302.
 func Redirect(url string) Decision {
 	return Decision{Action: ActionRedirect, Status: 302, Body: url}
 }
 
-// Challenge asks the client to prove something first, such as with a "captcha".
+// Challenge challenges the client, for example with a "captcha".
 func Challenge(kind string, params ...Pair) Decision {
 	return Decision{Action: ActionChallenge, ChallengeType: kind, ChallengeParams: params}
 }
 
-// json returns the answer for the agent; nothing when there is nothing to say.
+// json returns the answer for the agent, or nil if the decision is the zero value.
 func (d *Decision) json() []byte {
 	var o object
 	if d.Action != "" {
@@ -150,9 +151,7 @@ func (d *Decision) json() []byte {
 	return o.end()
 }
 
-// An object of JSON holds a name once.
-
-// last returns the pairs without those whose name is set again later.
+// last returns the last pair of each name, because a JSON object must not repeat a name.
 func last(pairs []Pair, same func(a, b string) bool) []Pair {
 	var kept []Pair
 	for i, pair := range pairs {
@@ -163,7 +162,8 @@ func last(pairs []Pair, same func(a, b string) bool) []Pair {
 	return kept
 }
 
-// together returns one pair for each header, with the values of all that have its name.
+// together returns one pair per header with all of its values, because a JSON object must not
+// repeat a name.
 func together(pairs []Pair) []Pair {
 	var kept []Pair
 	for _, pair := range pairs {
@@ -172,7 +172,7 @@ func together(pairs []Pair) []Pair {
 			kept = append(kept, pair)
 			continue
 		}
-		// What More holds belongs to the caller.
+		// Copied, because More belongs to the caller.
 		more := append([]string(nil), kept[at].More...)
 		kept[at].More = append(append(more, pair.Value), pair.More...)
 	}
@@ -188,7 +188,7 @@ func indexOf(pairs []Pair, name string, same func(a, b string) bool) int {
 	return -1
 }
 
-// write sends the data as base64, since a body need not be text.
+// write encodes the data as base64, because a body need not be UTF-8.
 func (m *BodyMutation) write(o *object, name string) {
 	switch {
 	case m == nil:

@@ -1,6 +1,6 @@
-// Package zentinel is for writing policies for the Zentinel proxy's Wasm agent.
+// Package zentinel helps to write policies for the Zentinel proxy's Wasm agent.
 //
-// A module exports a function for each hook that it wants to be called for:
+// A module exports a function for each hook that it implements:
 //
 //	package main
 //
@@ -10,7 +10,7 @@
 //		zentinel "github.com/zentinelproxy/zentinel-agent-wasm/sdk/go"
 //	)
 //
-//	func main() {} // never called: the module is a library
+//	func main() {} // never called, because the module is a library
 //
 //	//go:wasmexport on_request_headers
 //	func onRequestHeaders(ptr, size uint32) uint64 {
@@ -24,10 +24,10 @@
 //		return zentinel.Allow()
 //	}
 //
-// Build it as a library; without -buildmode=c-shared it is a command, which the agent refuses:
+// Build it as a library. Without -buildmode=c-shared it is a command, which the agent rejects:
 //
 //	GOOS=wasip1 GOARCH=wasm go build -buildmode=c-shared -trimpath -ldflags="-s -w" -o module.wasm .
 //
-// What a panic says, and what is written to the standard streams, goes to the agent's log. After a panic the agent's
-// failure mode decides.
+// Panic messages and writes to the standard streams go to the agent's log. After a panic, the
+// agent's failure mode decides.
 package zentinel

@@ -5,23 +5,24 @@ import (
 	"strings"
 )
 
-// Header is the headers of a request or response, in the order of the event.
+// Header contains the headers of a request or response, in the order of the event.
 type Header []HeaderField
 
-// HeaderField is a header with its value. Several values come joined: with "; " for Cookie, else with ", ".
+// HeaderField is a header with its value. Multiple values are joined with "; " for Cookie,
+// otherwise with ", ".
 type HeaderField struct {
 	Name, Value string
-	// Values holds each value of a header that has more than one.
+	// Values contains each value of a header that has more than one.
 	Values []string
 }
 
-// Get returns the value of a header, or "". The name may be in any case.
+// Get returns the value of a header, or "". It ignores the case of the name.
 func (h Header) Get(name string) string {
 	value, _ := h.Lookup(name)
 	return value
 }
 
-// Lookup returns the value of a header, and whether the header is there. The name may be in any case.
+// Lookup returns the value of a header and whether it exists. It ignores the case of the name.
 func (h Header) Lookup(name string) (string, bool) {
 	for i := range h {
 		if len(h[i].Name) == len(name) && strings.EqualFold(h[i].Name, name) {
@@ -37,11 +38,11 @@ type Request struct {
 	URI    string // path and query
 	// ClientIP is the client's address, without a port.
 	ClientIP string
-	// CorrelationID is the request's name in logs. The client may have chosen it.
+	// CorrelationID identifies the request in logs. The client may have chosen it.
 	CorrelationID string
 	Header        Header
 
-	// What follows is empty when the agent does not know it.
+	// The following fields are empty if the agent does not know them.
 
 	Protocol    string
 	ServerName  string
@@ -54,18 +55,18 @@ type Request struct {
 	TLSVersion  string
 }
 
-// Chunk is a part of a body.
+// Chunk is a chunk of a body.
 type Chunk struct {
 	Data   []byte
 	Index  uint64
 	IsLast bool
-	// TotalSize is the size of the whole body, or 0 when it is not known.
+	// TotalSize is the size of the whole body in bytes, or 0 if it is unknown.
 	TotalSize uint64
-	// BytesSoFar is how much of the body has passed, this chunk included.
+	// BytesSoFar is the number of bytes of the body so far, including this chunk.
 	BytesSoFar uint64
 }
 
-// RequestBody is a part of a request's body, with the request as far as the agent knows it.
+// RequestBody is a chunk of a request body, with the request as far as the agent knows it.
 type RequestBody struct {
 	Request
 	Chunk
@@ -77,32 +78,32 @@ type Response struct {
 	CorrelationID string
 	Header        Header
 
-	// What follows is the request's, and empty when the agent does not know it.
+	// The following fields describe the request. They are empty if the agent does not know them.
 
 	Method   string
 	URI      string
 	ClientIP string
 }
 
-// ResponseBody is a part of a response's body, with the response as far as the agent knows it.
+// ResponseBody is a chunk of a response body, with the response as far as the agent knows it.
 type ResponseBody struct {
 	Response
 	Chunk
 }
 
-// WebsocketFrame is a frame of an upgraded connection.
+// WebsocketFrame is a WebSocket frame.
 type WebsocketFrame struct {
 	CorrelationID string
 	Opcode        string // text, binary, ping, pong, close or continuation
 	Data          []byte
 	FromClient    bool
 	Index         uint64
-	Final         bool // whether a message ends with this frame
+	Final         bool // whether this is the last frame of a message
 	RouteID       string
 	ClientIP      string
 }
 
-// Guardrail is text to be inspected.
+// Guardrail is text to inspect.
 type Guardrail struct {
 	CorrelationID string
 	Inspection    string // prompt_injection or pii_detection
@@ -112,7 +113,7 @@ type Guardrail struct {
 	RouteID       string
 }
 
-// Completion is a request that is over.
+// Completion is the end of a request.
 type Completion struct {
 	CorrelationID    string
 	Status           int
@@ -123,7 +124,7 @@ type Completion struct {
 	Error            string
 }
 
-// The names of the fields, and where they go. Other fields are passed over.
+// The field methods store the fields of an event by name and ignore unknown fields.
 
 func (r *Request) field(name string, v value) {
 	switch name {
@@ -253,7 +254,8 @@ func (c *Completion) field(name string, v value) {
 	}
 }
 
-// add takes over headers or, for those that have more than one, their values. The two may come in either order.
+// add stores headers or, for headers that have more than one, their values. It accepts the two
+// fields in either order.
 func (h *Header) add(field string, v value) {
 	v.members(func(name string, v value) {
 		at := -1
@@ -274,14 +276,14 @@ func (h *Header) add(field string, v value) {
 	})
 }
 
-// payload turns a body into bytes.
+// payload decodes a body into bytes.
 func payload(body, encoding string) []byte {
 	if encoding != "base64" {
 		return []byte(body)
 	}
 	bytes, err := base64.StdEncoding.DecodeString(body)
 	if err != nil {
-		panic("zentinel: the body is not base64")
+		panic("zentinel: the body is invalid base64")
 	}
 	return bytes
 }

@@ -1,6 +1,7 @@
 package zentinel
 
-// The bodies of the exported functions. Each takes what the agent passes and returns what it expects.
+// The bodies of the exported functions: each takes the parameters from the agent and returns the
+// result that the agent expects.
 
 // OnRequest is the body of on_request_headers.
 func OnRequest(ptr, size uint32, decide func(*Request) Decision) uint64 {
@@ -43,7 +44,8 @@ func OnCompletion(ptr, size uint32, note func(*Completion)) uint64 {
 	return 0
 }
 
-// OnConfigure is the body of on_configure. The function is given JSON; an error refuses the configuration.
+// OnConfigure is the body of on_configure. The function takes JSON; an error rejects the
+// configuration.
 func OnConfigure(ptr, size uint32, accept func(config []byte) error) uint64 {
 	return handOver(callConfigure(event(ptr, size), accept))
 }
@@ -98,7 +100,7 @@ func callConfigure(json string, accept func(config []byte) error) []byte {
 	return nil
 }
 
-// payload returns the bytes of a body's chunk, whose encoding stands in a field of its own.
+// payload returns the bytes of a body chunk. A second field names their encoding.
 func (v value) payload(name string) []byte {
 	var body, encoding string
 	v.members(func(field string, v value) {

@@ -7,16 +7,17 @@ import (
 	"unicode/utf8"
 )
 
-// The reader works on the text of an event without copying it, and makes a new string only of one that holds an escape.
-// encoding/json would do; it costs each call several times as much, and each module a megabyte.
+// The reader does not copy the text of an event, and allocates only for strings that contain an
+// escape. encoding/json would work too, but each call would take several times as long, and each
+// module would be a megabyte larger.
 
-// maxDepth is deeper than any event.
+// maxDepth exceeds the depth of any event.
 const maxDepth = 1024
 
-// value is a JSON value as it stands in an event that was checked.
+// value is a JSON value of a validated event.
 type value string
 
-// parse checks that text is one JSON object.
+// parse validates text as a single JSON object.
 func parse(text string) value {
 	s := scanner{text: text}
 	v := s.value()
@@ -29,7 +30,7 @@ func parse(text string) value {
 
 const invalid = "zentinel: the event is not valid JSON"
 
-// text returns the text of a string, and "" for anything else.
+// text returns the text of a string, or "" for any other value.
 func (v value) text() string {
 	if v == "" || v[0] != '"' {
 		return ""
@@ -41,7 +42,7 @@ func (v value) flag() bool {
 	return v == "true"
 }
 
-// number returns a whole number that is not negative and fits, and 0 for anything else.
+// number returns a non-negative integer that fits, or 0 for any other value.
 func (v value) number() uint64 {
 	n, err := strconv.ParseUint(string(v), 10, 64)
 	if err != nil {
@@ -62,7 +63,7 @@ func (v value) texts() []string {
 	return texts
 }
 
-// members calls do for each member of an object, in the order of the event.
+// members calls do for each member of an object, in document order.
 func (v value) members(do func(name string, v value)) {
 	if v == "" || v[0] != '{' {
 		return
@@ -105,7 +106,7 @@ func (s *scanner) space() {
 	}
 }
 
-// more steps over a comma, in a container that was checked, and reports whether it goes on.
+// more skips a comma in a validated container and reports whether another item follows.
 func (s *scanner) more(end byte) bool {
 	s.space()
 	s.take(',')
@@ -125,11 +126,11 @@ func (s *scanner) name() value {
 	return value(name)
 }
 
-// value steps over the next value with all that it holds. It does not recurse.
+// value skips the next value, including all nested values. It does not recurse.
 func (s *scanner) value() value {
 	s.space()
 	start := s.at
-	var open []byte // what closes the containers that are open
+	var open []byte // the closing brackets of the open containers
 	for {
 		s.space()
 		switch b := s.peek(); b {
@@ -153,7 +154,7 @@ func (s *scanner) value() value {
 		default:
 			s.scalar()
 		}
-		// A value has ended: what holds it goes on or ends as well.
+		// After a value, each enclosing container continues or ends.
 		for len(open) > 0 {
 			end := open[len(open)-1]
 			s.space()
@@ -240,7 +241,7 @@ func (s *scanner) digits() {
 	}
 }
 
-// hex4 reads four hexadecimal digits; -1 when they are not there.
+// hex4 reads four hexadecimal digits, or returns -1 if text does not start with four.
 func hex4(text string) rune {
 	if len(text) < 4 {
 		return -1
@@ -259,7 +260,7 @@ func hex4(text string) rune {
 	return unit
 }
 
-// unescape returns the text of a string's inside. Half a surrogate pair becomes U+FFFD.
+// unescape decodes the content of a string. An unpaired surrogate becomes U+FFFD.
 func unescape(raw string) string {
 	at := strings.IndexByte(raw, '\\')
 	if at < 0 {
@@ -302,7 +303,7 @@ func unescape(raw string) string {
 	return string(append(out, raw...))
 }
 
-// object writes a JSON object, one member after the other.
+// object writes a JSON object member by member.
 type object struct {
 	out []byte
 }
@@ -352,7 +353,7 @@ func (o *object) pairs(name string, pairs []Pair) {
 	o.out = append(o.out, inner.end()...)
 }
 
-// end returns the JSON; nothing when there are no members.
+// end returns the JSON, or nil if there are no members.
 func (o *object) end() []byte {
 	if len(o.out) == 0 {
 		return nil
@@ -371,7 +372,7 @@ func appendStrings(out []byte, texts []string) []byte {
 	return append(out, ']')
 }
 
-// appendString appends a JSON string. What is not UTF-8 becomes U+FFFD.
+// appendString appends a JSON string. Invalid UTF-8 becomes U+FFFD.
 func appendString(out []byte, text string) []byte {
 	const hex = "0123456789abcdef"
 	if !utf8.ValidString(text) {

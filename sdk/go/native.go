@@ -2,12 +2,12 @@
 
 package zentinel
 
-// Outside of Wasm there is no agent: tests call policies with events of their own making.
+// On targets other than Wasm there is no agent. Tests call policies with events that they create.
 
 func event(_, _ uint32) string {
-	panic("zentinel: hooks can be called in Wasm alone")
+	panic("zentinel: hooks can only be called in Wasm")
 }
 
 func handOver(_ []byte) uint64 {
-	panic("zentinel: hooks can be called in Wasm alone")
+	panic("zentinel: hooks can only be called in Wasm")
 }

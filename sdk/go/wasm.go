@@ -4,7 +4,8 @@ package zentinel
 
 import "unsafe"
 
-// Memory that the agent holds, by its address: the collector must neither free it nor take it for unused.
+// Memory that the agent uses, by address. These references keep the garbage collector from freeing
+// it.
 var held = map[uint32][]byte{}
 
 //go:wasmexport alloc
@@ -23,12 +24,12 @@ func hold(bytes []byte) uint32 {
 	return ptr
 }
 
-// event returns what the agent wrote, as a string of its own: parts of it may be kept beyond the call.
+// event copies the agent's input, because the policy may keep parts of it after the call.
 func event(ptr, size uint32) string {
 	return string(held[ptr][:size])
 }
 
-// handOver puts an answer where the agent reads it: a pointer in the upper half, a length in the lower.
+// handOver returns an answer to the agent: a pointer in the upper half, a length in the lower.
 func handOver(json []byte) uint64 {
 	if len(json) == 0 {
 		return 0
@@ -39,7 +40,7 @@ func handOver(json []byte) uint64 {
 //go:wasmimport zentinel log
 func agentLog(level int32, message unsafe.Pointer, size uint32)
 
-// Level is how important a line of the log is.
+// Level is the level of a log line.
 type Level int32
 
 // The levels of the agent's log.

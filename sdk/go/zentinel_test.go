@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-func TestRequestsAreRead(t *testing.T) {
+func TestReadsRequests(t *testing.T) {
 	event := ` {"x":[{"y":[]}],"header_values":{"Cookie":["a=1","b=2"]},"headers":{"\u0055ser-agent":"a\"b","Cookie":"a=1; b=2"},
 		"ur\u0069":"\/old","uri":"\/\u0061dmin\ud83d\ude00","client_port":443,"tls_version":null,"n":1e400} `
 	callRequest(event, func(r *Request) Decision {
@@ -16,19 +16,19 @@ func TestRequestsAreRead(t *testing.T) {
 			t.Errorf("read %+v", r)
 		}
 		if got := r.Header.Get("USER-AGENT"); got != `a"b` {
-			t.Errorf("the user agent is %q", got)
+			t.Errorf("User-Agent is %q", got)
 		}
 		if got := r.Header[0].Values; !reflect.DeepEqual(got, []string{"a=1", "b=2"}) {
-			t.Errorf("the cookies are %q", got)
+			t.Errorf("cookies are %q", got)
 		}
 		if _, ok := r.Header.Lookup("Accept"); ok {
-			t.Error("there is no Accept header")
+			t.Error("found an Accept header")
 		}
 		return Allow()
 	})
 }
 
-func TestBodiesAreBytes(t *testing.T) {
+func TestDecodesBodies(t *testing.T) {
 	callRequestBody(`{"method":"POST","body":"/wA=","body_encoding":"base64","is_last":true,"chunk_index":2}`, func(b *RequestBody) Decision {
 		if string(b.Data) != "\xff\x00" || b.Method != "POST" || !b.IsLast || b.Index != 2 {
 			t.Errorf("read %+v", b)
@@ -49,7 +49,7 @@ func TestBodiesAreBytes(t *testing.T) {
 	})
 }
 
-func TestStringsAreReadAsEncodingJSONReadsThem(t *testing.T) {
+func TestStringsAgreeWithEncodingJSON(t *testing.T) {
 	for _, raw := range []string{
 		`"\" \\ \/ \b \f \n \r \t \u0041"`, `"é\uD83D\ude00\u20ac"`, `"\\u0041"`, `"\ud83d"`, `"\ude00x"`, `"\ud83dx"`,
 		`"\ud83d\u0041"`, `"\ud83d\ud83d\ude00"`, `"\ud83d\n"`, `"\u0000"`, `""`,
@@ -59,7 +59,7 @@ func TestStringsAreReadAsEncodingJSONReadsThem(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := value(raw).text(); got != want {
-			t.Errorf("%s is %q, not %q", raw, got, want)
+			t.Errorf("%s: got %q, want %q", raw, got, want)
 		}
 	}
 }
@@ -84,17 +84,17 @@ func FuzzParseAgreesWithEncodingJSON(f *testing.F) {
 	})
 }
 
-func TestDeepNestingDoesNotOverflowTheStack(t *testing.T) {
+func TestRejectsDeepNesting(t *testing.T) {
 	parse(`{"a":` + strings.Repeat("[", 1000) + strings.Repeat("]", 1000) + "}")
 	defer func() {
 		if recover() == nil {
-			t.Error("a million levels were accepted")
+			t.Error("accepted a million levels")
 		}
 	}()
 	parse(`{"a":` + strings.Repeat("[", 1000000))
 }
 
-func TestDecisionsAreWritten(t *testing.T) {
+func TestWritesDecisions(t *testing.T) {
 	for want, decision := range map[string]Decision{
 		``: Allow(),
 		`{"decision":"block","status":403,"body":"né\"\\\u000a"}`:                                                                           Block(403, "né\"\\\n"),
@@ -116,7 +116,7 @@ func TestDecisionsAreWritten(t *testing.T) {
 		`{"websocket_decision":{"close":{"code":1008,"reason":"no"}}}`:                                                                      {CloseWebsocket: &WebsocketClose{Code: 1008, Reason: "no"}},
 	} {
 		if got := string(decision.json()); got != want {
-			t.Errorf("wrote %s, not %s", got, want)
+			t.Errorf("got %s, want %s", got, want)
 		}
 		if want != "" && !json.Valid([]byte(want)) {
 			t.Errorf("%s is not JSON", want)
@@ -124,7 +124,7 @@ func TestDecisionsAreWritten(t *testing.T) {
 	}
 }
 
-func TestAConfigurationCanBeRefused(t *testing.T) {
+func TestRejectsConfigurations(t *testing.T) {
 	got := callConfigure("{}", func([]byte) error { return errors.New(`no "key"`) })
 	if string(got) != `{"error":"no \"key\""}` {
 		t.Errorf("wrote %s", got)
