@@ -111,9 +111,9 @@ func TestWritesDecisions(t *testing.T) {
 			SetRequestHeaders: []Pair{{Name: "x-a", Value: "1"}, {Name: "X-A", Value: "2"}},
 			RoutingMetadata:   []Pair{{Name: "a", Value: "0"}, {Name: "a", Value: "1"}, {Name: "A", Value: "2"}},
 		},
-		`{"needs_more":true,"request_body_mutation":{"action":"replace","data_base64":"/wA="}}`:                                             {NeedsMore: true, RequestBody: &BodyMutation{Data: []byte{0xff, 0}}},
-		`{"response_body_mutation":{"action":"drop"},"websocket_decision":"drop"}`:                                                          {ResponseBody: &BodyMutation{Drop: true}, DropFrame: true},
-		`{"websocket_decision":{"close":{"code":1008,"reason":"no"}}}`:                                                                      {CloseWebsocket: &WebsocketClose{Code: 1008, Reason: "no"}},
+		`{"needs_more":true,"request_body_mutation":{"action":"replace","data_base64":"/wA="}}`: {NeedsMore: true, RequestBody: &BodyMutation{Data: []byte{0xff, 0}}},
+		`{"response_body_mutation":{"action":"drop"},"websocket_decision":"drop"}`:              {ResponseBody: &BodyMutation{Drop: true}, DropFrame: true},
+		`{"websocket_decision":{"close":{"code":1008,"reason":"no"}}}`:                          {CloseWebsocket: &WebsocketClose{Code: 1008, Reason: "no"}},
 	} {
 		if got := string(decision.json()); got != want {
 			t.Errorf("got %s, want %s", got, want)
