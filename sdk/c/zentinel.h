@@ -1,6 +1,7 @@
 // zentinel.h - write policies for the Zentinel proxy's Wasm agent in C.
 //
-// Copy this file into your project. In exactly one source file, define ZENTINEL_IMPLEMENTATION before you include it.
+// Copy this file into your project. In exactly one source file, define ZENTINEL_IMPLEMENTATION
+// before you include it.
 //
 //     #define ZENTINEL_IMPLEMENTATION
 //     #include "zentinel.h"
@@ -11,11 +12,13 @@
 //       }
 //     }
 //
-// An answer that nothing was said about lets the event go on unchanged. The hooks are on_request_headers,
-// on_request_body, on_response_headers, on_response_body, on_websocket_frame, on_guardrail_inspect,
-// on_request_complete and on_configure. Each is given a JSON object: the agent's documentation lists its fields.
+// If a hook sets nothing in its answer, the event passes unchanged. The hooks are
+// on_request_headers, on_request_body, on_response_headers, on_response_body, on_websocket_frame,
+// on_guardrail_inspect, on_request_complete and on_configure. Each takes a JSON object: the agent's
+// documentation lists its fields.
 //
-// It needs no C library, and works with one. What the functions return lives until the hook returns.
+// This header works with and without a C library. The values that its functions return are valid
+// until the hook returns.
 //
 // SPDX-License-Identifier: Apache-2.0
 
@@ -30,95 +33,96 @@
 extern "C" {
 #endif
 
-// Text: UTF-8, of which any byte may be anything. Not terminated by a zero byte.
+// UTF-8 text. It is not null-terminated and may contain zero bytes.
 typedef struct {
   const char *data;
   size_t size;
 } zn_str;
 
-// A JSON value as it stands in what the agent sent. One that is missing has size 0.
+// A JSON value of the event. A missing value has size 0.
 typedef struct {
   const char *data;
   size_t size;
 } zn_value;
 
-// What a hook answers.
+// The answer of a hook.
 typedef struct zn_answer zn_answer;
 
 typedef enum { ZN_TRACE, ZN_DEBUG, ZN_INFO, ZN_WARN, ZN_ERROR } zn_level;
 
-// ---- Reading events -------------------------------------------------------------------------------------------------
+// ---- Reading events -----------------------------------------------------------------------------
 
-// The text of a field; empty when it is missing or no text.
+// The text of a field; empty if the field is missing or not a string.
 zn_str zn_text(zn_value object, const char *name);
-// The value of a field that is a whole number and not negative; `otherwise` when it is none.
+// The value of a field if it is a non-negative integer, else `otherwise`.
 uint64_t zn_number(zn_value object, const char *name, uint64_t otherwise);
 // Whether a field is true.
 bool zn_flag(zn_value object, const char *name);
-// A field of any kind; the last one when several have the name.
+// The last field of this name, of any type.
 zn_value zn_get(zn_value object, const char *name);
-// Whether a value is there.
+// Whether a value exists.
 bool zn_exists(zn_value value);
-// The text of a value; empty when it is no text.
+// The text of a value; empty if it is not a string.
 zn_str zn_as_text(zn_value value);
 
-// The value of a header, whose name may be in any case; empty when it is missing. Several values come joined.
+// The value of a header; empty if it is missing. Ignores the case of the name. Multiple values are
+// joined.
 zn_str zn_header(zn_value event, const char *name);
-// Whether a header is there, be it empty.
+// Whether a header exists, even if it is empty.
 bool zn_has_header(zn_value event, const char *name);
-// One of several values of a header, from 0; false when there are no more.
+// Gets a value of a header by index, from 0; false if there are no more.
 bool zn_header_value(zn_value event, const char *name, size_t index, zn_str *value);
-// The bytes of a body's chunk.
+// The bytes of a body chunk or of the payload of a WebSocket frame.
 zn_str zn_body(zn_value event);
 
-// Steps through the members of an object or the elements of an array:
+// Iterates over the members of an object or the elements of an array:
 //
 //     zn_iterator each = zn_each(object);
 //     while (zn_next(&each)) { … each.name … each.value … }
 typedef struct {
   zn_value value;
-  zn_str name; // of a member
+  zn_str name; // only of a member
   zn_value container;
   size_t at;
 } zn_iterator;
 zn_iterator zn_each(zn_value container);
 bool zn_next(zn_iterator *iterator);
 
-// ---- Comparing ------------------------------------------------------------------------------------------------------
+// ---- Comparing ----------------------------------------------------------------------------------
 
 bool zn_equal(zn_str text, const char *other);
 bool zn_equal_ignoring_case(zn_str text, const char *other);
 bool zn_starts_with(zn_str text, const char *prefix);
 bool zn_contains(zn_str text, const char *part);
-// The case of ASCII letters aside.
+// Ignores ASCII case.
 bool zn_contains_ignoring_case(zn_str text, const char *part);
 
-// ---- Answering ------------------------------------------------------------------------------------------------------
+// ---- Answering ----------------------------------------------------------------------------------
 
-// The functions take text that ends with a zero byte. Those whose names end in `_str` take any text.
+// These functions take null-terminated text, and those with the suffix `_str` any text.
 
 void zn_allow(zn_answer *answer);
 void zn_block(zn_answer *answer, unsigned status, const char *body);
 void zn_block_str(zn_answer *answer, unsigned status, zn_str body);
-// Sends the client elsewhere. The status is 301, 302, 303, 307 or 308.
+// Redirects the client. The status is 301, 302, 303, 307 or 308.
 void zn_redirect(zn_answer *answer, unsigned status, const char *url);
 void zn_redirect_str(zn_answer *answer, unsigned status, zn_str url);
-// Asks the client to prove something, such as with a "captcha".
+// Challenges the client, for example with a "captcha".
 void zn_challenge(zn_answer *answer, const char *type);
 void zn_challenge_param(zn_answer *answer, const char *name, const char *value);
 void zn_challenge_param_str(zn_answer *answer, const char *name, zn_str value);
 
 void zn_set_request_header(zn_answer *answer, const char *name, const char *value);
 void zn_set_request_header_str(zn_answer *answer, const char *name, zn_str value);
-// Adds a value to a header, beside those that it has.
+// Appends a value to a header and keeps the existing values.
 void zn_append_request_header(zn_answer *answer, const char *name, const char *value);
 void zn_append_request_header_str(zn_answer *answer, const char *name, zn_str value);
 void zn_remove_request_header(zn_answer *answer, const char *name);
 void zn_set_response_header(zn_answer *answer, const char *name, const char *value);
 void zn_set_response_header_str(zn_answer *answer, const char *name, zn_str value);
-// Sets a header to several values, such as Set-Cookie.
+// Sets a header, such as Set-Cookie, to several values.
 void zn_set_response_header_list(zn_answer *answer, const char *name, const zn_str *values, size_t count);
-// Adds a value to a header, such as a cookie beside those of the upstream.
+// Appends a value to a header and keeps the existing values, such as the cookies of the upstream.
 void zn_append_response_header(zn_answer *answer, const char *name, const char *value);
 void zn_append_response_header_str(zn_answer *answer, const char *name, zn_str value);
 void zn_remove_response_header(zn_answer *answer, const char *name);
@@ -130,34 +134,35 @@ void zn_reason_code(zn_answer *answer, const char *reason_code);
 void zn_confidence(zn_answer *answer, double from_0_to_1);
 
 void zn_routing(zn_answer *answer, const char *name, const char *value);
-// The decision is not final: the body's hook decides.
+// Marks the decision as not final: the hook for the body decides.
 void zn_needs_more(zn_answer *answer);
 void zn_replace_request_body(zn_answer *answer, zn_str body);
 void zn_drop_request_body(zn_answer *answer);
 void zn_replace_response_body(zn_answer *answer, zn_str body);
-// The agent makes this a module error unless the chunk is empty, because the proxy would send
+// The agent treats this as a module error unless the chunk is empty, because the proxy would send
 // the original.
 void zn_drop_response_body(zn_answer *answer);
 void zn_drop_frame(zn_answer *answer);
 void zn_close_websocket(zn_answer *answer, unsigned code, const char *reason);
-// From on_configure: refuses the configuration.
+// In on_configure: rejects the configuration.
 void zn_reject_configuration(zn_answer *answer, const char *reason);
-// Any other field, such as "guardrail_response", as JSON.
+// Sets any other field, such as "guardrail_response", to JSON.
 void zn_json_field(zn_answer *answer, const char *name, const char *json);
 
-// ---- The rest -------------------------------------------------------------------------------------------------------
+// ---- Logging, errors and memory -----------------------------------------------------------------
 
 // Writes a line to the agent's log.
 void zn_log(zn_level level, const char *message);
-// Says why the module cannot decide, and ends the call: the agent's failure mode decides instead.
+// Logs why the module cannot decide, then traps: the agent's failure mode decides instead.
 __attribute__((noreturn)) void zn_fail(const char *message);
-// Memory that is gone when the hook returns. It never fails: without memory the call ends as zn_fail ends it.
+// Allocates memory that is freed when the hook returns. Never returns NULL: if no memory is left,
+// the call ends as with zn_fail.
 void *zn_scratch(size_t size);
 
 typedef void zn_hook(zn_value event, zn_answer *answer);
 uint64_t zn_call(zn_hook *hook, char *json, size_t size);
 
-// Begins the function that the agent calls for a hook.
+// Defines the function that the agent calls for a hook.
 #define ZN_HOOK(hook, event, answer)                                                                                   \
   static void zn_##hook(zn_value event, zn_answer *answer);                                                            \
   __attribute__((export_name(#hook))) uint64_t zn_export_##hook(char *json, size_t size) {                             \
@@ -181,13 +186,13 @@ extern "C" {
 __attribute__((import_module("zentinel"), import_name("log"))) void zn_import_log(int32_t level, const char *message,
                                                                                   size_t size);
 
-// ---- Memory ---------------------------------------------------------------------------------------------------------
+// ---- Memory -------------------------------------------------------------------------------------
 
 #ifdef __wasi__
 
 #include <stdlib.h>
 
-// Blocks that are freed when the hook returns, each behind a link to the one before.
+// Blocks that are freed when the hook returns. Each is preceded by a link to the previous one.
 typedef struct zn_block_link {
   struct zn_block_link *before;
   uint64_t align;
@@ -222,8 +227,8 @@ __attribute__((export_name("dealloc"))) void zn_export_dealloc(void *pointer, si
 
 #else
 
-// Without a C library, memory is a stack above the module's data. It is empty again when the agent has given back all
-// that it was handed, which it has after each call.
+// Without a C library, memory is a stack above the module's data. The stack is reset when the agent
+// has freed all memory that it was handed, which it does after each call.
 extern char __heap_base;
 static uintptr_t zn_top;
 static unsigned zn_handed_out;
@@ -298,9 +303,9 @@ void zn_fail(const char *message) {
   __builtin_trap();
 }
 
-// ---- Reading JSON ---------------------------------------------------------------------------------------------------
+// ---- Reading JSON -------------------------------------------------------------------------------
 
-// The scanner works on what was not checked yet and on what was. A mistake ends the call; the agent makes none.
+// Scans JSON, validated or not. Invalid JSON ends the call; the agent sends none.
 typedef struct {
   const char *at;
   const char *end;
@@ -333,7 +338,7 @@ static int zn_hex(char digit) {
   return digit >= 'a' && digit <= 'f' ? digit - 'a' + 10 : -1;
 }
 
-// Four hexadecimal digits, or -1.
+// Reads four hexadecimal digits, or returns -1.
 static int32_t zn_hex4(const char *at, const char *end) {
   if (end - at < 4) {
     return -1;
@@ -440,8 +445,8 @@ static void zn_scan_name(zn_scanner *scanner) {
   }
 }
 
-// The next value with all that it holds, however deep, without recursion: the module's stack is small. Which containers
-// are open is kept in one bit each.
+// Scans the next value, including all nested values. It keeps one bit per open container and does
+// not recurse, because the module's stack is small.
 static zn_value zn_scan_value(zn_scanner *scanner) {
   enum { MAX_DEPTH = 1024 };
   uint8_t objects[MAX_DEPTH / 8];
@@ -472,7 +477,7 @@ static zn_value zn_scan_value(zn_scanner *scanner) {
     } else {
       zn_scan_scalar(scanner);
     }
-    // A value has ended: what holds it goes on or ends as well.
+    // After a value, each enclosing container continues or ends.
     for (;;) {
       if (depth == 0) {
         zn_value value = {from, (size_t)(scanner->at - from)};
@@ -517,7 +522,8 @@ static size_t zn_put_utf8(char *to, uint32_t code) {
   return 4;
 }
 
-// The text of a string's inside: the very bytes, unless there is an escape. Half a surrogate pair becomes U+FFFD.
+// Decodes the content of a string. Copies only if there is an escape. An unpaired surrogate becomes
+// U+FFFD.
 static zn_str zn_unescape(const char *raw, size_t size) {
   zn_str text = {raw, size};
   size_t plain = 0;
@@ -588,7 +594,7 @@ zn_iterator zn_each(zn_value container) {
 
 static char zn_kind(zn_value value) { return value.size ? value.data[0] : 0; }
 
-// Steps on; the name stays as it stands in the document.
+// Advances the iterator. The name is not unescaped.
 static bool zn_step(zn_iterator *iterator) {
   zn_value container = iterator->container;
   char kind = zn_kind(container);
@@ -648,7 +654,7 @@ static zn_value zn_find(zn_value object, zn_str name, bool ignoring_case) {
   zn_iterator each = zn_each(object);
   while (zn_step(&each)) {
     zn_str key = each.name;
-    // An escape takes more bytes than what it stands for.
+    // An escape is longer than the character that it encodes.
     if (key.size > name.size) {
       key = zn_unescape(key.data, key.size);
     }
@@ -723,7 +729,7 @@ static int zn_base64_digit(char digit) {
 }
 
 zn_str zn_body(zn_value event) {
-  // The payload of a WebSocket frame is called otherwise.
+  // The payload of a WebSocket frame has another field name.
   bool frame = zn_exists(zn_get(event, "data"));
   zn_str body = zn_text(event, frame ? "data" : "body");
   if (!zn_equal(zn_text(event, frame ? "data_encoding" : "body_encoding"), "base64")) {
@@ -736,7 +742,7 @@ zn_str zn_body(zn_value event) {
   for (size_t at = 0; at < body.size && body.data[at] != '='; at++) {
     int digit = zn_base64_digit(body.data[at]);
     if (digit < 0) {
-      zn_fail("the body is not base64");
+      zn_fail("the body is invalid base64");
     }
     bits = bits << 6 | (uint32_t)digit;
     have += 6;
@@ -749,7 +755,7 @@ zn_str zn_body(zn_value event) {
   return bytes;
 }
 
-// ---- Comparing ------------------------------------------------------------------------------------------------------
+// ---- Comparing ----------------------------------------------------------------------------------
 
 bool zn_equal(zn_str text, const char *other) { return zn_matches(text, zn_from(other), false); }
 
@@ -778,7 +784,7 @@ bool zn_contains(zn_str text, const char *part) { return zn_search(text, zn_from
 
 bool zn_contains_ignoring_case(zn_str text, const char *part) { return zn_search(text, zn_from(part), true); }
 
-// ---- Answering ------------------------------------------------------------------------------------------------------
+// ---- Answering ----------------------------------------------------------------------------------
 
 typedef struct {
   char *data;
@@ -786,7 +792,7 @@ typedef struct {
   size_t room;
 } zn_buffer;
 
-// A name and a value of one of the answer's objects.
+// A name and a value in one of the objects of an answer.
 typedef struct zn_pair {
   struct zn_pair *next;
   int part;
@@ -794,7 +800,7 @@ typedef struct zn_pair {
   zn_str value;
 } zn_pair;
 
-// The objects and lists of an answer. Lists grow each on its own until all are joined.
+// The objects and lists of an answer. Each is built separately; zn_finish joins them.
 enum {
   ZN_FIELDS,
   ZN_PARAMS,
@@ -885,7 +891,7 @@ static void zn_put_item(zn_answer *answer, int part, const char *text) {
   zn_put_string(&answer->parts[part], zn_from(text));
 }
 
-// What an answer says is kept until the hook has returned, and may lie on its stack.
+// Copies text into the answer, because it may be on the hook's stack.
 static zn_str zn_keep(zn_str text) {
   char *copy = (char *)zn_scratch(text.size);
   zn_copy(copy, text.data, text.size);
@@ -893,7 +899,7 @@ static zn_str zn_keep(zn_str text) {
   return kept;
 }
 
-// Headers and params have the same name whatever its case.
+// Names of headers and params ignore case.
 static zn_pair *zn_find_pair(zn_pair *pair, int part, zn_str name) {
   while (pair && (pair->part != part || !zn_matches(pair->name, name, part != ZN_ROUTING))) {
     pair = pair->next;
@@ -917,7 +923,7 @@ static void zn_append_pair(zn_answer *answer, int part, const char *name, zn_str
   answer->last = pair;
 }
 
-// Removes what was set before under the name, so that the object in the answer holds it once.
+// Removes earlier pairs of the name, because a JSON object must not repeat a name.
 static void zn_remove_pairs(zn_answer *answer, int part, const char *name) {
   zn_pair *before = NULL;
   for (zn_pair *pair = answer->first; pair; pair = pair->next) {
@@ -937,7 +943,7 @@ static void zn_set_pair(zn_answer *answer, int part, const char *name, zn_str va
   zn_append_pair(answer, part, name, value);
 }
 
-// Writes the members of an object. Several values of a name are a list.
+// Writes the members of an object. Multiple values of a name become a list.
 static void zn_put_pairs(zn_answer *answer, int part) {
   zn_buffer *buffer = &answer->parts[part];
   for (zn_pair *pair = answer->first; pair; pair = pair->next) {
@@ -1044,7 +1050,7 @@ void zn_reason_code(zn_answer *answer, const char *reason_code) { zn_put_item(an
 
 void zn_confidence(zn_answer *answer, double from_0_to_1) {
   zn_buffer *buffer = zn_put_name(answer, ZN_FIELDS, "confidence");
-  // Written so that a NaN counts as 0.
+  // The negation turns NaN into 0.
   if (!(from_0_to_1 > 0)) {
     from_0_to_1 = 0;
   }
@@ -1071,7 +1077,7 @@ void zn_json_field(zn_answer *answer, const char *name, const char *json) {
 
 void zn_needs_more(zn_answer *answer) { zn_json_field(answer, "needs_more", "true"); }
 
-// As base64, since a body need not be text.
+// Encodes the body as base64, because it need not be UTF-8.
 static void zn_replace_body(zn_answer *answer, const char *name, zn_str body) {
   static const char alphabet[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
   zn_buffer *buffer = zn_put_name(answer, ZN_FIELDS, name);
@@ -1117,7 +1123,7 @@ void zn_reject_configuration(zn_answer *answer, const char *reason) {
   zn_put_string(zn_put_name(answer, ZN_FIELDS, "error"), zn_from(reason));
 }
 
-// Joins the parts of an answer; the agent gives the memory back.
+// Joins the parts of an answer. The agent frees the memory.
 static uint64_t zn_finish(zn_answer *answer) {
   static const struct {
     const char *name;

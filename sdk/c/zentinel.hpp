@@ -1,7 +1,7 @@
 // zentinel.hpp - write policies for the Zentinel proxy's Wasm agent in C++17.
 //
-// Copy this file and zentinel.h into your project. In exactly one source file, define ZENTINEL_IMPLEMENTATION before
-// you include it.
+// Copy this file and zentinel.h into your project. In exactly one source file, define
+// ZENTINEL_IMPLEMENTATION before you include it.
 //
 //     #define ZENTINEL_IMPLEMENTATION
 //     #include "zentinel.hpp"
@@ -14,7 +14,7 @@
 //     }
 //     ZENTINEL_EXPORT(on_request_headers, zentinel::Request, check)
 //
-// What an event returns lives until the hook returns.
+// The values that an event returns are valid until the hook returns.
 //
 // SPDX-License-Identifier: Apache-2.0
 
@@ -39,15 +39,15 @@ inline zn_str str(std::string_view text) { return {text.data(), text.size()}; }
 // Writes a line to the agent's log.
 inline void log(zn_level level, const std::string &message) { zn_log(level, message.c_str()); }
 
-// What every event has: named fields.
+// The base of all events: access to fields by name.
 class Event {
 public:
   explicit Event(zn_value json) : json_(json) {}
 
-  // The request's name in logs. The client may have chosen it.
+  // Identifies the request in logs. The client may have chosen it.
   std::string_view correlation_id() const { return text("correlation_id"); }
 
-  // Fields by their names: empty, 0 or false when they are missing.
+  // Fields by name. A missing field is empty, 0 or false.
   std::string_view text(const char *name) const { return view(zn_text(json_, name)); }
   std::uint64_t number(const char *name) const { return zn_number(json_, name, 0); }
   bool flag(const char *name) const { return zn_flag(json_, name); }
@@ -59,18 +59,19 @@ private:
   zn_value json_;
 };
 
-// What requests and responses have in common. For a response, the agent may not know the method, URI and address.
+// The base of requests and responses. For a response, the agent may not know the method, URI and
+// address.
 class Message : public Event {
 public:
   using Event::Event;
 
   std::string_view method() const { return text("method"); }
-  // Path and query.
+  // The path and query.
   std::string_view uri() const { return text("uri"); }
   // The client's address, without a port.
   std::string_view client_ip() const { return text("client_ip"); }
 
-  // The value of a header, whose name may be in any case. Several values come joined.
+  // The value of a header. Ignores the case of the name. Multiple values are joined.
   std::optional<std::string_view> header(const char *name) const {
     if (!zn_has_header(json(), name)) {
       return std::nullopt;
@@ -78,7 +79,7 @@ public:
     return view(zn_header(json(), name));
   }
 
-  // Each value of a header, for headers such as Set-Cookie whose values cannot be joined.
+  // Each value of a header, for headers whose values cannot be joined, such as Set-Cookie.
   std::vector<std::string_view> header_values(const char *name) const {
     std::vector<std::string_view> values;
     zn_str value;
@@ -94,7 +95,7 @@ class Request : public Message {
 public:
   using Message::Message;
 
-  // The URI without its query.
+  // The URI without the query.
   std::string_view path() const {
     std::string_view all = uri();
     return all.substr(0, all.find('?'));
@@ -109,7 +110,7 @@ public:
   unsigned status() const { return static_cast<unsigned>(number("status")); }
 };
 
-// A part of a body, with the request or response it belongs to as far as the agent knows it.
+// A chunk of a body, with its request or response as far as the agent knows it.
 template <class Base> class Body : public Base {
 public:
   using Base::Base;
@@ -123,7 +124,7 @@ public:
 using RequestBody = Body<Request>;
 using ResponseBody = Body<Response>;
 
-// A frame of an upgraded connection.
+// A WebSocket frame.
 class WebsocketFrame : public Event {
 public:
   using Event::Event;
@@ -134,25 +135,25 @@ public:
   bool from_client() const { return flag("client_to_server"); }
 };
 
-// What a hook decides. Each method returns the decision it was called on.
+// The decision of a hook. Each method returns the decision that it was called on.
 class Decision {
 public:
-  // Lets it go on.
+  // Allows the request or response.
   static Decision allow() { return Decision(Action::allow); }
-  // Refuses it with an HTTP status, 200 to 599.
+  // Rejects the request or response with an HTTP status, 200 to 599.
   static Decision block(unsigned status, std::string body = {}) {
     return Decision(Action::block, status, std::move(body));
   }
-  // Sends the client elsewhere, with status 301, 302, 303, 307 or 308.
+  // Redirects the client with status 301, 302, 303, 307 or 308.
   static Decision redirect(std::string url, unsigned status = 302) {
     return Decision(Action::redirect, status, std::move(url));
   }
-  // Asks the client to prove something first, such as with a "captcha".
+  // Challenges the client, for example with a "captcha".
   static Decision challenge(std::string type) { return Decision(Action::challenge, 0, std::move(type)); }
 
   Decision &param(std::string name, std::string value) { return add(params_, name, value); }
   Decision &set_request_header(std::string name, std::string value) { return add(set_request_, name, value); }
-  // Adds a value to a header, beside those that it has.
+  // Appends a value to a header and keeps the existing values.
   Decision &append_request_header(std::string name, std::string value) { return add(append_request_, name, value); }
   Decision &remove_request_header(std::string name) { return add(remove_request_, name); }
   Decision &set_response_header(std::string name, std::string value) {
@@ -160,12 +161,13 @@ public:
     values.push_back(std::move(value));
     return set_response_header(std::move(name), std::move(values));
   }
-  // Sets a header to several values, such as Set-Cookie.
+  // Sets a header, such as Set-Cookie, to several values.
   Decision &set_response_header(std::string name, std::vector<std::string> values) {
     set_response_.emplace_back(std::move(name), std::move(values));
     return *this;
   }
-  // Adds a value to a header, such as a cookie beside those of the upstream.
+  // Appends a value to a header and keeps the existing values, such as the cookies of the
+  // upstream.
   Decision &append_response_header(std::string name, std::string value) { return add(append_response_, name, value); }
   Decision &remove_response_header(std::string name) { return add(remove_response_, name); }
 
@@ -179,7 +181,7 @@ public:
   }
 
   Decision &routing(std::string name, std::string value) { return add(routing_, name, value); }
-  // The decision is not final: the body's hook decides.
+  // Marks the decision as not final: the hook for the body decides.
   Decision &needs_more() {
     needs_more_ = true;
     return *this;
@@ -196,8 +198,8 @@ public:
     response_body_ = BodyChange{false, std::move(body)};
     return *this;
   }
-  // The agent makes this a module error unless the chunk is empty, because the proxy would send the
-  // original.
+  // The agent treats this as a module error unless the chunk is empty, because the proxy would
+  // send the original.
   Decision &drop_response_body() {
     response_body_ = BodyChange{true, {}};
     return *this;
@@ -300,7 +302,7 @@ private:
 
   Action action_;
   unsigned status_;
-  std::string text_; // the body, URL or challenge's type
+  std::string text_; // the body, URL or challenge type
   Pairs params_, set_request_, append_request_, append_response_, routing_;
   std::vector<std::pair<std::string, std::vector<std::string>>> set_response_;
   Items remove_request_, remove_response_, tags_, rule_ids_, reason_codes_;

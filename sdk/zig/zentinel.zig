@@ -18,8 +18,8 @@
 //!         return .{};
 //!     }
 //!
-//! A hook is given an arena, which is emptied when it has returned, and an event. An error that it returns is a module
-//! error: the agent logs it, and its failure mode decides.
+//! A hook takes an arena, which is reset after the call, and an event. If it returns an error, that
+//! is a module error: the agent logs it, and its failure mode decides.
 //!
 //! SPDX-License-Identifier: Apache-2.0
 
@@ -27,7 +27,7 @@ const std = @import("std");
 const Allocator = std.mem.Allocator;
 const json = std.json;
 
-/// A header's name and value.
+/// The name and value of a header.
 pub const Header = struct {
     name: []const u8,
     value: []const u8,
@@ -35,11 +35,11 @@ pub const Header = struct {
     more: []const []const u8 = &.{},
 };
 
-/// Headers in the order of the event. Names are compared without regard to case.
+/// Headers in the order of the event. Names are compared case-insensitively.
 pub const Headers = struct {
     items: []const Header = &.{},
 
-    /// The value of a header. Several values come joined: with `; ` for Cookie, else with `, `.
+    /// The value of a header. Multiple values are joined with `; ` for Cookie, otherwise with `, `.
     pub fn get(self: Headers, name: []const u8) ?[]const u8 {
         for (self.items) |header| {
             if (std.ascii.eqlIgnoreCase(header.name, name)) return header.value;
@@ -63,20 +63,20 @@ pub const Headers = struct {
     }
 };
 
-/// Each value of the headers that have more than one.
+/// The values of each header that has more than one.
 pub const HeaderValues = json.ArrayHashMap([]const []const u8);
 
-/// How the bytes of a body are written.
+/// The encoding of a body.
 pub const Encoding = enum { @"utf-8", base64 };
 
-/// What `on_request_headers` is given. `on_request_body` is given the fields of a body as well.
+/// The event of `on_request_headers` and `on_request_body`. Only the latter has the body fields.
 pub const Request = struct {
     method: []const u8 = "",
-    /// Path and query.
+    /// The path and query.
     uri: []const u8 = "",
     /// The client's address, without a port.
     client_ip: []const u8 = "",
-    /// The request's name in logs. The client may have chosen it.
+    /// Identifies the request in logs. The client may have chosen it.
     correlation_id: []const u8 = "",
     headers: Headers = .{},
     header_values: HeaderValues = .{},
@@ -103,13 +103,13 @@ pub const Request = struct {
     }
 };
 
-/// What `on_response_headers` is given. `on_response_body` is given the fields of a body as well.
+/// The event of `on_response_headers` and `on_response_body`. Only the latter has the body fields.
 pub const Response = struct {
     status: u16 = 0,
     correlation_id: []const u8 = "",
     headers: Headers = .{},
     header_values: HeaderValues = .{},
-    /// Of the request, where the agent knows it.
+    /// The method, URI and address of the request, if the agent knows them.
     method: ?[]const u8 = null,
     uri: ?[]const u8 = null,
     client_ip: ?[]const u8 = null,
@@ -127,7 +127,7 @@ pub const Response = struct {
     }
 };
 
-/// What `on_websocket_frame` is given.
+/// The event of `on_websocket_frame`.
 pub const WebsocketFrame = struct {
     correlation_id: []const u8 = "",
     /// `text`, `binary`, `ping`, `pong`, `close` or `continuation`.
@@ -146,7 +146,7 @@ pub const WebsocketFrame = struct {
     }
 };
 
-/// What `on_guardrail_inspect` is given.
+/// The event of `on_guardrail_inspect`.
 pub const Guardrail = struct {
     correlation_id: []const u8 = "",
     /// `prompt_injection` or `pii_detection`.
@@ -158,7 +158,7 @@ pub const Guardrail = struct {
     metadata: json.ArrayHashMap([]const u8) = .{},
 };
 
-/// What `on_request_complete` is given.
+/// The event of `on_request_complete`.
 pub const Completion = struct {
     correlation_id: []const u8 = "",
     status: u16 = 0,
@@ -169,15 +169,15 @@ pub const Completion = struct {
     @"error": ?[]const u8 = null,
 };
 
-/// What becomes of one chunk of a body.
+/// The change to a chunk of a body.
 pub const BodyMutation = union(enum) {
     pass_through,
-    /// Text.
+    /// Replaces the chunk with text.
     replace: []const u8,
-    /// Bytes that need not be text.
+    /// Replaces the chunk with bytes, which need not be UTF-8.
     replace_bytes: []const u8,
-    /// Of a response, a module error unless the chunk is empty, because the proxy would send the
-    /// original.
+    /// Drops the chunk. For a response, this is a module error unless the chunk is empty, because
+    /// the proxy would send the original.
     drop,
 
     pub fn jsonStringify(self: BodyMutation, out: anytype) !void {
@@ -205,7 +205,7 @@ pub const BodyMutation = union(enum) {
     }
 };
 
-/// What becomes of a WebSocket frame.
+/// The decision on a WebSocket frame.
 pub const WebsocketDecision = union(enum) {
     drop,
     close: struct { code: u16, reason: []const u8 },
@@ -223,21 +223,21 @@ pub const WebsocketDecision = union(enum) {
     }
 };
 
-/// What a hook answers. The default is to let the event go on unchanged.
+/// The answer of a hook. The default lets the event pass unchanged.
 pub const Decision = struct {
     decision: enum { allow, block, redirect, challenge } = .allow,
-    /// Of a block, 200 to 599; of a redirect 301, 302, 303, 307 or 308.
+    /// The status of a block (200 to 599) or redirect (301, 302, 303, 307 or 308).
     status: ?u16 = null,
-    /// The body of a block, the URL of a redirect.
+    /// The body of a block, or the URL of a redirect.
     body: ?[]const u8 = null,
     challenge_type: ?[]const u8 = null,
     challenge_params: []const Header = &.{},
     add_request_headers: []const Header = &.{},
-    /// Added beside what is there already.
+    /// Appended to the existing values.
     append_request_headers: []const Header = &.{},
     remove_request_headers: []const []const u8 = &.{},
     add_response_headers: []const Header = &.{},
-    /// Added beside what is there already, such as a cookie beside those of the upstream.
+    /// Appended to the existing values, such as the cookies of the upstream.
     append_response_headers: []const Header = &.{},
     remove_response_headers: []const []const u8 = &.{},
     tags: []const []const u8 = &.{},
@@ -246,7 +246,7 @@ pub const Decision = struct {
     /// From 0 to 1.
     confidence: ?f64 = null,
     routing_metadata: []const Header = &.{},
-    /// The decision is not final: the hook for the body decides.
+    /// Marks the decision as not final: the hook for the body decides.
     needs_more: bool = false,
     request_body_mutation: ?BodyMutation = null,
     response_body_mutation: ?BodyMutation = null,
@@ -254,7 +254,7 @@ pub const Decision = struct {
     /// The verdict of a guardrail inspection.
     guardrail_response: ?json.Value = null,
 
-    /// Writes the fields that say something.
+    /// Writes `decision` and the fields that are set.
     pub fn jsonStringify(self: Decision, out: anytype) !void {
         try out.beginObject();
         inline for (@typeInfo(Decision).@"struct".field_names) |name| {
@@ -281,7 +281,7 @@ pub const Decision = struct {
         try out.endObject();
     }
 
-    /// What becomes of a name that an object would hold twice.
+    /// How to merge pairs of the same name, because a JSON object must not repeat a name.
     const Names = struct { ignoring_case: bool, appending: bool };
 
     fn namesOf(comptime field: []const u8) Names {
@@ -302,7 +302,7 @@ pub const Decision = struct {
         return if (ignoring_case) std.ascii.eqlIgnoreCase(a, b) else std.mem.eql(u8, a, b);
     }
 
-    /// Of what is set, the last pair of a name counts; of what is appended, all do.
+    /// If the pairs are set, the last one of a name wins. If they are appended, all count.
     fn writePairs(pairs: []const Header, names: Names, out: anytype) !void {
         try out.beginObject();
         for (pairs, 0..) |pair, at| {
@@ -332,10 +332,11 @@ pub const Decision = struct {
     }
 };
 
-/// Exports a function for each hook named in `hooks`, and the memory functions that the agent needs.
+/// Exports a function for each hook named in `hooks`, and the memory functions that the agent
+/// needs.
 ///
-/// A hook is `fn (Allocator, Event) !Decision`. `on_configure` is `fn (Allocator, []const u8) !void`: it is given JSON, and
-/// an error that it returns refuses the configuration.
+/// A hook is `fn (Allocator, Event) !Decision`. `on_configure` is
+/// `fn (Allocator, []const u8) !void`: it takes JSON, and an error rejects the configuration.
 pub fn exportHooks(comptime hooks: anytype) void {
     @export(&alloc, .{ .name = "alloc" });
     @export(&dealloc, .{ .name = "dealloc" });
@@ -362,13 +363,13 @@ fn EventOf(comptime hook: []const u8) type {
         .on_guardrail_inspect = Guardrail,
         .on_request_complete = Completion,
     };
-    if (!@hasField(@TypeOf(events), hook)) @compileError("there is no hook `" ++ hook ++ "`");
+    if (!@hasField(@TypeOf(events), hook)) @compileError("unknown hook `" ++ hook ++ "`");
     return @field(events, hook);
 }
 
 const gpa = std.heap.wasm_allocator;
 
-/// Kept between calls up to this size, so that most calls allocate nothing.
+/// Arena memory to keep between calls, so most calls allocate nothing.
 const retained_bytes = 256 * 1024;
 var call_arena: std.heap.ArenaAllocator = .init(gpa);
 
@@ -403,7 +404,7 @@ fn configure(comptime function: anytype, config: []const u8) u64 {
     return 0;
 }
 
-/// Puts an answer where the agent reads it: a pointer in the upper half, a length in the lower.
+/// Returns an answer to the agent: a pointer in the upper half, a length in the lower.
 fn answer(value: anytype) u64 {
     var out: std.Io.Writer.Allocating = .init(gpa);
     json.Stringify.value(value, .{}, &out.writer) catch @panic("out of memory");
@@ -421,7 +422,7 @@ fn decode(arena: Allocator, body: []const u8, encoding: Encoding) ![]const u8 {
 
 extern "zentinel" fn log(level: i32, message: [*]const u8, len: usize) void;
 
-/// Writes a line to the agent's log. `std.log` does so too when the root file sets `logFn`.
+/// Writes a line to the agent's log. `std.log` does so too if the root file sets `logFn`.
 pub fn writeLog(level: std.log.Level, message: []const u8) void {
     log(switch (level) {
         .debug => 1,
@@ -431,7 +432,7 @@ pub fn writeLog(level: std.log.Level, message: []const u8) void {
     }, message.ptr, message.len);
 }
 
-/// For `std_options`: sends `std.log` to the agent.
+/// For `std_options`: routes `std.log` to the agent's log.
 pub fn logFn(
     comptime level: std.log.Level,
     comptime scope: @EnumLiteral(),
@@ -439,14 +440,14 @@ pub fn logFn(
     args: anytype,
 ) void {
     const prefix = if (scope == .default) "" else @tagName(scope) ++ ": ";
-    // What does not fit into a line of the log is cut.
+    // Longer lines are truncated.
     var buffer: [1024]u8 = undefined;
     var line: std.Io.Writer = .fixed(&buffer);
     line.print(prefix ++ format, args) catch {};
     writeLog(level, line.buffered());
 }
 
-/// For the root file: sends the message of a panic to the agent.
+/// For the root file: writes panic messages to the agent's log.
 pub const panic = std.debug.FullPanic(reportPanic);
 
 fn reportPanic(message: []const u8, first_trace_address: ?usize) noreturn {

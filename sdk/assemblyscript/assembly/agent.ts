@@ -1,9 +1,9 @@
-/** The agent's functions. */
+/** Imports from the agent. */
 
 @external("zentinel", "log")
 declare function zentinelLog(level: i32, message: usize, length: usize): void;
 
-/** How important a line of the log is. */
+/** The level of a log line. */
 export enum Level {
   Trace,
   Debug,

@@ -1,20 +1,20 @@
-/** The standard alphabet of RFC 4648, with padding. */
+/** Base64 with the standard alphabet of RFC 4648 and padding. */
 
 const PADDING: u8 = 0x3d;
 
-/** Stands for what is no digit. */
+/** The value of bytes that are not digits. */
 const NONE: u8 = 0xff;
 
-/** What each byte stands for. */
+/** The value of each byte. */
 const VALUES = values();
 
-/** The bytes that the digits from `start` to `end` stand for. */
+/** Decodes the digits from `start` to `end`. */
 export function decode(start: usize, end: usize): Uint8Array {
   for (let padding = 0; padding < 2 && end > start && load<u8>(end - 1) == PADDING; padding++) end--;
   const bytes = new Uint8Array(<i32>(((end - start) * 3) >> 2));
   let to = bytes.dataStart;
   let from = start;
-  // What is no digit leaves a bit beyond the others.
+  // NONE sets a bit above the six of a digit.
   let wrong: u32 = 0;
   for (; from + 4 <= end; from += 4, to += 3) {
     const a = value(from);
@@ -37,7 +37,7 @@ export function decode(start: usize, end: usize): Uint8Array {
       store<u8>(to, (b << 4) | (c >> 2), 1);
     }
   }
-  if (wrong > 63 || left == 1) throw new Error("the body is not base64");
+  if (wrong > 63 || left == 1) throw new Error("the body is invalid base64");
   return bytes;
 }
 

@@ -1,4 +1,4 @@
-/** What a hook decides. */
+/** Decisions of hooks. */
 
 import { quote } from "./json";
 import { Writer } from "./writer";
@@ -10,7 +10,7 @@ const CLOSE_ARRAY: u8 = 0x5d;
 const OPEN_OBJECT: u8 = 0x7b;
 const CLOSE_OBJECT: u8 = 0x7d;
 
-/** What an item says something about. */
+/** The kind of an item. */
 enum Kind {
   Field,
   Param,
@@ -26,7 +26,7 @@ enum Kind {
   Route,
 }
 
-/** One thing that a decision says. Most decisions say little, so they are kept in one list. */
+/** A part of a decision. All are kept in one list, because most decisions have few. */
 class Item {
   next: Item | null = null;
 
@@ -36,7 +36,7 @@ class Item {
     readonly value: string,
   ) {}
 
-  /** Whether it is of this kind and has this name. Headers and params have the same name whatever its case. */
+  /** Whether the item has this kind and name. Names of headers and params ignore case. */
   is(kind: Kind, name: string): bool {
     if (this.kind != kind || this.name.length != name.length) return false;
     const ignoringCase = kind != Kind.Field && kind != Kind.Route;
@@ -49,7 +49,10 @@ class Item {
   }
 }
 
-/** What becomes of a chunk of a body: text or bytes take its place, or nothing does. It is written when all is. */
+/**
+ * A change to a chunk of a body: replaces it with text or bytes, or drops it. It is encoded only
+ * when the decision is written.
+ */
 class BodyChange {
   constructor(
     private readonly text: string | null,
@@ -73,82 +76,88 @@ class BodyChange {
   }
 }
 
-/** What becomes of a request or response, and what is said about it. Each method returns the decision it was called on. */
+/**
+ * The decision on a request, response or WebSocket frame, with changes and data for the audit log.
+ * Each method returns the decision that it was called on.
+ */
 export class Decision {
   private first: Item | null = null;
   private last: Item | null = null;
   private requestBody: BodyChange | null = null;
   private responseBody: BodyChange | null = null;
 
-  /** Lets it go on. */
+  /** Allows the request or response. */
   static allow(): Decision {
     return new Decision();
   }
 
-  /** Refuses it with an HTTP status, 200 to 599, and a body. */
+  /** Rejects the request or response with an HTTP status, 200 to 599, and a body. */
   static block(status: i32, body: string = ""): Decision {
     const decision = new Decision().field("decision", '"block"').field("status", status.toString());
     return body.length > 0 ? decision.field("body", quote(body)) : decision;
   }
 
-  /** Sends the client elsewhere, with status 301, 302, 303, 307 or 308. */
+  /** Redirects the client with status 301, 302, 303, 307 or 308. */
   static redirect(url: string, status: i32 = 302): Decision {
     return new Decision().field("decision", '"redirect"').field("status", status.toString()).field("body", quote(url));
   }
 
-  /** Asks the client to prove something first, such as with a `captcha`. */
+  /** Challenges the client, for example with a `captcha`. */
   static challenge(type: string): Decision {
     return new Decision().field("decision", '"challenge"').field("challenge_type", quote(type));
   }
 
-  /** Adds a parameter to a challenge. */
+  /** Sets a parameter of a challenge. */
   param(name: string, value: string): this {
     return this.remove(Kind.Param, name).add(Kind.Param, name, value);
   }
 
-  /** Sets a header of the request that the upstream sees. */
+  /** Sets a header of the request to the upstream. */
   setRequestHeader(name: string, value: string): this {
     return this.remove(Kind.SetRequest, name).add(Kind.SetRequest, name, value);
   }
 
-  /** Adds a value to a header of the request that the upstream sees, beside those that it has. */
+  /** Appends a value to a header of the request to the upstream and keeps the existing values. */
   appendRequestHeader(name: string, value: string): this {
     return this.add(Kind.AppendRequest, name, value);
   }
 
-  /** Removes a header from the request that the upstream sees. */
+  /** Removes a header from the request to the upstream. */
   removeRequestHeader(name: string): this {
     return this.add(Kind.RemoveRequest, "", name);
   }
 
-  /** Sets a header of the response that the client sees. */
+  /** Sets a header of the response to the client. */
   setResponseHeader(name: string, value: string): this {
     return this.remove(Kind.SetResponse, name).add(Kind.SetResponse, name, value);
   }
 
-  /** Sets a header of the response to several values, such as Set-Cookie. */
+  /** Sets a header of the response, such as Set-Cookie, to several values. */
   setResponseHeaderValues(name: string, values: string[]): this {
     this.remove(Kind.SetResponse, name);
     for (let at = 0; at < values.length; at++) this.add(Kind.SetResponse, name, values[at]);
     return this;
   }
 
-  /** Adds a value to a header of the response that the client sees, such as a cookie beside those of the upstream. */
+  /**
+   * Appends a value to a header of the response to the client and keeps the existing values, such
+   * as the cookies of the upstream.
+   */
   appendResponseHeader(name: string, value: string): this {
     return this.add(Kind.AppendResponse, name, value);
   }
 
-  /** Removes a header from the response that the client sees. */
+  /** Removes a header from the response to the client. */
   removeResponseHeader(name: string): this {
     return this.add(Kind.RemoveResponse, "", name);
   }
 
-  /** Adds a freeform tag to the audit log. */
+  /** Adds a free-form tag to the audit log. */
   tag(tag: string): this {
     return this.add(Kind.Tag, "", tag);
   }
 
-  /** Names a rule that matched in the audit log. */
+  /** Adds the id of a rule that matched to the audit log. */
   ruleId(ruleId: string): this {
     return this.add(Kind.RuleId, "", ruleId);
   }
@@ -158,54 +167,57 @@ export class Decision {
     return this.add(Kind.ReasonCode, "", reasonCode);
   }
 
-  /** Says how sure the decision is, from 0 to 1. A score beyond counts as the nearer of the two, NaN as 0. */
+  /**
+   * Sets the confidence of the decision, 0 to 1. Other values are clamped to this range; NaN
+   * becomes 0.
+   */
   confidence(score: f64): this {
     const clamped = isNaN(score) ? 0 : Math.min(Math.max(score, 0), 1);
     return this.field("confidence", clamped.toString());
   }
 
-  /** Adds a hint for the choice of an upstream. */
+  /** Sets routing metadata, a hint for the choice of an upstream. */
   routing(name: string, value: string): this {
     return this.remove(Kind.Route, name).add(Kind.Route, name, value);
   }
 
-  /** Says that the decision is not final: the hook for the body decides. */
+  /** Marks the decision as not final: the hook for the body decides. */
   needsMore(): this {
     return this.field("needs_more", "true");
   }
 
-  /** Replaces this chunk of the request body. */
+  /** Replaces this chunk of the request body with text. */
   replaceRequestBody(text: string): this {
     this.requestBody = new BodyChange(text, null);
     return this;
   }
 
-  /** Replaces this chunk of the request body by bytes that need not be text. */
+  /** Replaces this chunk of the request body with bytes, which need not be UTF-8. */
   replaceRequestBodyBytes(bytes: Uint8Array): this {
     this.requestBody = new BodyChange(null, bytes);
     return this;
   }
 
-  /** Leaves this chunk of the request body out. */
+  /** Drops this chunk of the request body. */
   dropRequestBody(): this {
     this.requestBody = new BodyChange(null, null);
     return this;
   }
 
-  /** Replaces this chunk of the response body. */
+  /** Replaces this chunk of the response body with text. */
   replaceResponseBody(text: string): this {
     this.responseBody = new BodyChange(text, null);
     return this;
   }
 
-  /** Replaces this chunk of the response body by bytes that need not be text. */
+  /** Replaces this chunk of the response body with bytes, which need not be UTF-8. */
   replaceResponseBodyBytes(bytes: Uint8Array): this {
     this.responseBody = new BodyChange(null, bytes);
     return this;
   }
 
   /**
-   * Leaves this chunk of the response body out. The agent makes that a module error unless the
+   * Drops this chunk of the response body. The agent treats this as a module error unless the
    * chunk is empty, because the proxy would send the original.
    */
   dropResponseBody(): this {
@@ -213,12 +225,15 @@ export class Decision {
     return this;
   }
 
-  /** Leaves this WebSocket frame out. */
+  /** Drops this WebSocket frame. */
   dropFrame(): this {
     return this.field("websocket_decision", '"drop"');
   }
 
-  /** Closes the WebSocket connection with a code (RFC 6455, 7.4) and a reason of at most 123 bytes. */
+  /**
+   * Closes the WebSocket connection with a code (RFC 6455, section 7.4) and a reason of at most
+   * 123 bytes.
+   */
   closeWebsocket(code: i32, reason: string): this {
     return this.field(
       "websocket_decision",
@@ -226,19 +241,19 @@ export class Decision {
     );
   }
 
-  /** Sets any other field, such as `guardrail_response`, as JSON. */
+  /** Sets any other field, such as `guardrail_response`, to JSON. */
   field(name: string, json: string): this {
     return this.remove(Kind.Field, name).add(Kind.Field, name, json);
   }
 
-  /** The JSON that the agent is answered; empty when there is nothing to say. */
+  /** Returns the answer as JSON, or an empty string if the decision changes nothing. */
   toJson(): string {
     const out = new Writer();
     this.write(out);
     return out.takeString();
   }
 
-  /** Writes the same. */
+  /** Writes the JSON that `toJson` returns. */
   write(out: Writer): void {
     for (let item = this.first; item != null; item = item!.next) {
       if (item.kind != Kind.Field) continue;
@@ -270,7 +285,7 @@ export class Decision {
     return this;
   }
 
-  /** Removes what was said of this name before, so that the object in the answer holds it once. */
+  /** Removes earlier items of this name, because a JSON object must not repeat a name. */
   private remove(kind: Kind, name: string): this {
     let before: Item | null = null;
     for (let item = this.first; item != null; item = item!.next) {
@@ -285,7 +300,7 @@ export class Decision {
     return this;
   }
 
-  /** Writes an object. Several values of a name are a list. */
+  /** Writes an object. Multiple values of a name become a list. */
   private writePairs(out: Writer, kind: Kind, field: string): void {
     let any = false;
     for (let item = this.first; item != null; item = item!.next) {
@@ -327,7 +342,7 @@ export class Decision {
   }
 }
 
-/** The first from `item` on that is of this kind and has this name. */
+/** Finds the first item of this kind and name, from `item` on. */
 function find(item: Item | null, kind: Kind, name: string): Item | null {
   for (; item != null; item = item!.next) {
     if (item.is(kind, name)) return item;

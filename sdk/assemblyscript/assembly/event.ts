@@ -1,8 +1,8 @@
-/** What the hooks are given. An event may be used only until its hook returns. */
+/** Events, which the hooks take. An event is valid only until its hook returns. */
 
 import { Members, Value } from "./json";
 
-/** A header's name and value. */
+/** The name and value of a header. */
 export class Header {
   constructor(
     readonly name: string,
@@ -10,16 +10,16 @@ export class Header {
   ) {}
 }
 
-/** What every event has: named fields. */
+/** The base of all events: access to fields by name. */
 export class Event {
   constructor(readonly json: Value) {}
 
-  /** The text of a field; empty when it is missing. */
+  /** The text of a field; empty if it is missing or not a string. */
   text(name: string): string {
     return this.json.get(name).text;
   }
 
-  /** A whole number; `otherwise` when the field is missing or something else. */
+  /** The value of a field if it is a non-negative integer, else `otherwise`. */
   number(name: string, otherwise: u64 = 0): u64 {
     return this.json.get(name).number(otherwise);
   }
@@ -29,21 +29,24 @@ export class Event {
     return this.json.get(name).flag;
   }
 
-  /** The request's name in logs. The client may have chosen it. */
+  /** Identifies the request in logs. The client may have chosen it. */
   get correlationId(): string {
     return this.text("correlation_id");
   }
 }
 
-/** An event that has headers. Their names are compared without regard to case. */
+/** An event with headers. Their names are compared case-insensitively. */
 export class Message extends Event {
-  /** The value of a header, or null. Several values come joined: with `; ` for Cookie, else with `, `. */
+  /**
+   * The value of a header, or null. Multiple values are joined with `; ` for Cookie, otherwise with
+   * `, `.
+   */
   header(name: string): string | null {
     const value = this.json.get("headers").get(name, true);
     return value.isText ? value.text : null;
   }
 
-  /** Each value of a header, for headers such as Set-Cookie whose values cannot be joined. */
+  /** Each value of a header, for headers whose values cannot be joined, such as Set-Cookie. */
   headerValues(name: string): string[] {
     const values: string[] = [];
     const list = this.json.get("header_values").get(name, true);
@@ -57,7 +60,7 @@ export class Message extends Event {
     return values;
   }
 
-  /** All headers, several values of one joined. */
+  /** All headers. Multiple values of a header are joined. */
   get headers(): Header[] {
     const headers: Header[] = [];
     const each = new Members(this.json.get("headers"));
@@ -65,24 +68,24 @@ export class Message extends Event {
     return headers;
   }
 
-  /** The method of the request; of a response's, where the agent knows it. */
+  /** The method of the request. For a response, empty if the agent does not know it. */
   get method(): string {
     return this.text("method");
   }
 
-  /** Path and query of the request; of a response's, where the agent knows them. */
+  /** The path and query of the request. For a response, empty if the agent does not know them. */
   get uri(): string {
     return this.text("uri");
   }
 
-  /** The client's address; for a response, where the agent knows it. */
+  /** The client's address. For a response, empty if the agent does not know it. */
   get clientIp(): string {
     return this.text("client_ip");
   }
 
-  // The parts of a body are read alike for both directions.
+  // Request and response bodies share these.
 
-  /** The text of this chunk of the body. Bytes that are not UTF-8 are replaced by U+FFFD. */
+  /** The text of this chunk of the body. Invalid UTF-8 becomes U+FFFD. */
   protected chunkText(): string {
     if (this.text("body_encoding") != "base64") return this.text("body");
     const bytes = this.chunkBytes();
@@ -97,7 +100,7 @@ export class Message extends Event {
 
 /** A request whose headers have arrived. */
 export class Request extends Message {
-  /** The path: the URI without its query. */
+  /** The path: the URI without the query. */
   get path(): string {
     const uri = this.uri;
     const query = uri.indexOf("?");
@@ -105,13 +108,13 @@ export class Request extends Message {
   }
 }
 
-/** A part of a request's body, with the request it belongs to as far as the agent knows it. */
+/** A chunk of a request body, with the request as far as the agent knows it. */
 export class RequestBody extends Request {
   get body(): string {
     return this.chunkText();
   }
 
-  /** Whether this chunk is text, and no bytes that are not UTF-8. */
+  /** Whether this chunk is valid UTF-8. */
   get isText(): bool {
     return this.text("body_encoding") != "base64";
   }
@@ -136,13 +139,13 @@ export class Response extends Message {
   }
 }
 
-/** A part of a response's body, with the response it belongs to as far as the agent knows it. */
+/** A chunk of a response body, with the response as far as the agent knows it. */
 export class ResponseBody extends Response {
   get body(): string {
     return this.chunkText();
   }
 
-  /** Whether this chunk is text, and no bytes that are not UTF-8. */
+  /** Whether this chunk is valid UTF-8. */
   get isText(): bool {
     return this.text("body_encoding") != "base64";
   }
@@ -160,7 +163,7 @@ export class ResponseBody extends Response {
   }
 }
 
-/** A frame of an upgraded connection. */
+/** A WebSocket frame. */
 export class WebsocketFrame extends Event {
   /** `text`, `binary`, `ping`, `pong`, `close` or `continuation`. */
   get opcode(): string {

@@ -1,7 +1,8 @@
 /**
  * Write policies for the Zentinel proxy's Wasm agent in AssemblyScript.
  *
- * A module exports a function for each hook it wants to be called for, and the memory functions of this package:
+ * A module exports a function for each hook that it implements, and the memory functions of this
+ * package:
  *
  *     import { Decision, Request, onRequest } from "zentinel-wasm-sdk";
  *     export { alloc, dealloc } from "zentinel-wasm-sdk";
@@ -12,7 +13,8 @@
  *       );
  *     }
  *
- * Compile it with `--runtime incremental`, which collects garbage: with `minimal` or `stub` memory grows with each call.
+ * Compile it with `--runtime incremental`, which collects garbage. With `minimal` or `stub`, memory
+ * grows with each call.
  */
 
 import { Decision } from "./decision";
@@ -25,12 +27,12 @@ export { Decision } from "./decision";
 export { Event, Header, Request, RequestBody, Response, ResponseBody, WebsocketFrame } from "./event";
 export { Members, Value } from "./json";
 
-/** The agent asks for memory before it hands over an event. */
+/** The agent calls this to allocate memory for an event. */
 export function alloc(size: usize): usize {
   return heap.alloc(max<usize>(size, 1));
 }
 
-/** The agent gives back an event's memory, and an answer's. */
+/** The agent calls this to free the memory of an event or answer. */
 export function dealloc(ptr: usize, size: usize): void {
   heap.free(ptr);
 }
@@ -60,25 +62,31 @@ export function onWebsocketFrame(ptr: usize, len: usize, decide: (frame: Websock
   return answer(decide(new WebsocketFrame(Value.parse(ptr, len))));
 }
 
-/** The body of `on_guardrail_inspect` and `on_request_complete`, whose events are read by the names of their fields. */
+/**
+ * The body of `on_guardrail_inspect` and `on_request_complete`, whose events give access to fields
+ * only by name.
+ */
 export function onEvent(ptr: usize, len: usize, decide: (event: Event) => Decision): u64 {
   return answer(decide(new Event(Value.parse(ptr, len))));
 }
 
-/** The body of `on_configure`. The function returns what is wrong with the configuration, or an empty string. */
+/**
+ * The body of `on_configure`. The function returns an error message to reject the configuration, or
+ * an empty string.
+ */
 export function onConfigure(ptr: usize, len: usize, accept: (config: Value) => string): u64 {
   const problem = accept(Value.parse(ptr, len));
   return answer(problem.length == 0 ? Decision.allow() : Decision.allow().field("error", quote(problem)));
 }
 
-/** Puts an answer where the agent reads it: a pointer in the upper half, a length in the lower. */
+/** Returns an answer to the agent: a pointer in the upper half, a length in the lower. */
 function answer(decision: Decision): u64 {
   const out = new Writer();
   decision.write(out);
   const size = out.size;
   const ptr = out.take();
   if (size > 0) return ((<u64>ptr) << 32) | (<u64>size);
-  // What has no length is not given back by the agent.
+  // The agent does not free an answer without a length.
   heap.free(ptr);
   return 0;
 }

@@ -1,6 +1,6 @@
 /**
- * Reads JSON where it lies in memory. A document is checked once; after that its values are slices of it, and a text
- * becomes a string only when it is asked for.
+ * Reads JSON in place. A document is validated once. Its values are slices of it, and text becomes
+ * a string only on access.
  */
 
 import { decode } from "./base64";
@@ -18,18 +18,18 @@ const MINUS: u8 = 0x2d;
 const PLUS: u8 = 0x2b;
 const POINT: u8 = 0x2e;
 
-/** Deeper than any event; the containers that are open are kept in a list, not on the stack. */
+/** Exceeds the depth of any event. The list of open containers replaces recursion. */
 const MAX_DEPTH: i32 = 1024;
 const openContainers = new StaticArray<u8>(MAX_DEPTH);
 
-/** A value of a document. One that is missing has no bytes. */
+/** A value of a document. A missing value is empty. */
 export class Value {
   constructor(
     readonly start: usize,
     readonly end: usize,
   ) {}
 
-  /** The one object of a document; ends the call when the document is something else. */
+  /** Parses a document that is a single object. Aborts the call if it is anything else. */
   static parse(start: usize, length: usize): Value {
     const scanner = new Scanner(start, start + length);
     const value = scanner.value();
@@ -54,17 +54,17 @@ export class Value {
     return this.exists ? load<u8>(this.start) : 0;
   }
 
-  /** The text; empty when the value is no text. */
+  /** The text; empty if the value is not a string. */
   get text(): string {
     return this.isText ? unescape(this.start + 1, this.end - 1) : "";
   }
 
-  /** The text as UTF-8; empty when the value is no text. */
+  /** The text as UTF-8; empty if the value is not a string. */
   get utf8(): Uint8Array {
     return this.isText ? unescapeBytes(this.start + 1, this.end - 1) : new Uint8Array(0);
   }
 
-  /** The bytes that the text is the base64 of; ends the call when it is something else. */
+  /** The text decoded as base64. Aborts the call if it is invalid base64. */
   get base64(): Uint8Array {
     if (!this.isText) return new Uint8Array(0);
     const start = this.start + 1;
@@ -79,7 +79,7 @@ export class Value {
     return this.first == 0x74;
   }
 
-  /** The value as a whole number; `otherwise` when it is none, is negative or does not fit. */
+  /** The value if it is a non-negative integer that fits, else `otherwise`. */
   number(otherwise: u64): u64 {
     let number: u64 = 0;
     for (let at = this.start; at < this.end; at++) {
@@ -92,7 +92,7 @@ export class Value {
     return this.exists ? number : otherwise;
   }
 
-  /** The member with this name; the last one when there are several. */
+  /** The last member of this name. */
   get(name: string, ignoringCase: bool = false): Value {
     let found = new Value(0, 0);
     const each = new Members(this);
@@ -111,7 +111,7 @@ export class Value {
   }
 }
 
-/** Steps through the members of an object, or the elements of an array. */
+/** Iterates over the members of an object or the elements of an array. */
 export class Members {
   private scanner: Scanner;
   private named: bool;
@@ -123,7 +123,7 @@ export class Members {
     this.scanner = new Scanner(container.start, container.end);
     const first = this.scanner.peek();
     this.named = first == OPEN_OBJECT;
-    // Nothing is in a value that is no container.
+    // A value that is not a container has no members.
     this.scanner.at = this.named || first == OPEN_ARRAY ? container.start + 1 : container.end;
   }
 
@@ -149,7 +149,7 @@ export class Members {
     return true;
   }
 
-  /** Compares without making a string of the name, unless it holds an escape. */
+  /** Compares without allocating a string, if the name is ASCII without escapes. */
   isNamed(name: string, ignoringCase: bool): bool {
     const size = <i32>(this.nameEnd - this.nameStart);
     if (size < name.length) return false;
@@ -191,7 +191,10 @@ class Scanner {
     }
   }
 
-  /** The next value with all that it holds. It does not recurse, for the stack is small. */
+  /**
+   * Scans the next value, including all nested values. It does not recurse, because the stack is
+   * small.
+   */
   value(): Value {
     this.skipSpace();
     const start = this.at;
@@ -203,7 +206,7 @@ class Scanner {
     return new Value(start, this.at);
   }
 
-  /** Steps into containers up to the first value that holds none, and over that one. */
+  /** Enters nested containers until the first value that is a scalar or empty, and skips it. */
   private descend(depth: i32): i32 {
     while (true) {
       this.skipSpace();
@@ -216,7 +219,7 @@ class Scanner {
         this.scalar();
         return depth;
       }
-      // In ASCII, a closing bracket or brace comes two after the opening one.
+      // In ASCII, the code of a closing bracket or brace is that of the opening one plus two.
       const close = first + 2;
       this.at++;
       this.skipSpace();
@@ -227,7 +230,7 @@ class Scanner {
     }
   }
 
-  /** Steps out of the containers that end here, up to one that goes on. */
+  /** Leaves the containers that end here, until one that continues. */
   private ascend(depth: i32): i32 {
     for (; depth > 0; depth--) {
       const close = openContainers[depth - 1];
@@ -253,11 +256,14 @@ class Scanner {
     invalid();
   }
 
-  /** Steps over plain text eight bytes at a time: what is left of it is for the caller, be it plain or not. */
+  /**
+   * Skips plain text eight bytes at a time. The next byte need not be a special one: the caller
+   * checks it.
+   */
   private skipPlain(): void {
     let at = this.at;
-    // Of each byte, the highest bit of these is set when it is a control character, a quote or a backslash. Bytes above
-    // the first such byte may be wrong, and are not looked at.
+    // The highest bit of each byte is set if it is a control character, a quote or a backslash.
+    // Bytes above the first such byte may be wrong, and are ignored.
     while (at + 8 < this.end) {
       const bytes = load<u64>(at);
       const quotes = bytes ^ 0x2222222222222222;
@@ -355,7 +361,7 @@ function hex(code: u32): i32 {
   return code >= 0x61 && code <= 0x66 ? code - 0x61 + 10 : -1;
 }
 
-/** Where the byte is that is looked for; `end` when it is not there. */
+/** Returns the position of `byte`, or `end` if it does not occur. */
 function find(byte: u8, start: usize, end: usize): usize {
   while (start < end && load<u8>(start) != byte) start++;
   return start;
@@ -367,9 +373,9 @@ function unescape(start: usize, end: usize): string {
   return String.UTF8.decodeUnsafe(bytes.dataStart, bytes.length);
 }
 
-/** The UTF-8 of a string's inside. Half a pair of surrogates becomes U+FFFD. */
+/** Decodes the content of a string into UTF-8. An unpaired surrogate becomes U+FFFD. */
 function unescapeBytes(start: usize, end: usize): Uint8Array {
-  // An escape is longer than what it stands for.
+  // An escape is longer than the character that it encodes.
   const bytes = new Uint8Array(<i32>(end - start));
   const plain = find(BACKSLASH, start, end) - start;
   memory.copy(bytes.dataStart, start, plain);
@@ -405,7 +411,7 @@ function unescapeBytes(start: usize, end: usize): Uint8Array {
   return bytes.subarray(0, <i32>(to - bytes.dataStart));
 }
 
-/** What the letter of an escape stands for. */
+/** Returns the character that the letter of an escape encodes. */
 function control(kind: u8): u8 {
   switch (kind) {
     case 0x62:
@@ -423,19 +429,19 @@ function control(kind: u8): u8 {
   }
 }
 
-/** Whether what follows is an escape of the form `\u0000`; those in a document that was checked are complete. */
+/** Whether an escape like `\u0000` follows. In a validated document it is complete. */
 function isEscapedUnit(at: usize, end: usize): bool {
   return at + 6 <= end && load<u8>(at) == BACKSLASH && load<u8>(at, 1) == 0x75;
 }
 
-/** The unit that four hexadecimal digits stand for. */
+/** Reads a UTF-16 unit from four hexadecimal digits. */
 function unitAt(at: usize): u32 {
   let unit: u32 = 0;
   for (let digit: usize = 0; digit < 4; digit++) unit = (unit << 4) | hex(load<u8>(at + digit));
   return unit;
 }
 
-/** `text` as a JSON string. */
+/** Returns `text` as a JSON string. */
 export function quote(text: string): string {
   const out = new Writer();
   out.quoted(text);

@@ -1,15 +1,15 @@
-/** Writes an answer as UTF-8 straight into the memory that the agent reads it from. */
+/** Writes an answer as UTF-8 directly into the memory from which the agent reads it. */
 
 const QUOTE: u32 = 0x22;
 const BACKSLASH: u32 = 0x5c;
 
-/** Units of a string between two looks at how much room is left, so that no unit needs its own. */
+/** The number of UTF-16 units between two capacity checks, because a check per unit is slow. */
 const STEP: usize = 4096;
 
-/** The most bytes that a unit becomes: an escape, `\u001f`. */
+/** The maximum number of bytes per unit: an escape such as `\u001f`. */
 const MOST_PER_UNIT: usize = 6;
 
-/** Room for the answers of most policies. */
+/** The initial capacity, enough for the answers of most policies. */
 const FIRST_ROOM: usize = 256;
 
 const BASE64: usize = memory.data<u8>([
@@ -19,7 +19,7 @@ const BASE64: usize = memory.data<u8>([
   0x35, 0x36, 0x37, 0x38, 0x39, 0x2b, 0x2f,
 ]);
 
-/** A text in memory that is not collected: it belongs to whoever takes it. */
+/** Text in memory that is not garbage-collected. The caller of `take` owns it. */
 export class Writer {
   private start: usize = heap.alloc(FIRST_ROOM);
   private room: usize = FIRST_ROOM;
@@ -29,23 +29,23 @@ export class Writer {
     return this.used;
   }
 
-  /** Hands the text over; the writer must not be used after that. */
+  /** Returns the text. The writer must not be used afterwards. */
   take(): usize {
     return this.start;
   }
 
-  /** The text as a string; the writer must not be used after that. */
+  /** Returns the text as a string. The writer must not be used afterwards. */
   takeString(): string {
     const text = String.UTF8.decodeUnsafe(this.start, this.used);
     heap.free(this.start);
     return text;
   }
 
-  /** Makes room for `size` bytes and returns where they belong. */
+  /** Reserves `size` bytes and returns their address. */
   private reserve(size: usize): usize {
     const needed = this.used + size;
     if (needed > this.room) {
-      // Doubling keeps the sum of all copies below the size of the whole.
+      // Doubling keeps the total size of all copies below that of the text.
       this.room = max(needed, this.room << 1);
       this.start = heap.realloc(this.start, this.room);
     }
@@ -57,12 +57,12 @@ export class Writer {
     this.used++;
   }
 
-  /** Text as it is, for JSON that is finished. Half a pair of surrogates becomes U+FFFD. */
+  /** Writes text as is, such as complete JSON. An unpaired surrogate becomes U+FFFD. */
   raw(text: string): void {
     this.write(text, false);
   }
 
-  /** Text as a JSON string. */
+  /** Writes text as a JSON string. */
   quoted(text: string): void {
     this.byte(<u8>QUOTE);
     this.write(text, true);
@@ -73,7 +73,7 @@ export class Writer {
     let from = changetype<usize>(text);
     const end = from + ((<usize>text.length) << 1);
     while (from < end) {
-      // A pair of surrogates may reach one unit beyond the step.
+      // A surrogate pair may extend one unit beyond the step.
       const stop = min(end, from + (STEP << 1));
       const start = this.reserve((((stop - from) >> 1) + 1) * MOST_PER_UNIT);
       let to = start;
@@ -102,7 +102,7 @@ export class Writer {
     }
   }
 
-  /** Bytes in base64: the standard alphabet of RFC 4648, with padding. */
+  /** Writes bytes as base64, with the standard alphabet of RFC 4648 and padding. */
   base64(bytes: Uint8Array): void {
     let from = bytes.dataStart;
     const end = from + bytes.length;
@@ -122,7 +122,7 @@ export class Writer {
   }
 }
 
-/** Writes the three bytes of a code from U+0800 on that is one unit. */
+/** Writes the three bytes of a code point from U+0800 to U+FFFF. */
 export function putThree(to: usize, code: u32): usize {
   store<u8>(to, 0xe0 | (code >> 12));
   store<u8>(to, 0x80 | ((code >> 6) & 0x3f), 1);
@@ -130,7 +130,7 @@ export function putThree(to: usize, code: u32): usize {
   return to + 3;
 }
 
-/** Writes the four bytes of a pair of surrogates. */
+/** Writes the four bytes of a surrogate pair. */
 export function putPair(to: usize, high: u32, low: u32): usize {
   const code = 0x10000 + ((high & 0x3ff) << 10) + (low & 0x3ff);
   store<u8>(to, 0xf0 | (code >> 18));

@@ -721,8 +721,8 @@ mod tests {
                 }
                 let end = at + text[at..].chars().next().map_or(0, char::len_utf8);
                 text.replace_range(at..end, &with);
-                // `IgnoredAny` accepts numbers beyond f64, which an `e` among the digits makes: they are
-                // valid JSON.
+                // `IgnoredAny` accepts numbers beyond f64, which an `e` among the digits makes:
+                // they are valid JSON.
                 let accepted = serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok();
                 prop_assert_eq!(Value::parse(&text).is_ok(), accepted, "{}", text);
             }
