@@ -1,8 +1,9 @@
-// Calls a module's hooks directly, with events as odd as JSON allows: the agent writes none of those itself.
+// Calls a module's hooks directly, without the agent, so cases may contain unusual JSON that the
+// agent never writes.
 //
 //     node examples/cases/direct.mjs security|bot-protection|tour MODULE [page]
 //
-// With `page`, cases that only an SDK's reader is asked to pass are left out.
+// With `page`, cases that only the SDKs must pass are skipped.
 
 import { readFile } from "node:fs/promises";
 import { isDeepStrictEqual } from "node:util";
@@ -45,20 +46,20 @@ function call(hook, event) {
   return JSON.parse(answer);
 }
 
-/** The replacement of a body as its bytes: the SDKs write text as `data` or as base64, which says the same. */
+/** Converts a body replacement to base64, because SDKs may write text as `data` or as base64. */
 function inBase64(value) {
   if (typeof value?.data !== "string") return value;
   const { data, ...others } = value;
   return { ...others, data_base64: Buffer.from(data).toString("base64") };
 }
 
-/** A value of a case: text, or text in pieces. */
+/** Returns the text of a value of a case, joining its pieces. */
 function spell(value) {
   if (typeof value === "string") return value;
   return value.join.map((piece) => (typeof piece === "string" ? piece : piece.repeat.repeat(piece.times))).join("");
 }
 
-/** The event that the agent would write. */
+/** Returns the event as the agent would write it. */
 function event({ method = "GET", uri = "/", client_ip = "192.0.2.7", headers, more_headers = 0 }) {
   const joined = {};
   for (let n = 0; n < more_headers; n++) joined[`X-Header-${n}`] = `value ${n}`;
