@@ -1,6 +1,8 @@
-//! Writes the man page and the shell completions of the agent into a directory: `cargo run --example manual -- DIRECTORY`.
+//! Writes the man page and shell completions of the agent into a directory:
+//! `cargo run --example manual -- DIRECTORY`.
 //!
-//! They are made from the command line's own definition, so that they cannot fall behind it. `cargo xtask dist` packs them.
+//! They are generated from the definition of the command line, so they are always up to date.
+//! `cargo xtask dist` packs them.
 
 use std::path::PathBuf;
 use std::{env, fs, io};
@@ -8,7 +10,7 @@ use std::{env, fs, io};
 use clap_complete::{Shell, generate_to};
 
 fn main() -> io::Result<()> {
-    let directory = env::args_os().nth(1).map(PathBuf::from).ok_or_else(|| io::Error::other("say where to: a directory"))?;
+    let directory = env::args_os().nth(1).map(PathBuf::from).ok_or_else(|| io::Error::other("missing argument: output directory"))?;
     let completions = directory.join("completions");
     fs::create_dir_all(&completions)?;
     let mut command = zentinel_agent_wasm::cli::command();

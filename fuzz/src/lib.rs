@@ -1,4 +1,4 @@
-//! What is fuzzed, target by target.
+//! The fuzz targets.
 
 #[cfg(feature = "core")]
 mod modules;

@@ -1,4 +1,4 @@
-//! The agent's core, from a module's bytes to its answers.
+//! Fuzzes the agent's core, from the bytes of a module to its answers.
 
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ static RUNTIME: LazyLock<(tokio::runtime::Runtime, Runtime)> = LazyLock::new(|| 
     (tokio, Runtime::start().expect("threads"))
 });
 
-/// What a module that is served must export, and what it may import.
+/// The exports that a module needs, and the imports that it may have.
 const INTERFACE: &str = r#"(module
     (import "zentinel" "log" (func (param i32 i32 i32)))
     (import "env" "abort" (func (param i32 i32 i32 i32)))
@@ -36,24 +36,25 @@ const INTERFACE: &str = r#"(module
     (func (export "on_configure") (param i32 i32) (result i64) unreachable)
     (func (export "_initialize")))"#;
 
-/// Time of a call. It has ended well before the fuzzer's own limit, or the agent is stuck.
+/// Deadline of a call, well below the fuzzer's own limit: a call that reaches that is stuck.
 const TIMEOUT: Duration = Duration::from_millis(30);
 
-/// Time that a module has to start: an input that loops then is one of the slowest.
+/// Deadline of a module's start, because inputs that loop there are among the slowest.
 const START_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a module may use that is served, written down a second time: the agent's own list must not be wider.
+/// The proposals that a module may use, listed a second time because the agent's own list must not
+/// accept more.
 const SERVED: WasmFeatures =
     WasmFeatures::WASM2.union(WasmFeatures::EXTENDED_CONST).union(WasmFeatures::TAIL_CALL).difference(WasmFeatures::GC_TYPES);
 
-/// A module, generated from the bytes. It is refused, as it must be when it uses a proposal that is off, or
-/// its calls end in time with an answer or a failure.
+/// Generates a module from the bytes. Either the agent rejects it, as it must if the module uses a
+/// disabled proposal, or its calls end before their deadline with an answer or a failure.
 pub fn modules(data: &[u8]) {
     static INTERFACE_BYTES: LazyLock<Vec<u8>> = LazyLock::new(|| wat::parse_str(INTERFACE).expect("the interface is valid"));
 
     let [choice, proposals, rest @ ..] = data else { return };
     let is = |bit: u8| choice & 1 << bit != 0;
-    // Half of the modules use nothing that is off, so that they can be served.
+    // Half of the modules use no disabled proposal, so they can be served.
     let uses = |bit: u8| is(0) && proposals & 1 << bit != 0;
     let config = wasm_smith::Config {
         exports: Some(INTERFACE_BYTES.clone()),
@@ -94,7 +95,7 @@ fn module(bytes: Vec<u8>, isolation: Isolation, configured: bool) {
     };
     tokio.block_on(async {
         let Ok(pool) = Pool::start(runtime, &Arc::new(module), settings, None).await else { return };
-        assert!(may_be_served, "it uses a proposal that is off, and is served");
+        assert!(may_be_served, "served a module that uses a disabled proposal");
         for at in 0..2 {
             let call = Call::json(Hook::RequestHeaders, br#"{"method":"GET","uri":"/","headers":{}}"#.to_vec());
             if let Ok(lease) = pool.clone().call(call, Arc::from("id"), Instant::now() + TIMEOUT).await {

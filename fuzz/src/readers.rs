@@ -1,6 +1,7 @@
-//! What reads bytes of strangers. Each function takes any bytes and panics when the agent does something with them that it must not.
+//! Fuzzes the readers of untrusted bytes. Each function accepts any bytes and panics if the agent
+//! mishandles them.
 //!
-//! `tests/fuzz_seeds.rs` runs the same functions over the seeds, without a sanitizer.
+//! `tests/fuzz_seeds.rs` runs the same functions on the seeds, without a sanitizer.
 
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use zentinel_wasm_protocol::socket::frame::{self, kind};
 use zentinel_wasm_protocol::socket::{Encoding, SocketEncoder, decode};
 use zentinel_wasm_protocol::{MAX_FRAME, Phase, Proxy, grpc};
 
-/// A stream of frames as a client may send it. The first byte chooses the encoding.
+/// Reads a stream of frames from a client. The first byte selects the encoding.
 pub fn frames(data: &[u8]) {
     let Some((choice, mut rest)) = data.split_first() else { return };
     let encoding = if choice & 1 == 0 { Encoding::Json } else { Encoding::MessagePack };
@@ -27,12 +28,12 @@ pub fn frames(data: &[u8]) {
     }
 }
 
-/// A message of a gRPC stream.
+/// Reads a message of a gRPC stream.
 pub fn messages(data: &[u8]) {
     grpc::read_event(data.to_vec().into(), inputs);
 }
 
-/// What the module is handed for an event is a JSON object, whatever the event holds.
+/// Checks that the module's input for an event is a JSON object, for any content of the event.
 fn inputs(event: &Event<'_>) {
     const LIMIT: usize = 1 << 20;
     for case in [HeaderCase::Canonical, HeaderCase::Lower] {
@@ -79,14 +80,14 @@ fn object(json: &[u8]) -> Value {
     value
 }
 
-/// An answer of a module. What is taken can be written, and injects nothing.
+/// Reads an answer of a module. An accepted answer can be encoded and injects nothing.
 pub fn answers(data: &[u8]) {
     let _ = answer::read_configured(data);
     let Ok(answer) = answer::read(data) else { return };
     let headers = match &answer.decision {
         Decision::Block { status, headers, body } => {
             assert!((200..=599).contains(status));
-            // These have no content.
+            // Responses with these statuses have no content.
             assert!(!matches!(status, 204 | 205 | 304) || body.as_deref() == Some(""));
             headers.as_slice()
         }
@@ -149,7 +150,7 @@ pub fn answers(data: &[u8]) {
                     connection: 0,
                 };
                 let Ok(bytes) = encoder.encode(&answer) else {
-                    // The proxy takes only text for a request body; everything else can be carried.
+                    // The proxy takes only text as a request body. Everything else can be encoded.
                     assert!(matches!(answer.request_body_mutation.as_ref().map(|mutation| &mutation.action), Some(BodyAction::Replace(_))));
                     continue;
                 };
@@ -158,7 +159,7 @@ pub fn answers(data: &[u8]) {
                 if encoding == Encoding::Json {
                     let written = object(frame.payload);
                     assert_eq!(written["audit"]["custom"]["correlation_id"], "id\"\\\n");
-                    // A refusal that the module has spoken out is never lost on the way.
+                    // A decision other than an allow is never lost on the way.
                     assert_eq!(written["decision"] == "allow", answer.decision == Decision::Allow);
                 }
             }
@@ -166,8 +167,7 @@ pub fn answers(data: &[u8]) {
     }
 }
 
-/// Whether a text holds nothing that the grammar of a URI reference has no room for (RFC 3986,
-/// appendix A).
+/// Whether a text contains only what the grammar of a URI reference allows (RFC 3986, appendix A).
 fn is_uri_reference(url: &str) -> bool {
     let bytes = url.as_bytes();
     let host = url.find("//").map_or(0..0, |slashes| {
@@ -182,7 +182,7 @@ fn is_uri_reference(url: &str) -> bool {
     characters && bytes.iter().filter(|&&byte| byte == b'#').count() <= 1
 }
 
-/// Names of headers, one a line.
+/// Reads header names, one per line.
 pub fn headers(data: &[u8]) {
     for name in String::from_utf8_lossy(data).lines() {
         for case in [HeaderCase::Canonical, HeaderCase::Lower] {
