@@ -196,7 +196,7 @@ fn flood(wire: &mut Wire, stream: u32) -> (usize, Vec<u8>) {
     for sent in 0..1_000_000 {
         // Long enough to reach the limit of bytes before any limit of frames.
         let bytes = message(get(&format!("r{sent}"), &format!("/{}", "x".repeat(300))));
-        let rest = wire.data_as_far_as_taken(stream, &bytes);
+        let rest = wire.data_until_full(stream, &bytes);
         if !rest.is_empty() {
             return (sent + 1, rest);
         }
@@ -327,11 +327,11 @@ mod messages {
         let stream = client.process().await;
         stream.send_raw(too_large.clone()).await;
         assert_eq!(stream.end().await.unwrap_err().code(), Code::OutOfRange);
-        let control = client.many::<proto::ProxyControl>(CONTROL_STREAM).await;
+        let control = client.streaming::<proto::ProxyControl>(CONTROL_STREAM).await;
         control.0.send(too_large.clone()).await.unwrap();
         assert_eq!(ended(control).await.unwrap_err().code(), Code::OutOfRange);
         for method in [PROCESS_EVENT, HEALTH_CHECK] {
-            let rejected = client.one::<proto::AgentToProxy>(method, too_large.clone()).await;
+            let rejected = client.unary::<proto::AgentToProxy>(method, too_large.clone()).await;
             assert_eq!(rejected.unwrap_err().code(), Code::OutOfRange, "{method}");
         }
         assert_serves(&mut good).await;
@@ -402,7 +402,7 @@ mod handshake {
                 ..Default::default()
             })),
         ] {
-            let (to, mut from) = client.many::<proto::AgentToProxy>(PROCESS_STREAM).await;
+            let (to, mut from) = client.streaming::<proto::AgentToProxy>(PROCESS_STREAM).await;
             to.send(first.clone()).await.unwrap();
             // The next message is ignored, and may arrive after the end.
             let _ = to.send(encoded(get("after", "/"))).await;
@@ -445,7 +445,7 @@ mod invalid_events {
                 println!("{}", bytes.escape_ascii());
                 stream.send_raw(bytes.clone()).await;
                 let on_stream = stream.answer().await;
-                let alone: proto::AgentToProxy = client.one(PROCESS_EVENT, bytes).await.unwrap();
+                let alone: proto::AgentToProxy = client.unary(PROCESS_EVENT, bytes).await.unwrap();
                 let Some(FromAgent::Response(alone)) = alone.message else { panic!("no answer: {alone:?}") };
                 for answer in [on_stream, alone] {
                     assert_rejected(&answer, "wrong");
@@ -468,7 +468,7 @@ mod invalid_events {
             let whole = encoded(event);
             for cut in 0..whole.len() {
                 stream.send_raw(whole[..cut].to_vec()).await;
-                let alone = client.one::<proto::AgentToProxy>(PROCESS_EVENT, whole[..cut].to_vec()).await;
+                let alone = client.unary::<proto::AgentToProxy>(PROCESS_EVENT, whole[..cut].to_vec()).await;
                 assert_eq!(alone.unwrap_err().code(), Code::InvalidArgument, "{cut}");
             }
         }
@@ -525,7 +525,7 @@ mod calls {
         let (agent, _folder) = agent(&[]);
         let mut client = Client::connect(&agent).await;
         let mut good = client.process().await;
-        let (control, mut answers) = client.many::<proto::ProxyControl>(CONTROL_STREAM).await;
+        let (control, mut answers) = client.streaming::<proto::ProxyControl>(CONTROL_STREAM).await;
         let mut misuse = wrong_events("control");
         misuse.extend([
             Vec::new(),
@@ -929,7 +929,7 @@ mod bounds {
                     "empty data" => frame(kind::DATA, 0, stream, b"").repeat(1000),
                     _ => (0..1000).flat_map(|_| call(wire.next_stream())).collect(),
                 };
-                if !wire.raw_as_far_as_taken(&burst) {
+                if !wire.raw_until_full(&burst) {
                     break;
                 }
                 sent += burst.len();
@@ -1165,7 +1165,7 @@ mod timeouts {
         half.write_all(&http2::PREFACE[..10]).unwrap();
         let mut without_a_call = wire(&agent);
         let mut client = Client::connect(&agent).await;
-        let without_a_handshake = client.many::<proto::AgentToProxy>(PROCESS_STREAM).await;
+        let without_a_handshake = client.streaming::<proto::AgentToProxy>(PROCESS_STREAM).await;
         assert_eq!(ended(without_a_handshake).await.unwrap_err().code(), Code::DeadlineExceeded);
         for socket in [&mut silent, &mut half] {
             // The agent may send its settings before it closes the connection.
@@ -1315,7 +1315,7 @@ mod logging {
         stream.send_raw([field(2, b""), vec![0x0a], encoded(get(&long, "/"))].concat()).await;
         assert_serves(&mut stream).await;
         let mut client = Client::connect(&agent).await;
-        assert!(client.one::<proto::AgentToProxy>(PROCESS_EVENT, encoded(get(&long, "/"))).await.is_err());
+        assert!(client.unary::<proto::AgentToProxy>(PROCESS_EVENT, encoded(get(&long, "/"))).await.is_err());
         let rejected = client.process().await;
         rejected.send(configure(&format!(r#"{{"{long}":1}}"#))).await;
         assert_eq!(rejected.end().await.unwrap_err().code(), Code::FailedPrecondition);

@@ -1,8 +1,8 @@
 //! A proxy's side of the gRPC address.
 //!
-//! Not a part of `common`: most test binaries have no use for it, and it takes long to compile.
+//! Not a part of the testkit, because it needs the protocol's crate and takes long to compile.
 
-// Every test binary has its own copy and uses a part of it.
+// Every test binary has its own copy and uses only a part of it.
 #![allow(dead_code, unreachable_pub)]
 
 use std::net::SocketAddr;
@@ -27,7 +27,7 @@ use zentinel_wasm_protocol::grpc::proto::proxy_to_agent::Message as ToAgent;
 use crate::AGENT;
 use testkit::{Agent, PATIENCE, module};
 
-/// The deadline of calls on a machine that may do other things too.
+/// A deadline that calls meet on a busy machine too.
 pub const AMPLE: [&str; 2] = ["--timeout-ms", "20000"];
 
 pub const PROCESS_STREAM: &str = "/zentinel.agent.v2.AgentServiceV2/ProcessStream";
@@ -36,7 +36,7 @@ pub const CONTROL_STREAM: &str = "/zentinel.agent.v2.AgentServiceV2/ControlStrea
 pub const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
 pub const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
 
-/// Sends bytes, so that a test may send anything; receives messages.
+/// Sends bytes, so a test can send anything, and receives messages.
 pub struct Raw<M>(pub std::marker::PhantomData<M>);
 
 impl<M: prost::Message + Default + 'static> Codec for Raw<M> {
@@ -75,7 +75,7 @@ impl<M: prost::Message + Default> Decoder for Raw<M> {
 }
 
 pub async fn patiently<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, what).await.expect("the agent answers")
+    tokio::time::timeout(PATIENCE, what).await.expect("no answer in time")
 }
 
 pub fn path(path: &'static str) -> PathAndQuery {
@@ -95,15 +95,18 @@ impl Client {
         Self::new(patiently(endpoint.connect()).await.unwrap())
     }
 
-    /// A call of which one message goes and one comes.
-    pub async fn one<M: prost::Message + Default + 'static>(&mut self, method: &'static str, message: Vec<u8>) -> Result<M, Status> {
+    /// A call with one message in each direction.
+    pub async fn unary<M: prost::Message + Default + 'static>(&mut self, method: &'static str, message: Vec<u8>) -> Result<M, Status> {
         patiently(self.0.ready()).await.unwrap();
         let response = patiently(self.0.unary(Request::new(message), path(method), Raw(std::marker::PhantomData))).await?;
         Ok(response.into_inner())
     }
 
-    /// A call of which messages go and come.
-    pub async fn many<M: prost::Message + Default + 'static>(&mut self, method: &'static str) -> (mpsc::Sender<Vec<u8>>, Streaming<M>) {
+    /// A call with streams in both directions.
+    pub async fn streaming<M: prost::Message + Default + 'static>(
+        &mut self,
+        method: &'static str,
+    ) -> (mpsc::Sender<Vec<u8>>, Streaming<M>) {
         let (to, mut queue) = mpsc::channel(1000);
         let outgoing = futures_util::stream::poll_fn(move |context| queue.poll_recv(context));
         patiently(self.0.ready()).await.unwrap();
@@ -121,16 +124,16 @@ impl Client {
 
     pub async fn health(&mut self, service: &str) -> Result<ServingStatus, Status> {
         let request = HealthCheckRequest { service: service.into() }.encode_to_vec();
-        self.one::<HealthCheckResponse>(HEALTH_CHECK, request).await.map(|response| response.status())
+        self.unary::<HealthCheckResponse>(HEALTH_CHECK, request).await.map(|response| response.status())
     }
 
     pub async fn process(&mut self) -> Stream {
         self.process_as("0.6.54").await
     }
 
-    /// Opens a stream and shakes hands as a proxy of some version.
+    /// Opens a stream and completes the handshake as a proxy of some version.
     pub async fn process_as(&mut self, version: &str) -> Stream {
-        let (to, from) = self.many(PROCESS_STREAM).await;
+        let (to, from) = self.streaming(PROCESS_STREAM).await;
         let mut stream = Stream { to, from, reports: Vec::new() };
         stream.send(handshake(&[2, 1], version)).await;
         let Some(FromAgent::Handshake(handshake)) = stream.receive().await.unwrap() else { panic!("no handshake") };
@@ -152,7 +155,7 @@ pub fn handshake(versions: &[u32], proxy_version: &str) -> ToAgent {
 pub struct Stream {
     pub to: mpsc::Sender<Vec<u8>>,
     pub from: Streaming<proto::AgentToProxy>,
-    /// Reports that came while something else was awaited.
+    /// Reports that arrived while something else was awaited.
     pub reports: Vec<FromAgent>,
 }
 
@@ -167,10 +170,10 @@ impl Stream {
 
     /// The next message, or None at the end.
     pub async fn receive(&mut self) -> Result<Option<FromAgent>, Status> {
-        Ok(patiently(self.from.message()).await?.map(|message| message.message.expect("a message says something")))
+        Ok(patiently(self.from.message()).await?.map(|message| message.message.expect("an empty message")))
     }
 
-    /// The next message that is no report.
+    /// The next message that is not a report.
     pub async fn next(&mut self) -> Result<Option<FromAgent>, Status> {
         loop {
             match self.receive().await? {
@@ -183,7 +186,7 @@ impl Stream {
     pub async fn answer(&mut self) -> proto::AgentResponse {
         match self.next().await.unwrap() {
             Some(FromAgent::Response(response)) => response,
-            other => panic!("no answer but {other:?}"),
+            other => panic!("no answer: {other:?}"),
         }
     }
 
@@ -192,12 +195,12 @@ impl Stream {
         self.answer().await
     }
 
-    /// Sends a ping. Its pong comes after all that the agent does before it reads the ping.
+    /// Sends a ping and waits for its pong, so the agent has read all earlier messages.
     pub async fn ping(&mut self) {
         self.send(ToAgent::Ping(proto::Ping { sequence: 7, timestamp_ms: 8 })).await;
         match self.next().await.unwrap() {
             Some(FromAgent::Pong(pong)) => assert_eq!((pong.sequence, pong.ping_timestamp_ms), (7, 8)),
-            other => panic!("no pong but {other:?}"),
+            other => panic!("no pong: {other:?}"),
         }
     }
 
@@ -205,7 +208,7 @@ impl Stream {
     pub async fn end(mut self) -> Result<(), Status> {
         match self.next().await? {
             None => Ok(()),
-            Some(message) => panic!("no end but {message:?}"),
+            Some(message) => panic!("a message instead of the end: {message:?}"),
         }
     }
 }
@@ -243,7 +246,7 @@ pub fn configure(json: &str) -> ToAgent {
     ToAgent::Configure(proto::ConfigureEvent { config_json: json.into(), ..Default::default() })
 }
 
-/// The stable code of a module error, if the answer is one.
+/// The reason code, if the answer is that to a module error.
 pub fn module_error(answer: &proto::AgentResponse) -> Option<&str> {
     let audit = answer.audit.as_ref()?;
     audit.tags.contains(&"wasm-error".to_owned()).then(|| audit.reason_codes[0].as_str())
@@ -253,7 +256,8 @@ pub fn is_allow(answer: &proto::AgentResponse) -> bool {
     matches!(answer.decision, Some(Decision::Allow(_)))
 }
 
-/// An agent that serves a module of `wat` over gRPC too, and the directory of the module.
+/// Starts an agent that serves a module made from `wat` over gRPC too. Returns the directory of the
+/// module as well.
 pub fn serve(wat: &str, options: &[&str]) -> (Agent, TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let module = module::write(directory.path(), "module.wasm", wat);
@@ -263,21 +267,21 @@ pub fn serve(wat: &str, options: &[&str]) -> (Agent, TempDir) {
     (agent, directory)
 }
 
-/// Where `--grpc-address 127.0.0.1:0` has ended up.
+/// The address that `--grpc-address 127.0.0.1:0` was bound to.
 pub fn address(agent: &Agent) -> SocketAddr {
-    let line = agent.log.wait_for_line("where gRPC is served", |line| line.contains("serving gRPC on "));
+    let line = agent.log.wait_for_line("the gRPC address", |line| line.contains("serving gRPC on "));
     let (_, rest) = line.split_once("serving gRPC on ").unwrap();
     let address: String = rest.chars().take_while(|c| c.is_ascii_digit() || ".:".contains(*c)).collect();
     address.parse().unwrap()
 }
 
-/// A request to drain, as a message of a control stream.
+/// A request to drain, encoded for a control stream.
 pub fn drain() -> Vec<u8> {
     let drain = proto::DrainRequest { duration_ms: 1000, reason: 2, timestamp_ms: 1 };
     proto::ProxyControl { message: Some(proto::proxy_control::Message::Drain(drain)) }.encode_to_vec()
 }
 
-/// A root with a certificate that it has signed, as files.
+/// A certificate authority, and a certificate that it has signed, as files.
 pub struct Authority {
     directory: TempDir,
     root: CertifiedIssuer<'static, KeyPair>,
@@ -329,7 +333,7 @@ impl Authority {
         patiently(endpoint.connect()).await.map_err(|error| error.to_string())
     }
 
-    /// Tries to ask the agent over TLS, with a certificate of `client` if there is one.
+    /// Asks for the agent's health over TLS, with a certificate of `client` if there is one.
     pub async fn ask(&self, agent: &Agent, client: Option<&Self>) -> Result<ServingStatus, String> {
         let channel = self.connect(agent, client).await?;
         let mut client = tonic::client::Grpc::new(channel);

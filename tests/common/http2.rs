@@ -1,6 +1,6 @@
-//! A client of HTTP/2 that writes each frame itself, so that it can write wrong ones.
+//! An HTTP/2 client that writes each frame itself, so it can write invalid ones.
 
-// Every test binary has its own copy and uses a part of it.
+// Every test binary has its own copy and uses only a part of it.
 #![allow(dead_code, unreachable_pub)]
 
 use std::collections::{HashMap, HashSet};
@@ -10,16 +10,17 @@ use std::time::Duration;
 
 use testkit::PATIENCE;
 
-/// What every client says first.
+/// What every client sends first.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// The window of a connection before either side opens it further, and that of a stream unless the server says otherwise.
+/// The initial window of a connection, and that of a stream unless the server's settings differ.
 const WINDOW: i64 = 65_535;
 
-/// Largest frame that a server takes unless it says otherwise.
+/// The largest frame, unless the server's settings differ.
 const MAX_FRAME: usize = 16 << 10;
 
-/// A server that takes nothing for this long takes no more. Nothing is proved by it; it only ends a flood.
+/// A server that reads nothing for this long has stopped reading. It ends a flood, and no assertion
+/// depends on it.
 const GIVE_UP: Duration = Duration::from_millis(500);
 
 /// Types of frames.
@@ -43,7 +44,7 @@ pub mod flag {
     pub const PADDED: u8 = 8;
 }
 
-/// A frame as it goes over the connection.
+/// Encodes a frame.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
     frame.extend([kind, flags]);
@@ -52,7 +53,7 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A message of gRPC as it goes over a stream.
+/// Encodes a message of gRPC.
 pub fn framed(message: &[u8]) -> Vec<u8> {
     let mut framed = vec![0];
     framed.extend((message.len() as u32).to_be_bytes());
@@ -60,7 +61,7 @@ pub fn framed(message: &[u8]) -> Vec<u8> {
     framed
 }
 
-/// One header, written out and not remembered by the other side.
+/// Encodes one header literally, not to be added to the dynamic table.
 pub fn header(name: &str, value: &str) -> Vec<u8> {
     let mut bytes = vec![0];
     for text in [name, value] {
@@ -94,7 +95,7 @@ pub fn headers(path: &str, more: &[(&str, &str)]) -> Vec<u8> {
     call.iter().chain(more).flat_map(|(name, value)| header(name, value)).collect()
 }
 
-/// A frame that has come.
+/// A received frame.
 pub struct Frame {
     pub kind: u8,
     pub flags: u8,
@@ -107,12 +108,12 @@ pub struct Wire {
     socket: TcpStream,
     last_stream: u32,
     opens_windows: bool,
-    /// Bytes that have come while no window was opened, by stream.
+    /// Bytes received since windows are no longer opened, by stream.
     unopened: HashMap<u32, u32>,
-    /// What may still be sent: 0 stands for the connection.
+    /// Bytes that may be sent, by stream; 0 is the connection.
     windows: HashMap<u32, i64>,
     first_window: i64,
-    /// Bytes of messages that have come and were not asked for yet.
+    /// Bytes of messages that were received and not consumed yet.
     arrived: HashMap<u32, Vec<u8>>,
     ended: HashSet<u32>,
     closed: bool,
@@ -120,7 +121,7 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// Connects, and says what has to be said first.
+    /// Connects, and exchanges settings.
     pub fn connect(address: SocketAddr) -> Self {
         let socket = TcpStream::connect(address).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -139,7 +140,7 @@ impl Wire {
             pongs: 0,
         };
         assert!(wire.raw(&[PREFACE, &frame(kind::SETTINGS, 0, 0, b"")].concat()));
-        // The server's settings come first; with them the window that streams begin with is known.
+        // The server sends its settings first. They have the initial window of streams.
         assert!(wire.settle());
         wire
     }
@@ -149,24 +150,26 @@ impl Wire {
         match self.socket.write_all(bytes) {
             Ok(()) => true,
             Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => false,
-            Err(error) => panic!("the agent takes nothing: {error}"),
+            Err(error) => panic!("the agent reads nothing: {error}"),
         }
     }
 
-    /// Writes bytes as they are, without reading anything. False when the server has closed the connection or takes no more.
-    pub fn raw_as_far_as_taken(&mut self, bytes: &[u8]) -> bool {
+    /// Writes bytes as they are, without reading anything. False when the server has closed the
+    /// connection or stopped reading.
+    pub fn raw_until_full(&mut self, bytes: &[u8]) -> bool {
         self.socket.set_write_timeout(Some(GIVE_UP)).unwrap();
-        let taken = self.socket.write_all(bytes).is_ok();
+        let written = self.socket.write_all(bytes).is_ok();
         self.socket.set_write_timeout(Some(PATIENCE)).unwrap();
-        taken
+        written
     }
 
-    /// Ends one direction, or both.
+    /// Closes one direction, or both.
     pub fn shutdown(&self, how: Shutdown) {
         self.socket.shutdown(how).unwrap();
     }
 
-    /// Whether what has come makes room for more. What came in the meantime does so as well.
+    /// Whether windows are opened again for received data. Turning it on opens those for earlier
+    /// data as well.
     pub fn opens_windows(&mut self, opens: bool) {
         self.opens_windows = opens;
         if opens {
@@ -182,7 +185,7 @@ impl Wire {
         }
     }
 
-    /// The number of the next stream of this side.
+    /// The number of the next stream of the client.
     pub fn next_stream(&mut self) -> u32 {
         self.last_stream = if self.last_stream == 0 { 1 } else { self.last_stream + 2 };
         self.last_stream
@@ -193,7 +196,7 @@ impl Wire {
         self.open_with(path, &[])
     }
 
-    /// The same with further headers.
+    /// Opens a stream with further headers.
     pub fn open_with(&mut self, path: &str, more: &[(&str, &str)]) -> u32 {
         let stream = self.next_stream();
         self.raw(&frame(kind::HEADERS, flag::END_HEADERS, stream, &headers(path, more)));
@@ -207,7 +210,7 @@ impl Wire {
         room(0).min(room(stream)).max(0) as usize
     }
 
-    /// Sends data, as fast as the server makes room for it.
+    /// Sends data, as fast as the windows allow.
     #[track_caller]
     pub fn data(&mut self, stream: u32, mut bytes: &[u8], last: bool) {
         loop {
@@ -226,8 +229,8 @@ impl Wire {
         }
     }
 
-    /// Sends data until the server makes no more room for it, and gives back what is left.
-    pub fn data_as_far_as_taken(&mut self, stream: u32, mut bytes: &[u8]) -> Vec<u8> {
+    /// Sends data until the server opens no more windows, and returns the rest.
+    pub fn data_until_full(&mut self, stream: u32, mut bytes: &[u8]) -> Vec<u8> {
         while !bytes.is_empty() {
             let part = bytes.len().min(self.room(stream)).min(MAX_FRAME);
             if part == 0 {
@@ -253,7 +256,7 @@ impl Wire {
         }
     }
 
-    /// Waits until the server has read all that was sent. False when it closes the connection instead.
+    /// Waits until the server has read all that was sent. False when it closes the connection.
     #[track_caller]
     #[must_use]
     pub fn settle(&mut self) -> bool {
@@ -267,7 +270,7 @@ impl Wire {
         true
     }
 
-    /// The next message of gRPC on a stream, or None when the stream has ended before one.
+    /// The next message of gRPC on a stream, or None at the end of the stream.
     #[track_caller]
     pub fn message(&mut self, stream: u32) -> Option<Vec<u8>> {
         loop {
@@ -286,19 +289,19 @@ impl Wire {
         }
     }
 
-    /// Whether a stream was seen to end.
+    /// Whether the end of a stream has been received.
     pub fn has_ended(&self, stream: u32) -> bool {
         self.ended.contains(&stream)
     }
 
-    /// Takes the next frame and does what it asks for. None when the server has closed the connection.
+    /// Receives the next frame and acts on it. None when the server has closed the connection.
     #[track_caller]
     pub fn receive(&mut self) -> Option<Frame> {
         let mut head = [0; 9];
         let read = |socket: &mut TcpStream, bytes: &mut [u8]| match socket.read_exact(bytes) {
             Ok(()) => true,
             Err(error) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => false,
-            Err(error) => panic!("the agent says nothing: {error}"),
+            Err(error) => panic!("the agent sends nothing: {error}"),
         };
         if !read(&mut self.socket, &mut head) {
             self.closed = true;
