@@ -1,14 +1,14 @@
-//! What operators see: health and metrics in the protocol and over HTTP, and the log.
+//! Health and metrics, in the protocol and over HTTP, and the log.
 
 use std::collections::BTreeSet;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
-
-use rustix::process::Signal;
-use serde_json::{Value, json};
 use testkit::{
     Admin, Agent, Connection, PATIENCE, Program, decision, frame, id_of, kind, module, module_error, request, response, wait_for,
 };
@@ -22,7 +22,7 @@ fn start(wat: &str, options: &[&str]) -> Agent {
     AGENT.start(&module::write(modules.path(), "m.wasm", wat), options)
 }
 
-/// An agent that has answered, blocked, failed and reloaded.
+/// An agent that has allowed, failed and reloaded, so every metric has a series.
 fn well_used() -> (Agent, Admin) {
     let modules = tempfile::tempdir().unwrap();
     let file = module::write(modules.path(), "m.wasm", &module::choosing());
@@ -36,202 +36,13 @@ fn well_used() -> (Agent, Admin) {
     (agent, admin)
 }
 
-/// The names that `/metrics` tells of.
+/// The names of the metrics in `/metrics`.
 fn names(admin: Admin) -> BTreeSet<String> {
     let (_, text) = admin.get("/metrics");
     text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next().map(str::to_owned)).collect()
 }
 
-#[test]
-fn health_and_metrics_are_reported_after_the_handshake() {
-    let agent = start(&module::choosing(), &[]);
-    let mut proxy = agent.connect();
-    let health = proxy.report(kind::HEALTH_STATUS);
-    assert_eq!(health["agent_id"], "zentinel-wasm-agent");
-    assert_eq!(health["health_state"], json!({"status": "healthy"}));
-    assert!(health["timestamp_ms"].as_u64().unwrap() > 1_600_000_000_000);
-    assert!(health["valid_until_ms"].as_u64() > health["timestamp_ms"].as_u64());
-    let metrics = proxy.report(kind::METRICS_REPORT);
-    assert_eq!(metrics["agent_id"], "zentinel-wasm-agent");
-    for (group, name) in
-        [("counters", "wasm_agent_requests_total"), ("gauges", "wasm_agent_in_flight"), ("histograms", "wasm_agent_call_duration_seconds")]
-    {
-        assert!(metrics[group].as_array().unwrap().iter().any(|metric| metric["name"] == name), "{group} have {name}");
-    }
-}
-
-#[test]
-fn reports_are_repeated_without_being_asked() {
-    let agent = start(&module::choosing(), &[]);
-    let mut proxy = agent.connect();
-    proxy.get("a", "/t");
-    let counter = |report: &Value, name: &str, label: Value| {
-        report["counters"].as_array().unwrap().iter().find(|metric| metric["name"] == name && metric["labels"] == label).unwrap()["value"]
-            .clone()
-    };
-    wait_for("a report that has counted the trap", || {
-        let report = proxy.report(kind::METRICS_REPORT);
-        // A report may come between the request and its error.
-        let counted = counter(&report, "wasm_agent_errors_total", json!({"kind": "trap"})) == 1;
-        assert!(!counted || counter(&report, "wasm_agent_requests_total", json!({})) == 1);
-        counted.then_some(())
-    });
-    wait_for("its health", || (proxy.report(kind::HEALTH_STATUS)["load"]["requests_processed"] == 1).then_some(()));
-}
-
-#[test]
-fn the_metrics_count_what_has_happened() {
-    let agent = start(&module::choosing(), &[&ADMIN[..], &["--fail-open", "--pool-size", "3"]].concat());
-    let admin = agent.admin();
-    let mut proxy = agent.connect();
-    for uri in ["/", "/t", "/t", "/"] {
-        proxy.get("a", uri);
-    }
-    for (series, value) in [
-        ("wasm_agent_requests_total", 4.0),
-        ("wasm_agent_requests_blocked_total", 0.0),
-        ("wasm_agent_fail_open_total", 2.0),
-        (r#"wasm_agent_errors_total{kind="trap"}"#, 2.0),
-        (r#"wasm_agent_errors_total{kind="timeout"}"#, 0.0),
-        (r#"wasm_agent_call_duration_seconds_count{hook="on_request_headers"}"#, 4.0),
-        ("wasm_agent_instances_discarded_total", 2.0),
-        ("wasm_agent_connections", 1.0),
-        ("wasm_agent_in_flight", 0.0),
-        ("wasm_agent_circuit_open", 0.0),
-    ] {
-        assert_eq!(admin.metric(series), value, "{series}");
-    }
-    // The discarded are replaced off the request path.
-    admin.wait_for_metric("wasm_agent_pool_available", 3.0);
-    let (_, text) = admin.get("/metrics");
-    let info = text.lines().find_map(|line| line.strip_prefix("wasm_agent_module_info{sha256=\"")).expect("the module's digest");
-    assert!(info.split('"').next().unwrap().len() == 64 && info.ends_with(" 1"), "{info}");
-    drop(proxy);
-    admin.wait_for_metric("wasm_agent_connections", 0.0);
-}
-
-#[test]
-fn blocks_of_the_module_and_of_its_errors_are_counted() {
-    let block = start(&module::answering(&["on_request_headers"], r#"{"decision":"deny"}"#), &ADMIN);
-    block.connect().get("a", "/");
-    assert_eq!(block.admin().metric("wasm_agent_requests_blocked_total"), 1.0);
-    let trap = start(&module::choosing(), &ADMIN);
-    trap.connect().get("a", "/t");
-    assert_eq!(trap.admin().metric("wasm_agent_requests_blocked_total"), 1.0);
-}
-
-#[test]
-fn collisions_of_ids_are_counted_once_wherever_they_show() {
-    const COLLISIONS: &str = "wasm_agent_id_collisions_total";
-    let both = |proxy: &mut Connection| {
-        let event = frame(kind::REQUEST_HEADERS, &serde_json::to_vec(&request("same", "/")).unwrap());
-        proxy.send_raw(&event.repeat(2));
-        proxy.answer();
-    };
-    // On the connection alone: nothing is remembered for later hooks.
-    let agent = start(&module::choosing(), &ADMIN);
-    let (admin, mut proxy) = (agent.admin(), agent.connect());
-    assert!(names(admin).contains(COLLISIONS));
-    proxy.get("same", "/");
-    proxy.get("same", "/");
-    assert_eq!(admin.metric(COLLISIONS), 0.0);
-    both(&mut proxy);
-    admin.wait_for_metric(COLLISIONS, 1.0);
-    // Among the contexts alone: one after the other, on two connections.
-    let agent = start(&module::echo(&module::PAGE_HOOKS), &ADMIN);
-    let (admin, mut proxy) = (agent.admin(), agent.connect());
-    proxy.get("other", "/");
-    proxy.ask(kind::RESPONSE_HEADERS, &response("other", 200));
-    assert_eq!(admin.metric(COLLISIONS), 0.0);
-    agent.connect().get("other", "/");
-    admin.wait_for_metric(COLLISIONS, 1.0);
-    // On both.
-    both(&mut proxy);
-    admin.wait_for_metric(COLLISIONS, 2.0);
-}
-
-#[test]
-fn the_health_report_tells_how_long_calls_take() {
-    let agent = start(&module::busy(20, "x"), &[&ADMIN[..], &["--timeout-ms", "20000"]].concat());
-    let mut proxy = agent.connect();
-    let load = proxy.report(kind::HEALTH_STATUS)["load"].clone();
-    assert_eq!((&load["avg_latency_ms"], &load["requests_rejected"], &load["requests_timed_out"]), (&json!(0.0), &json!(0), &json!(0)));
-    proxy.get("a", "/");
-    agent.signal(Signal::HUP);
-    let load = wait_for("a report of it", || {
-        let load = proxy.report(kind::HEALTH_STATUS)["load"].clone();
-        (load["requests_processed"] == 1).then_some(load)
-    });
-    for field in ["avg_latency_ms", "p50_latency_ms", "p95_latency_ms", "p99_latency_ms"] {
-        assert!(load[field].as_f64().unwrap() > 10.0, "{field}: {load}");
-    }
-    let agent = start(&module::choosing(), &ADMIN);
-    let mut proxy = agent.connect();
-    assert_eq!(module_error(&proxy.get("a", "/l")), Some("WASM_TIMEOUT"));
-    agent.signal(Signal::HUP);
-    wait_for("the timeout", || (proxy.report(kind::HEALTH_STATUS)["load"]["requests_timed_out"] == 1).then_some(()));
-}
-
-#[test]
-fn an_agent_that_compiles_its_module_says_that_it_is_starting_and_can_be_ended() {
-    let modules = tempfile::tempdir().unwrap();
-    // Long enough that it is still being compiled when the answers are here.
-    let function = "(func (param i32) (result i32) (i32.add (local.get 0) (i32.const 1)))";
-    let large = module::tagging("x").trim_end().strip_suffix(')').unwrap().to_owned() + &function.repeat(60_000) + ")";
-    let file = module::write(modules.path(), "m.wasm", &large);
-    let mut agent = AGENT.launch(&file, |command| {
-        command.args(ADMIN);
-    });
-    let admin = agent.admin();
-    assert_eq!(admin.get("/healthz"), (200, "starting\n".to_owned()));
-    assert_eq!(admin.get("/readyz"), (503, "starting\n".to_owned()));
-    let (status, metrics) = admin.get("/metrics");
-    assert_eq!(status, 200);
-    assert!(metrics.lines().any(|line| line == "wasm_agent_requests_total 0"), "{metrics}");
-    agent.signal(Signal::TERM);
-    assert_eq!(agent.wait().code(), Some(0), "{}", agent.log.whole());
-    assert!(!agent.log.whole().contains("serving the socket"));
-}
-
-#[test]
-fn a_started_agent_is_healthy_and_ready() {
-    let modules = tempfile::tempdir().unwrap();
-    let agent = AGENT.launch(&module::write(modules.path(), "m.wasm", &module::choosing()), |command| {
-        command.args(ADMIN);
-    });
-    let admin = agent.admin();
-    wait_for("readiness", || (admin.get("/readyz").0 == 200).then_some(()));
-    assert_eq!(admin.get("/healthz"), (200, "healthy\n".to_owned()));
-}
-
-#[test]
-fn the_names_of_the_metrics_stay_as_they_are() {
-    let (_agent, admin) = well_used();
-    let expected = [
-        "wasm_agent_call_duration_seconds",
-        "wasm_agent_circuit_open",
-        "wasm_agent_connections",
-        "wasm_agent_errors_total",
-        "wasm_agent_fail_open_total",
-        "wasm_agent_guest_memory_max_bytes",
-        "wasm_agent_id_collisions_total",
-        "wasm_agent_in_flight",
-        "wasm_agent_instance_start_failures_total",
-        "wasm_agent_instances_discarded_total",
-        "wasm_agent_log_lines_lost_total",
-        "wasm_agent_module_info",
-        "wasm_agent_panics_total",
-        "wasm_agent_pool_available",
-        "wasm_agent_pool_waiting",
-        "wasm_agent_reloads_total",
-        "wasm_agent_requests_blocked_total",
-        "wasm_agent_requests_total",
-        "wasm_agent_routing_metadata_lost_total",
-    ];
-    assert_eq!(names(admin).iter().map(String::as_str).collect::<Vec<_>>(), expected);
-}
-
-/// Runs promtool with `input`. Nothing, and a word about it, where there is no promtool.
+/// Runs promtool with `input`. Returns its success and output, or None when promtool is missing.
 fn promtool(arguments: &[&str], input: &[u8]) -> Option<(bool, String)> {
     let started = Command::new("promtool").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let Ok(mut child) = started else {
@@ -240,296 +51,517 @@ fn promtool(arguments: &[&str], input: &[u8]) -> Option<(bool, String)> {
     };
     child.stdin.take().unwrap().write_all(input).unwrap();
     let output = child.wait_with_output().unwrap();
-    let told = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    Some((output.status.success(), told.into_owned()))
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    Some((output.status.success(), text.into_owned()))
 }
 
-#[test]
-fn the_metrics_are_as_prometheus_wants_them() {
-    let (_agent, admin) = well_used();
-    if let Some((good, told)) = promtool(&["check", "metrics"], admin.get("/metrics").1.as_bytes()) {
-        assert!(good && told.is_empty(), "{told}");
+mod reports {
+    use super::*;
+
+    #[test]
+    fn follow_the_handshake() {
+        let agent = start(&module::choosing(), &[]);
+        let mut proxy = agent.connect();
+        let health = proxy.report(kind::HEALTH_STATUS);
+        assert_eq!(health["agent_id"], "zentinel-wasm-agent");
+        assert_eq!(health["health_state"], json!({"status": "healthy"}));
+        assert!(health["timestamp_ms"].as_u64().unwrap() > 1_600_000_000_000);
+        assert!(health["valid_until_ms"].as_u64() > health["timestamp_ms"].as_u64());
+        let metrics = proxy.report(kind::METRICS_REPORT);
+        assert_eq!(metrics["agent_id"], "zentinel-wasm-agent");
+        for (group, name) in [
+            ("counters", "wasm_agent_requests_total"),
+            ("gauges", "wasm_agent_in_flight"),
+            ("histograms", "wasm_agent_call_duration_seconds"),
+        ] {
+            assert!(metrics[group].as_array().unwrap().iter().any(|metric| metric["name"] == name), "no {name} in {group}");
+        }
+    }
+
+    #[test]
+    fn are_repeated_unasked() {
+        let agent = start(&module::choosing(), &[]);
+        let mut proxy = agent.connect();
+        proxy.get("a", "/t");
+        let counter = |report: &Value, name: &str, label: Value| {
+            report["counters"].as_array().unwrap().iter().find(|metric| metric["name"] == name && metric["labels"] == label).unwrap()["value"]
+            .clone()
+        };
+        wait_for("a report with the trap", || {
+            let report = proxy.report(kind::METRICS_REPORT);
+            // A report may be made between the request and its error.
+            let counted = counter(&report, "wasm_agent_errors_total", json!({"kind": "trap"})) == 1;
+            assert!(!counted || counter(&report, "wasm_agent_requests_total", json!({})) == 1);
+            counted.then_some(())
+        });
+        wait_for("the health report", || (proxy.report(kind::HEALTH_STATUS)["load"]["requests_processed"] == 1).then_some(()));
+    }
+
+    #[test]
+    fn have_the_latency_of_calls_and_the_timeouts() {
+        let agent = start(&module::busy(20, "x"), &[&ADMIN[..], &["--timeout-ms", "20000"]].concat());
+        let mut proxy = agent.connect();
+        let load = proxy.report(kind::HEALTH_STATUS)["load"].clone();
+        assert_eq!((&load["avg_latency_ms"], &load["requests_rejected"], &load["requests_timed_out"]), (&json!(0.0), &json!(0), &json!(0)));
+        proxy.get("a", "/");
+        agent.signal(Signal::HUP);
+        let load = wait_for("a report of it", || {
+            let load = proxy.report(kind::HEALTH_STATUS)["load"].clone();
+            (load["requests_processed"] == 1).then_some(load)
+        });
+        for field in ["avg_latency_ms", "p50_latency_ms", "p95_latency_ms", "p99_latency_ms"] {
+            assert!(load[field].as_f64().unwrap() > 10.0, "{field}: {load}");
+        }
+        let agent = start(&module::choosing(), &ADMIN);
+        let mut proxy = agent.connect();
+        assert_eq!(module_error(&proxy.get("a", "/l")), Some("WASM_TIMEOUT"));
+        agent.signal(Signal::HUP);
+        wait_for("the timeout", || (proxy.report(kind::HEALTH_STATUS)["load"]["requests_timed_out"] == 1).then_some(()));
     }
 }
 
-/// Every metric that a text mentions, without the endings of a histogram's series.
-fn mentioned(text: &str) -> BTreeSet<String> {
-    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| word.starts_with("wasm_agent_"));
-    words
-        .map(|word| word.strip_suffix("_bucket").or(word.strip_suffix("_sum")).or(word.strip_suffix("_count")).unwrap_or(word).to_owned())
-        .collect()
+mod metrics {
+    use super::*;
+
+    #[test]
+    fn count_requests_errors_and_instances() {
+        let agent = start(&module::choosing(), &[&ADMIN[..], &["--fail-open", "--pool-size", "3"]].concat());
+        let admin = agent.admin();
+        let mut proxy = agent.connect();
+        for uri in ["/", "/t", "/t", "/"] {
+            proxy.get("a", uri);
+        }
+        for (series, value) in [
+            ("wasm_agent_requests_total", 4.0),
+            ("wasm_agent_requests_blocked_total", 0.0),
+            ("wasm_agent_fail_open_total", 2.0),
+            (r#"wasm_agent_errors_total{kind="trap"}"#, 2.0),
+            (r#"wasm_agent_errors_total{kind="timeout"}"#, 0.0),
+            (r#"wasm_agent_call_duration_seconds_count{hook="on_request_headers"}"#, 4.0),
+            ("wasm_agent_instances_discarded_total", 2.0),
+            ("wasm_agent_connections", 1.0),
+            ("wasm_agent_in_flight", 0.0),
+            ("wasm_agent_circuit_open", 0.0),
+        ] {
+            assert_eq!(admin.metric(series), value, "{series}");
+        }
+        // Discarded instances are replaced off the request path.
+        admin.wait_for_metric("wasm_agent_pool_available", 3.0);
+        let (_, text) = admin.get("/metrics");
+        let info = text.lines().find_map(|line| line.strip_prefix("wasm_agent_module_info{sha256=\"")).expect("the module's digest");
+        assert!(info.split('"').next().unwrap().len() == 64 && info.ends_with(" 1"), "{info}");
+        drop(proxy);
+        admin.wait_for_metric("wasm_agent_connections", 0.0);
+    }
+
+    #[test]
+    fn count_blocks_by_the_module_and_by_its_errors() {
+        let block = start(&module::answering(&["on_request_headers"], r#"{"decision":"deny"}"#), &ADMIN);
+        block.connect().get("a", "/");
+        assert_eq!(block.admin().metric("wasm_agent_requests_blocked_total"), 1.0);
+        let trap = start(&module::choosing(), &ADMIN);
+        trap.connect().get("a", "/t");
+        assert_eq!(trap.admin().metric("wasm_agent_requests_blocked_total"), 1.0);
+    }
+
+    #[test]
+    fn count_a_collision_of_ids_once() {
+        const COLLISIONS: &str = "wasm_agent_id_collisions_total";
+        let both = |proxy: &mut Connection| {
+            let event = frame(kind::REQUEST_HEADERS, &serde_json::to_vec(&request("same", "/")).unwrap());
+            proxy.send_raw(&event.repeat(2));
+            proxy.answer();
+        };
+        // On the connection alone, because this module needs no contexts.
+        let agent = start(&module::choosing(), &ADMIN);
+        let (admin, mut proxy) = (agent.admin(), agent.connect());
+        assert!(names(admin).contains(COLLISIONS));
+        proxy.get("same", "/");
+        proxy.get("same", "/");
+        assert_eq!(admin.metric(COLLISIONS), 0.0);
+        both(&mut proxy);
+        admin.wait_for_metric(COLLISIONS, 1.0);
+        // Among the contexts alone: requests in turn, on two connections.
+        let agent = start(&module::echo(&module::PAGE_HOOKS), &ADMIN);
+        let (admin, mut proxy) = (agent.admin(), agent.connect());
+        proxy.get("other", "/");
+        proxy.ask(kind::RESPONSE_HEADERS, &response("other", 200));
+        assert_eq!(admin.metric(COLLISIONS), 0.0);
+        agent.connect().get("other", "/");
+        admin.wait_for_metric(COLLISIONS, 1.0);
+        // On both.
+        both(&mut proxy);
+        admin.wait_for_metric(COLLISIONS, 2.0);
+    }
+
+    #[test]
+    fn have_stable_names() {
+        let (_agent, admin) = well_used();
+        let expected = [
+            "wasm_agent_call_duration_seconds",
+            "wasm_agent_circuit_open",
+            "wasm_agent_connections",
+            "wasm_agent_errors_total",
+            "wasm_agent_fail_open_total",
+            "wasm_agent_guest_memory_max_bytes",
+            "wasm_agent_id_collisions_total",
+            "wasm_agent_in_flight",
+            "wasm_agent_instance_start_failures_total",
+            "wasm_agent_instances_discarded_total",
+            "wasm_agent_log_lines_lost_total",
+            "wasm_agent_module_info",
+            "wasm_agent_panics_total",
+            "wasm_agent_pool_available",
+            "wasm_agent_pool_waiting",
+            "wasm_agent_reloads_total",
+            "wasm_agent_requests_blocked_total",
+            "wasm_agent_requests_total",
+            "wasm_agent_routing_metadata_lost_total",
+        ];
+        assert_eq!(names(admin).iter().map(String::as_str).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn pass_promtool() {
+        let (_agent, admin) = well_used();
+        if let Some((success, output)) = promtool(&["check", "metrics"], admin.get("/metrics").1.as_bytes()) {
+            assert!(success && output.is_empty(), "{output}");
+        }
+    }
 }
 
-/// Calls `see` with every string under the key `wanted`.
-fn strings(value: &Value, wanted: &str, see: &mut impl FnMut(&str)) {
-    match value {
-        Value::Array(values) => values.iter().for_each(|value| strings(value, wanted, see)),
-        Value::Object(object) => {
-            for (key, value) in object {
-                match value {
-                    Value::String(text) if key == wanted => see(text),
-                    value => strings(value, wanted, see),
+mod deployment {
+    use super::*;
+
+    /// The metrics that a text mentions, without the suffixes of a histogram's series.
+    fn mentioned(text: &str) -> BTreeSet<String> {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| word.starts_with("wasm_agent_"));
+        words
+            .map(|word| {
+                word.strip_suffix("_bucket").or(word.strip_suffix("_sum")).or(word.strip_suffix("_count")).unwrap_or(word).to_owned()
+            })
+            .collect()
+    }
+
+    /// Calls `see` with every string under the key `wanted`.
+    fn strings(value: &Value, wanted: &str, see: &mut impl FnMut(&str)) {
+        match value {
+            Value::Array(values) => values.iter().for_each(|value| strings(value, wanted, see)),
+            Value::Object(object) => {
+                for (key, value) in object {
+                    match value {
+                        Value::String(text) if key == wanted => see(text),
+                        value => strings(value, wanted, see),
+                    }
                 }
             }
+            _ => {}
         }
-        _ => {}
+    }
+
+    fn deployed(file: &str) -> String {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(file);
+        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
+
+    #[test]
+    fn dashboard_shows_every_metric() {
+        let (_agent, admin) = well_used();
+        let dashboard: Value = serde_json::from_str(&deployed("grafana/zentinel-wasm-agent.json")).unwrap();
+        let mut shown = BTreeSet::new();
+        strings(&dashboard, "expr", &mut |expression| shown.extend(mentioned(expression)));
+        strings(&dashboard, "query", &mut |query| shown.extend(mentioned(query)));
+        assert_eq!(shown, names(admin));
+    }
+
+    #[test]
+    fn alerts_use_existing_metrics_and_have_cases() {
+        let (_agent, admin) = well_used();
+        let rules = deployed("prometheus/alerts.yml");
+        let used = mentioned(&rules);
+        assert!(!used.is_empty() && used.is_subset(&names(admin)), "{used:?}");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus/alerts.yml");
+        if let Some((success, output)) = promtool(&["check", "rules", path.to_str().unwrap()], b"") {
+            assert!(success, "{output}");
+        }
+        let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/alerts.yml");
+        if let Some((success, output)) = promtool(&["test", "rules", cases.to_str().unwrap()], b"") {
+            assert!(success, "{output}");
+        }
+        // Every alert has a case, and every case an alert.
+        let cases = std::fs::read_to_string(cases).unwrap();
+        let alerts = |text: &str, key: &str| {
+            text.lines()
+                .filter_map(|line| line.trim_start_matches([' ', '-']).strip_prefix(key))
+                .map(|name| name.trim().to_owned())
+                .collect::<BTreeSet<_>>()
+        };
+        assert_eq!(alerts(&rules, "alert:"), alerts(&cases, "alertname:"));
     }
 }
 
-fn deployed(file: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(file);
-    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
+mod admin {
+    use super::*;
 
-#[test]
-fn the_dashboard_shows_every_metric_and_no_other() {
-    let (_agent, admin) = well_used();
-    let dashboard: Value = serde_json::from_str(&deployed("grafana/zentinel-wasm-agent.json")).unwrap();
-    let mut shown = BTreeSet::new();
-    strings(&dashboard, "expr", &mut |expression| shown.extend(mentioned(expression)));
-    strings(&dashboard, "query", &mut |query| shown.extend(mentioned(query)));
-    assert_eq!(shown, names(admin));
-}
-
-#[test]
-fn the_alerts_use_metrics_that_exist_and_prometheus_takes_them() {
-    let (_agent, admin) = well_used();
-    let rules = deployed("prometheus/alerts.yml");
-    let used = mentioned(&rules);
-    assert!(!used.is_empty() && used.is_subset(&names(admin)), "{used:?}");
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus/alerts.yml");
-    if let Some((good, told)) = promtool(&["check", "rules", path.to_str().unwrap()], b"") {
-        assert!(good, "{told}");
+    #[test]
+    fn serves_its_paths_and_no_others() {
+        let agent = start(&module::choosing(), &ADMIN);
+        let admin = agent.admin();
+        assert_eq!(admin.get("/healthz"), (200, "healthy\n".into()));
+        assert_eq!(admin.get("/readyz"), (200, "ready\n".into()));
+        assert_eq!(admin.get("/").0, 404);
+        assert_eq!(admin.get("/metrics/../etc/passwd").0, 404);
     }
-    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/alerts.yml");
-    if let Some((good, told)) = promtool(&["test", "rules", cases.to_str().unwrap()], b"") {
-        assert!(good, "{told}");
+
+    #[test]
+    fn is_healthy_and_ready_after_the_start() {
+        let modules = tempfile::tempdir().unwrap();
+        let agent = AGENT.launch(&module::write(modules.path(), "m.wasm", &module::choosing()), |command| {
+            command.args(ADMIN);
+        });
+        let admin = agent.admin();
+        wait_for("readiness", || (admin.get("/readyz").0 == 200).then_some(()));
+        assert_eq!(admin.get("/healthz"), (200, "healthy\n".to_owned()));
     }
-    // Every alert has a case in which it fires, and the cases are about no other.
-    let cases = std::fs::read_to_string(cases).unwrap();
-    let alerts = |text: &str, key: &str| {
-        text.lines()
-            .filter_map(|line| line.trim_start_matches([' ', '-']).strip_prefix(key))
-            .map(|name| name.trim().to_owned())
-            .collect::<BTreeSet<_>>()
-    };
-    assert_eq!(alerts(&rules, "alert:"), alerts(&cases, "alertname:"));
-}
 
-#[test]
-fn the_admin_address_answers_what_it_knows_and_nothing_else() {
-    let agent = start(&module::choosing(), &ADMIN);
-    let admin = agent.admin();
-    assert_eq!(admin.get("/healthz"), (200, "healthy\n".into()));
-    assert_eq!(admin.get("/readyz"), (200, "ready\n".into()));
-    assert_eq!(admin.get("/").0, 404);
-    assert_eq!(admin.get("/metrics/../etc/passwd").0, 404);
-}
-
-#[test]
-fn a_connection_of_the_admin_address_has_one_answer_and_ends() {
-    let agent = start(&module::choosing(), &ADMIN);
-    let mut stream = TcpStream::connect(agent.admin().0).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.write_all("GET /metrics HTTP/1.1\r\nHost: agent\r\n\r\n".repeat(2).as_bytes()).unwrap();
-    let mut answers = String::new();
-    stream.read_to_string(&mut answers).unwrap();
-    assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 1, "{answers}");
-}
-
-#[test]
-fn clients_of_the_admin_address_that_never_read_do_not_hold_it() {
-    /// More than there are slots.
-    const CLIENTS: usize = 40;
-    let agent = start(&module::choosing(), &ADMIN);
-    let admin = agent.admin();
-    let requests = "GET /metrics HTTP/1.1\r\nHost: agent\r\n\r\n".repeat(20_000);
-    let clients: Vec<_> = (0..CLIENTS)
-        .map(|_| {
-            let mut client = TcpStream::connect(admin.0).unwrap();
-            client.set_nonblocking(true).unwrap();
-            // As much as is taken: the connection may be closed meanwhile.
-            let _ = client.write_all(requests.as_bytes());
-            client
-        })
-        .collect();
-    assert_eq!(admin.get("/healthz").0, 200);
-    drop(clients);
-}
-
-#[test]
-fn an_admin_address_that_is_taken_is_refused_at_start() {
-    let first = start(&module::choosing(), &ADMIN);
-    let modules = tempfile::tempdir().unwrap();
-    let mut second = AGENT.launch(&module::write(modules.path(), "m.wasm", &module::choosing()), |command| {
-        command.args(["--admin-address", &first.admin().0.to_string()]);
-    });
-    assert_eq!(second.wait().code(), Some(1));
-    assert!(second.log.whole().contains("cannot serve `--admin-address 127.0.0.1:"));
-    assert!(!second.socket.exists());
-}
-
-#[test]
-fn readiness_ends_with_the_drain() {
-    let agent = start(&module::busy(3000, "x"), &[&ADMIN[..], &["--timeout-ms", "20000"]].concat());
-    let admin = agent.admin();
-    let mut proxy = agent.connect();
-    proxy.send(kind::REQUEST_HEADERS, &request("slow", "/"));
-    admin.wait_for_metric("wasm_agent_in_flight", 1.0);
-    agent.signal(Signal::TERM);
-    wait_for("readiness to end", || (admin.get("/readyz") == (503, "not ready\n".into())).then_some(()));
-    assert_eq!(admin.get("/healthz"), (200, "draining\n".into()));
-    assert_eq!(decision(&proxy.answer()), "allow");
-}
-
-#[test]
-fn a_module_error_is_one_entry_with_everything_that_finds_it_again() {
-    let agent = start(&module::choosing(), &[]);
-    let mut event = request("id-1", "/t");
-    event["metadata"]["traceparent"] = json!("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
-    let answer = agent.connect().ask(kind::REQUEST_HEADERS, &event);
-    assert_eq!((id_of(&answer), module_error(&answer)), ("id-1", Some("WASM_TRAP")));
-    let entry = agent.log.wait_for_entry("the module error", |entry| entry["kind"] == "WASM_TRAP");
-    assert!(entry["timestamp"].as_str().unwrap().ends_with('Z'), "{entry}");
-    assert_eq!(entry["level"], "ERROR");
-    assert_eq!(entry["correlation_id"], "id-1");
-    assert_eq!(entry["hook"], "on_request_headers");
-    assert_eq!(entry["module"].as_str().unwrap().len(), 64);
-    assert_eq!(entry["traceparent"], "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
-    let message = entry["message"].as_str().unwrap();
-    assert!(message.starts_with("module error, blocked: ") && message.contains("unreachable"), "{message}");
-    assert_eq!(agent.log.entries().iter().filter(|entry| entry["level"] == "ERROR").count(), 1);
-}
-
-#[test]
-fn later_hooks_log_the_trace_of_their_request() {
-    let wat = module::with_hooks(&["on_response_headers"], |_| "unreachable".into(), "");
-    let agent = start(&wat, &["--fail-open"]);
-    let mut proxy = agent.connect();
-    let mut event = request("id-2", "/");
-    event["metadata"]["traceparent"] = json!("00-11111111111111111111111111111111-2222222222222222-00");
-    proxy.ask(kind::REQUEST_HEADERS, &event);
-    proxy.ask(kind::RESPONSE_HEADERS, &response("id-2", 200));
-    let entry = agent.log.wait_for_entry("the module error", |entry| entry["kind"] == "WASM_TRAP");
-    assert_eq!((&entry["hook"], &entry["correlation_id"]), (&json!("on_response_headers"), &json!("id-2")));
-    assert_eq!(entry["traceparent"], "00-11111111111111111111111111111111-2222222222222222-00");
-    assert!(entry["message"].as_str().unwrap().starts_with("module error, allowed: "), "{entry}");
-}
-
-#[test]
-fn a_flood_of_module_errors_is_cut_off_and_counted() {
-    const ERRORS: usize = 400;
-    // Every error costs an instance: there must be time to wait for another.
-    let wat = module::answering(&["on_request_headers"], "no json");
-    let agent = start(&wat, &[&ADMIN[..], &["--timeout-ms", "20000"]].concat());
-    let mut proxy = agent.connect();
-    for number in 0..ERRORS {
-        assert_eq!(module_error(&proxy.get(&number.to_string(), "/")), Some("WASM_INVALID_RESULT"));
+    #[test]
+    fn is_starting_while_the_module_compiles() {
+        let modules = tempfile::tempdir().unwrap();
+        // Large enough for the compilation to last longer than the checks.
+        let function = "(func (param i32) (result i32) (i32.add (local.get 0) (i32.const 1)))";
+        let large = module::tagging("x").trim_end().strip_suffix(')').unwrap().to_owned() + &function.repeat(60_000) + ")";
+        let file = module::write(modules.path(), "m.wasm", &large);
+        let mut agent = AGENT.launch(&file, |command| {
+            command.args(ADMIN);
+        });
+        let admin = agent.admin();
+        assert_eq!(admin.get("/healthz"), (200, "starting\n".to_owned()));
+        assert_eq!(admin.get("/readyz"), (503, "starting\n".to_owned()));
+        let (status, metrics) = admin.get("/metrics");
+        assert_eq!(status, 200);
+        assert!(metrics.lines().any(|line| line == "wasm_agent_requests_total 0"), "{metrics}");
+        agent.signal(Signal::TERM);
+        assert_eq!(agent.wait().code(), Some(0), "{}", agent.log.whole());
+        assert!(!agent.log.whole().contains("serving the socket"));
     }
-    assert_eq!(agent.admin().metric(r#"wasm_agent_errors_total{kind="invalid_result"}"#), ERRORS as f64);
-    let is_error = |entry: &&Value| entry["kind"] == "WASM_INVALID_RESULT";
-    // Once there is room again, a line tells how many were left out.
-    let suppressed = wait_for("a line that counts the others", || {
-        proxy.get("more", "/");
-        agent.log.entries().iter().filter(is_error).find_map(|entry| entry["suppressed"].as_u64().filter(|count| *count > 0))
-    });
-    assert!(suppressed < ERRORS as u64 * 2);
-    assert!(agent.log.entries().iter().filter(is_error).count() >= 20);
-}
 
-#[test]
-fn lines_of_the_module_are_marked_and_carry_the_correlation_id() {
-    let agent = start(&module::logging("hello from the module"), &[]);
-    agent.connect().get("id-3", "/");
-    let entry = agent.log.wait_for_entry("the module's line", |entry| entry["message"] == "hello from the module");
-    assert_eq!((&entry["target"], &entry["level"], &entry["correlation_id"]), (&json!("guest"), &json!("INFO"), &json!("id-3")));
-    assert_eq!(entry["module"].as_str().unwrap().len(), 64);
-}
-
-#[test]
-fn assemblyscript_modules_have_what_their_standard_library_imports() {
-    let modules = tempfile::tempdir().unwrap();
-    let file = module::write(modules.path(), "m.wasm", &module::assemblyscript());
-    let agent = AGENT.launch(&file, |command| {
-        command.env("RUST_LOG", "info,guest=debug");
-    });
-    wait_for("the socket", || UnixStream::connect(&agent.socket).ok());
-    let mut proxy = agent.connect();
-    assert_eq!(decision(&proxy.get("id-5", "/")), "allow");
-    agent.log.wait_for_entry("the last line", |entry| entry["message"] == "console.timeEnd: no such timer is running: hi ü😀");
-    let entries = agent.log.entries();
-    let lines: Vec<_> = entries.iter().filter(|entry| entry["target"] == "guest").collect();
-    let said: Vec<_> = lines.iter().map(|entry| (entry["level"].as_str().unwrap(), entry["message"].as_str().unwrap())).collect();
-    let hi = "hi ü😀";
-    let levels = ["INFO", "DEBUG", "INFO", "WARN", "ERROR"];
-    assert_eq!(said[..5], levels.map(|level| (level, hi)));
-    assert_eq!(said[5..7], [("ERROR", "assertion failed: hi ü😀"), ("DEBUG", "hi ü😀 1.5 2")]);
-    for (level, timer) in &said[7..9] {
-        assert!(*level == "INFO" && timer.starts_with("hi ü😀: ") && timer.ends_with(" ms"), "{timer}");
+    #[test]
+    fn is_not_ready_while_draining() {
+        let agent = start(&module::busy(3000, "x"), &[&ADMIN[..], &["--timeout-ms", "20000"]].concat());
+        let admin = agent.admin();
+        let mut proxy = agent.connect();
+        proxy.send(kind::REQUEST_HEADERS, &request("slow", "/"));
+        admin.wait_for_metric("wasm_agent_in_flight", 1.0);
+        agent.signal(Signal::TERM);
+        wait_for("readiness to end", || (admin.get("/readyz") == (503, "not ready\n".into())).then_some(()));
+        assert_eq!(admin.get("/healthz"), (200, "draining\n".into()));
+        assert_eq!(decision(&proxy.answer()), "allow");
     }
-    assert_eq!(said.len(), 10);
-    assert!(lines.iter().all(|entry| entry["correlation_id"] == "id-5"), "{lines:?}");
 
-    let mut exit = request("id-6", "/");
-    exit["method"] = json!("EXIT");
-    assert_eq!(module_error(&proxy.ask(kind::REQUEST_HEADERS, &exit)), Some("WASM_TRAP"));
-    agent.log.wait_for_entry("why it ended", |entry| {
-        entry["correlation_id"] == "id-6" && entry["message"].as_str().is_some_and(|text| text.contains("`process.exit(3)`"))
-    });
+    #[test]
+    fn closes_a_connection_after_one_answer() {
+        let agent = start(&module::choosing(), &ADMIN);
+        let mut stream = TcpStream::connect(agent.admin().0).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all("GET /metrics HTTP/1.1\r\nHost: agent\r\n\r\n".repeat(2).as_bytes()).unwrap();
+        let mut answers = String::new();
+        stream.read_to_string(&mut answers).unwrap();
+        assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 1, "{answers}");
+    }
+
+    #[test]
+    fn is_not_blocked_by_clients_that_never_read() {
+        /// More than the admin address serves at once.
+        const CLIENTS: usize = 40;
+        let agent = start(&module::choosing(), &ADMIN);
+        let admin = agent.admin();
+        let requests = "GET /metrics HTTP/1.1\r\nHost: agent\r\n\r\n".repeat(20_000);
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|_| {
+                let mut client = TcpStream::connect(admin.0).unwrap();
+                client.set_nonblocking(true).unwrap();
+                // The agent may close the connection before it has read all.
+                let _ = client.write_all(requests.as_bytes());
+                client
+            })
+            .collect();
+        assert_eq!(admin.get("/healthz").0, 200);
+        drop(clients);
+    }
+
+    #[test]
+    fn in_use_is_rejected_at_the_start() {
+        let first = start(&module::choosing(), &ADMIN);
+        let modules = tempfile::tempdir().unwrap();
+        let mut second = AGENT.launch(&module::write(modules.path(), "m.wasm", &module::choosing()), |command| {
+            command.args(["--admin-address", &first.admin().0.to_string()]);
+        });
+        assert_eq!(second.wait().code(), Some(1));
+        assert!(second.log.whole().contains("cannot serve `--admin-address 127.0.0.1:"));
+        assert!(!second.socket.exists());
+    }
 }
 
-#[test]
-fn what_a_module_logs_cannot_be_taken_for_an_entry_of_the_agent() {
-    let forged = "x\n{\"level\":\"ERROR\",\"message\":\"forged\"}";
-    let agent = start(&module::logging(forged), &[]);
-    agent.connect().get("a", "/");
-    agent.log.wait_for_entry("the module's line", |entry| entry["target"] == "guest");
-    assert!(agent.log.entries().iter().all(|entry| entry["message"] != "forged"));
-    let agent = start(&module::logging(forged), &["--log-format", "text"]);
-    agent.connect().get("a", "/");
-    agent.log.wait_for_line("the module's line", |line| line.contains("guest"));
-    assert!(agent.log.lines().iter().all(|line| !line.starts_with('{')), "{:?}", agent.log.lines());
+mod module_errors {
+    use super::*;
+
+    #[test]
+    fn are_one_entry_with_all_identifiers() {
+        let agent = start(&module::choosing(), &[]);
+        let mut event = request("id-1", "/t");
+        event["metadata"]["traceparent"] = json!("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+        let answer = agent.connect().ask(kind::REQUEST_HEADERS, &event);
+        assert_eq!((id_of(&answer), module_error(&answer)), ("id-1", Some("WASM_TRAP")));
+        let entry = agent.log.wait_for_entry("the module error", |entry| entry["kind"] == "WASM_TRAP");
+        assert!(entry["timestamp"].as_str().unwrap().ends_with('Z'), "{entry}");
+        assert_eq!(entry["level"], "ERROR");
+        assert_eq!(entry["correlation_id"], "id-1");
+        assert_eq!(entry["hook"], "on_request_headers");
+        assert_eq!(entry["module"].as_str().unwrap().len(), 64);
+        assert_eq!(entry["traceparent"], "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+        let message = entry["message"].as_str().unwrap();
+        assert!(message.starts_with("module error, blocked: ") && message.contains("unreachable"), "{message}");
+        assert_eq!(agent.log.entries().iter().filter(|entry| entry["level"] == "ERROR").count(), 1);
+    }
+
+    #[test]
+    fn of_later_hooks_have_the_trace_of_their_request() {
+        let wat = module::with_hooks(&["on_response_headers"], |_| "unreachable".into(), "");
+        let agent = start(&wat, &["--fail-open"]);
+        let mut proxy = agent.connect();
+        let mut event = request("id-2", "/");
+        event["metadata"]["traceparent"] = json!("00-11111111111111111111111111111111-2222222222222222-00");
+        proxy.ask(kind::REQUEST_HEADERS, &event);
+        proxy.ask(kind::RESPONSE_HEADERS, &response("id-2", 200));
+        let entry = agent.log.wait_for_entry("the module error", |entry| entry["kind"] == "WASM_TRAP");
+        assert_eq!((&entry["hook"], &entry["correlation_id"]), (&json!("on_response_headers"), &json!("id-2")));
+        assert_eq!(entry["traceparent"], "00-11111111111111111111111111111111-2222222222222222-00");
+        assert!(entry["message"].as_str().unwrap().starts_with("module error, allowed: "), "{entry}");
+    }
+
+    #[test]
+    fn are_rate_limited_and_counted() {
+        const ERRORS: usize = 400;
+        // Every error costs an instance, so the deadline must allow for waiting for another.
+        let wat = module::answering(&["on_request_headers"], "not JSON");
+        let agent = start(&wat, &[&ADMIN[..], &["--timeout-ms", "20000"]].concat());
+        let mut proxy = agent.connect();
+        for number in 0..ERRORS {
+            assert_eq!(module_error(&proxy.get(&number.to_string(), "/")), Some("WASM_INVALID_RESULT"));
+        }
+        assert_eq!(agent.admin().metric(r#"wasm_agent_errors_total{kind="invalid_result"}"#), ERRORS as f64);
+        let is_error = |entry: &&Value| entry["kind"] == "WASM_INVALID_RESULT";
+        // Once the limit allows another line, it has the number of suppressed ones.
+        let suppressed = wait_for("the number of suppressed lines", || {
+            proxy.get("more", "/");
+            agent.log.entries().iter().filter(is_error).find_map(|entry| entry["suppressed"].as_u64().filter(|count| *count > 0))
+        });
+        assert!(suppressed < ERRORS as u64 * 2);
+        assert!(agent.log.entries().iter().filter(is_error).count() >= 20);
+    }
 }
 
-#[test]
-fn the_text_format_is_for_people() {
-    let agent = start(&module::logging("hello"), &["--log-format", "text"]);
-    agent.connect().get("id-4", "/");
-    let line = agent.log.wait_for_line("the module's line", |line| line.contains("hello"));
-    assert!(line.contains(" INFO guest: ") && line.contains("correlation_id=\"id-4\""), "{line}");
-    assert!(agent.log.entries().is_empty());
+mod guest_logs {
+    use super::*;
+
+    #[test]
+    fn have_a_target_and_the_correlation_id() {
+        let agent = start(&module::logging("hello from the module"), &[]);
+        agent.connect().get("id-3", "/");
+        let entry = agent.log.wait_for_entry("the module's line", |entry| entry["message"] == "hello from the module");
+        assert_eq!((&entry["target"], &entry["level"], &entry["correlation_id"]), (&json!("guest"), &json!("INFO"), &json!("id-3")));
+        assert_eq!(entry["module"].as_str().unwrap().len(), 64);
+    }
+
+    #[test]
+    fn come_from_assemblyscript_imports() {
+        let modules = tempfile::tempdir().unwrap();
+        let file = module::write(modules.path(), "m.wasm", &module::assemblyscript());
+        let agent = AGENT.launch(&file, |command| {
+            command.env("RUST_LOG", "info,guest=debug");
+        });
+        wait_for("the socket", || UnixStream::connect(&agent.socket).ok());
+        let mut proxy = agent.connect();
+        assert_eq!(decision(&proxy.get("id-5", "/")), "allow");
+        agent.log.wait_for_entry("the last line", |entry| entry["message"] == "console.timeEnd: no such timer is running: hi ü😀");
+        let entries = agent.log.entries();
+        let lines: Vec<_> = entries.iter().filter(|entry| entry["target"] == "guest").collect();
+        let logged: Vec<_> = lines.iter().map(|entry| (entry["level"].as_str().unwrap(), entry["message"].as_str().unwrap())).collect();
+        let hi = "hi ü😀";
+        let levels = ["INFO", "DEBUG", "INFO", "WARN", "ERROR"];
+        assert_eq!(logged[..5], levels.map(|level| (level, hi)));
+        assert_eq!(logged[5..7], [("ERROR", "assertion failed: hi ü😀"), ("DEBUG", "hi ü😀 1.5 2")]);
+        for (level, timer) in &logged[7..9] {
+            assert!(*level == "INFO" && timer.starts_with("hi ü😀: ") && timer.ends_with(" ms"), "{timer}");
+        }
+        assert_eq!(logged.len(), 10);
+        assert!(lines.iter().all(|entry| entry["correlation_id"] == "id-5"), "{lines:?}");
+
+        let mut exit = request("id-6", "/");
+        exit["method"] = json!("EXIT");
+        assert_eq!(module_error(&proxy.ask(kind::REQUEST_HEADERS, &exit)), Some("WASM_TRAP"));
+        agent.log.wait_for_entry("the reason", |entry| {
+            entry["correlation_id"] == "id-6" && entry["message"].as_str().is_some_and(|text| text.contains("`process.exit(3)`"))
+        });
+    }
+
+    #[test]
+    fn cannot_forge_an_entry_of_the_agent() {
+        let forged = "x\n{\"level\":\"ERROR\",\"message\":\"forged\"}";
+        let agent = start(&module::logging(forged), &[]);
+        agent.connect().get("a", "/");
+        agent.log.wait_for_entry("the module's line", |entry| entry["target"] == "guest");
+        assert!(agent.log.entries().iter().all(|entry| entry["message"] != "forged"));
+        let agent = start(&module::logging(forged), &["--log-format", "text"]);
+        agent.connect().get("a", "/");
+        agent.log.wait_for_line("the module's line", |line| line.contains("guest"));
+        assert!(agent.log.lines().iter().all(|line| !line.starts_with('{')), "{:?}", agent.log.lines());
+    }
 }
 
-/// An agent whose log may hold nothing of its start.
-fn quiet(wat: &str, rust_log: &str, options: &[&str]) -> Agent {
-    let modules = tempfile::tempdir().unwrap();
-    let agent = AGENT.launch(&module::write(modules.path(), "m.wasm", wat), |command| {
-        command.env("RUST_LOG", rust_log).args(options);
-    });
-    // It is there a moment before it takes connections.
-    wait_for("the socket", || UnixStream::connect(&agent.socket).ok());
-    // Answered only once the module serves.
-    agent.connect().get("first", "/");
-    agent
-}
+mod format {
+    use super::*;
 
-#[test]
-fn rust_log_chooses_what_is_logged() {
-    let agent = quiet(&module::logging("hello"), "warn", &[]);
-    agent.end();
-    let agent = quiet(&module::logging("hello"), "warn,guest=info", &[]);
-    let entries = agent.log.wait_for_entry("the module's line", |entry| entry["message"] == "hello");
-    assert_eq!(entries["target"], "guest");
-    assert!(agent.log.entries().iter().all(|entry| entry["target"] == "guest"), "{:?}", agent.log.lines());
-    // The installer's unit says RUST_LOG=info: asking for more beats it.
-    let agent = quiet(&module::choosing(), "info", &["--verbose"]);
-    agent.log.wait_for_entry("a debug line", |entry| entry["level"] == "DEBUG");
-}
+    /// Starts an agent whose log may have nothing about its start.
+    fn quiet(wat: &str, rust_log: &str, options: &[&str]) -> Agent {
+        let modules = tempfile::tempdir().unwrap();
+        let agent = AGENT.launch(&module::write(modules.path(), "m.wasm", wat), |command| {
+            command.env("RUST_LOG", rust_log).args(options);
+        });
+        // The file exists a moment before connections are accepted.
+        wait_for("the socket", || UnixStream::connect(&agent.socket).ok());
+        // The answer arrives once the module serves.
+        agent.connect().get("first", "/");
+        agent
+    }
 
-#[test]
-fn a_warning_level_log_of_a_good_run_is_empty() {
-    let mut agent = quiet(&module::choosing(), "warn", &[]);
-    agent.signal(Signal::TERM);
-    assert_eq!(agent.wait().code(), Some(0));
-    assert_eq!(agent.log.whole(), "");
+    #[test]
+    fn text_is_readable() {
+        let agent = start(&module::logging("hello"), &["--log-format", "text"]);
+        agent.connect().get("id-4", "/");
+        let line = agent.log.wait_for_line("the module's line", |line| line.contains("hello"));
+        assert!(line.contains(" INFO guest: ") && line.contains("correlation_id=\"id-4\""), "{line}");
+        assert!(agent.log.entries().is_empty());
+    }
+
+    #[test]
+    fn follows_rust_log() {
+        let agent = quiet(&module::logging("hello"), "warn", &[]);
+        agent.end();
+        let agent = quiet(&module::logging("hello"), "warn,guest=info", &[]);
+        let entries = agent.log.wait_for_entry("the module's line", |entry| entry["message"] == "hello");
+        assert_eq!(entries["target"], "guest");
+        assert!(agent.log.entries().iter().all(|entry| entry["target"] == "guest"), "{:?}", agent.log.lines());
+        // The installer's unit sets RUST_LOG=info. `--verbose` takes precedence.
+        let agent = quiet(&module::choosing(), "info", &["--verbose"]);
+        agent.log.wait_for_entry("a debug line", |entry| entry["level"] == "DEBUG");
+    }
+
+    #[test]
+    fn is_empty_at_warning_level_without_trouble() {
+        let mut agent = quiet(&module::choosing(), "warn", &[]);
+        agent.signal(Signal::TERM);
+        assert_eq!(agent.wait().code(), Some(0));
+        assert_eq!(agent.log.whole(), "");
+    }
 }

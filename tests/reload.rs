@@ -1,8 +1,12 @@
-//! What a reload reads anew, what `--watch` sees, and that a reload that fails changes nothing.
+//! The files that a reload reads, the changes that `--watch` notices, and failed reloads, which
+//! change nothing.
 
 #[path = "common/grpc.rs"]
 mod client;
 
+use client::{AMPLE, Authority, Client, get, is_allow};
+use rustix::process::{Resource, Rlimit, Signal};
+use serde_json::{Value, json};
 use std::fs::{self, Permissions};
 use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -11,19 +15,16 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-
-use client::{AMPLE, Authority, Client, get, is_allow};
-use rustix::process::{Resource, Rlimit, Signal};
-use serde_json::{Value, json};
 use tempfile::TempDir;
 use testkit::{Admin, Agent, Connection, Program, module, module_error, wait_for};
 
 const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
 
 const RELOADED: &str = r#"wasm_agent_reloads_total{result="success"}"#;
+
 const NOT_RELOADED: &str = r#"wasm_agent_reloads_total{result="failure"}"#;
 
-/// A directory with a module that shows its configuration, and that configuration.
+/// A directory with a module that returns its configuration, and that configuration.
 struct Files(TempDir);
 
 impl Files {
@@ -43,7 +44,7 @@ impl Files {
     }
 
     fn config(&self, json: &str) {
-        // In place, as an editor may.
+        // In place, as some editors write.
         fs::write(self.path("config.json"), json).unwrap();
     }
 
@@ -56,13 +57,13 @@ impl Files {
     }
 }
 
-/// The configuration that decides, as a module of [`module::configurable`] shows it.
+/// The current configuration, as a [`module::configurable`] returns it.
 #[track_caller]
 fn rules(connection: &mut Connection) -> Value {
     module::seen(&connection.get("rules", "/"))
 }
 
-/// The tag of a module of [`module::tagging`].
+/// The tag of a [`module::tagging`].
 #[track_caller]
 fn tag(connection: &mut Connection) -> String {
     let answer = connection.get("tag", "/");
@@ -70,394 +71,417 @@ fn tag(connection: &mut Connection) -> String {
     answer["audit"]["tags"][0].as_str().unwrap_or_else(|| panic!("no tag in {answer}")).to_owned()
 }
 
-#[test]
-fn sighup_reads_the_configuration_file_anew() {
-    let files = Files::new();
-    let (agent, admin) = files.start(&[]);
-    let mut connection = agent.connect();
-    assert_eq!(rules(&mut connection), json!({"rules": 1}));
-    files.config(r#"{"rules":2}"#);
-    agent.signal(Signal::HUP);
-    admin.wait_for_metric(RELOADED, 1.0);
-    assert_eq!(rules(&mut connection), json!({"rules": 2}));
-    // What the proxy configures lies on top of it, and what it does not configure is as the file says.
-    connection.configure(&json!({"pool-size": 2})).unwrap();
-    assert_eq!(rules(&mut connection), json!({"rules": 2}));
-    agent.end();
-}
-
-#[test]
-fn the_watch_sees_the_configuration_file() {
-    let files = Files::new();
-    let (agent, _) = files.start(&["--watch"]);
-    let mut connection = agent.connect();
-    files.config(r#"{"rules":2}"#);
-    wait_for("the new rules", || (rules(&mut connection) == json!({"rules": 2})).then_some(()));
-    agent.end();
-}
-
-#[test]
-fn one_bad_file_changes_nothing_and_is_named() {
-    let files = Files::new();
-    let (agent, admin) = files.start(&[]);
-    let mut connection = agent.connect();
-    let config = files.path("config.json").display().to_string();
-    // The module is good, and would show.
-    files.module(&module::tagging("new"));
-    for (round, (bad, reason)) in
-        [("{", "EOF while parsing"), (&*"1".repeat((1 << 20) + 1), "larger than the limit"), ("", "No such file")].into_iter().enumerate()
-    {
-        match bad {
-            "" => fs::remove_file(&config).unwrap(),
-            bad => files.config(bad),
-        }
-        agent.signal(Signal::HUP);
-        admin.wait_for_metric(NOT_RELOADED, (round + 1) as f64);
-        assert_eq!(rules(&mut connection), json!({"rules": 1}));
-        let (status, health) = admin.get("/healthz");
-        assert_eq!(status, 200);
-        assert!(health.starts_with(&format!("degraded: cannot use `--module-config @{config}`: ")) && health.contains(reason), "{health}");
-        assert_eq!(admin.get("/readyz").0, 200);
-    }
-    agent
-        .log
-        .wait_for_line("which file is bad", |line| line.contains("reload failed, keeping the current module") && line.contains(&config));
-    // The settings that the proxy brings lie on the configuration that serves.
-    connection.configure(&json!({"pool-size": 2})).unwrap();
-    assert_eq!(rules(&mut connection), json!({"rules": 1}));
-
-    files.config("{}");
-    agent.signal(Signal::HUP);
-    admin.wait_for_metric(RELOADED, 2.0);
-    assert_eq!(tag(&mut connection), "new");
-    assert_eq!(admin.get("/healthz"), (200, "healthy\n".into()));
-    agent.end();
-}
-
-#[test]
-fn a_configuration_that_the_module_rejects_is_named() {
-    let files = Files::new();
-    let (agent, admin) = files.start(&[]);
-    files.config(r#""loud!""#);
-    agent.signal(Signal::HUP);
-    admin.wait_for_metric(NOT_RELOADED, 1.0);
-    let health = admin.get("/healthz").1;
-    assert!(health.contains("config.json") && health.contains("rejects its configuration: no exclamation marks"), "{health}");
-    assert_eq!(rules(&mut agent.connect()), json!({"rules": 1}));
-    agent.end();
-}
-
-#[test]
-fn a_configuration_from_a_pipe_stays_over_a_reload() {
-    let files = Files::new();
-    let (reader, mut writer) = std::io::pipe().unwrap();
-    writer.write_all(br#"{"rules":"piped"}"#).unwrap();
-    drop(writer);
-    let agent = AGENT.start_with(&files.path("m.wasm"), |command| {
-        command.args(["--module-config", "@/dev/stdin", "--admin-address", "127.0.0.1:0"]).stdin(Stdio::from(reader));
-    });
-    let mut connection = agent.connect();
-    assert_eq!(rules(&mut connection), json!({"rules": "piped"}));
-    agent.signal(Signal::HUP);
-    agent.admin().wait_for_metric(RELOADED, 1.0);
-    assert_eq!(rules(&mut connection), json!({"rules": "piped"}));
-    agent.end();
-}
-
-/// Makes `directory/..data` lead to a new folder with `files`, as Kubernetes does for a ConfigMap: the links to the files stay as they are.
-fn swap_config_map(directory: &Path, generation: u32, files: &[(&str, &[u8])]) {
-    let folder = directory.join(format!("..generation-{generation}"));
-    fs::create_dir(&folder).unwrap();
-    for (name, contents) in files {
-        fs::write(folder.join(name), contents).unwrap();
-    }
-    let next = directory.join("..data_tmp");
-    symlink(folder.file_name().unwrap(), &next).unwrap();
-    let before = fs::read_link(directory.join("..data")).ok();
-    fs::rename(next, directory.join("..data")).unwrap();
-    if let Some(before) = before {
-        fs::remove_dir_all(directory.join(before)).unwrap();
-    }
-}
-
-#[test]
-fn the_watch_sees_the_swap_of_a_config_map() {
-    let map = tempfile::tempdir().unwrap();
-    let module = wat::parse_str(module::configurable()).unwrap();
-    let swap = |generation: u32| {
-        let config = json!({"rules": generation}).to_string();
-        swap_config_map(map.path(), generation, &[("m.wasm", &module), ("config.json", config.as_bytes())]);
-    };
-    swap(1);
-    for name in ["m.wasm", "config.json"] {
-        symlink(Path::new("..data").join(name), map.path().join(name)).unwrap();
-    }
-    let config = format!("@{}", map.path().join("config.json").display());
-    let agent = AGENT.start(&map.path().join("m.wasm"), &[&AMPLE[..], &["--watch", "--module-config", &config]].concat());
-    let mut connection = agent.connect();
-    for generation in 1..=3 {
-        wait_for("the new rules", || (rules(&mut connection) == json!({"rules": generation})).then_some(()));
-        swap(generation + 1);
-    }
-    agent.end();
-}
-
-#[test]
-fn the_watch_sees_a_directory_take_the_place_of_another() {
-    let home = tempfile::tempdir().unwrap();
-    let make = |name: &str, tag: &str| {
-        fs::create_dir(home.path().join(name)).unwrap();
-        module::write(&home.path().join(name), "m.wasm", &module::tagging(tag))
-    };
-    let agent = AGENT.start(&make("live", "first"), &["--watch"]);
-    let mut connection = agent.connect();
-    make("next", "second");
-    fs::rename(home.path().join("live"), home.path().join("old")).unwrap();
-    fs::rename(home.path().join("next"), home.path().join("live")).unwrap();
-    wait_for("the new module", || (tag(&mut connection) == "second").then_some(()));
-    agent.end();
-}
-
-#[test]
-fn the_watch_sees_a_change_that_keeps_size_and_time() {
-    let files = Files::new();
-    let (agent, _) = files.start(&["--watch"]);
-    let mut connection = agent.connect();
-    let config = files.path("config.json");
-    let modified = fs::metadata(&config).unwrap().modified().unwrap();
-    let mut file = fs::OpenOptions::new().write(true).open(&config).unwrap();
-    file.write_all(br#"{"rules":2}"#).unwrap();
-    file.set_modified(modified).unwrap();
-    wait_for("the new rules", || (rules(&mut connection) == json!({"rules": 2})).then_some(()));
-    agent.end();
-}
-
-#[test]
-fn a_watched_file_that_could_not_be_read_is_taken_when_it_can() {
-    let files = Files::new();
-    // Root reads everything.
-    let is_root = rustix::process::geteuid().is_root();
-    let config = files.path("config.json");
-    if is_root {
-        fs::set_permissions(files.0.path(), Permissions::from_mode(0o755)).unwrap();
-        for name in ["m.wasm", "config.json"] {
-            fs::set_permissions(files.path(name), Permissions::from_mode(0o644)).unwrap();
-        }
-    }
-    let home = tempfile::tempdir().unwrap();
-    fs::set_permissions(home.path(), Permissions::from_mode(0o777)).unwrap();
-    let agent = AGENT.launch_in(home, "wasm.sock", &files.path("m.wasm"), |command| {
-        command.args(["--watch", "--admin-address", "127.0.0.1:0", "--module-config"]).arg(format!("@{}", config.display()));
-        if is_root {
-            const NOBODY: u32 = 65534;
-            command.uid(NOBODY).gid(NOBODY);
-        }
-    });
-    let admin = agent.admin();
-    wait_for("the start", || (admin.get("/readyz").0 == 200).then_some(()));
-    // Under another name at first, so that it never appears readable.
-    let next = files.path("next.json");
-    fs::write(&next, r#"{"rules":2}"#).unwrap();
-    fs::set_permissions(&next, Permissions::from_mode(0o000)).unwrap();
-    fs::rename(&next, &config).unwrap();
-    wait_for("a failed reload", || (admin.metric(NOT_RELOADED) >= 1.0).then_some(()));
-    let health = admin.get("/healthz").1;
-    assert!(health.contains("config.json") && health.contains("Permission denied"), "{health}");
-    assert_eq!(rules(&mut agent.connect()), json!({"rules": 1}));
-    fs::set_permissions(&config, Permissions::from_mode(0o644)).unwrap();
-    wait_for("the new rules", || (rules(&mut agent.connect()) == json!({"rules": 2})).then_some(()));
-    assert_eq!(admin.get("/healthz"), (200, "healthy\n".into()));
-    agent.end();
-}
-
-/// Bounds the files that the agent may open, and gives the bound before.
-fn limit_files(agent: &Agent, limit: Option<u64>) -> Option<u64> {
-    // The agent has inherited it.
-    let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
-    rustix::process::prlimit(Some(agent.pid()), Resource::Nofile, Rlimit { current: limit, maximum }).unwrap().current
-}
-
-#[test]
-fn a_failed_reload_is_retried_although_no_file_changes() {
-    let files = Files::new();
-    let agent = AGENT.start(&files.path("m.wasm"), &["--watch"]);
-    agent.log.wait_for_line("that it serves", |line| line.contains("serving the socket"));
-    // No file can be opened, and looking at one shows nothing of it.
-    let before = limit_files(&agent, Some(3));
-    agent.signal(Signal::HUP);
-    agent.log.wait_for_line("that the reload failed", |line| line.contains("reload failed") && line.contains("m.wasm"));
-    agent.log.wait_for_line("that it is tried again", |line| line.contains("retrying the failed reload"));
-    let served = || agent.log.lines().iter().filter(|line| line.contains("the module `") && line.contains("` serves")).count();
-    assert_eq!(served(), 1);
-    limit_files(&agent, before);
-    wait_for("a reload that succeeds", || (served() == 2).then_some(()));
-    agent.end();
-}
-
-#[test]
-fn a_watched_file_that_stays_missing_shows_and_its_return_heals() {
-    let files = Files::new();
-    let (agent, admin) = files.start(&["--watch"]);
-    let mut connection = agent.connect();
-    let aside = files.path("aside");
-    fs::rename(files.path("config.json"), &aside).unwrap();
-    wait_for("a failed reload", || (admin.metric(NOT_RELOADED) >= 1.0).then_some(()));
-    assert!(admin.get("/healthz").1.contains("config.json"));
-    assert_eq!(rules(&mut connection), json!({"rules": 1}));
-    fs::rename(&aside, files.path("config.json")).unwrap();
-    wait_for("the agent to be healthy", || (admin.get("/healthz").1 == "healthy\n").then_some(()));
-    agent.end();
-}
-
-#[test]
-fn what_sighup_has_read_is_not_read_again_because_it_has_changed() {
-    let files = Files::new();
-    let (agent, admin) = files.start(&["--watch"]);
-    let mut connection = agent.connect();
-    for number in 2..=4 {
-        // The watch must not come first on a machine that does other things too.
-        agent.signal(Signal::STOP);
-        files.config(&json!({"rules": number}).to_string());
-        agent.signal(Signal::HUP);
-        agent.signal(Signal::CONT);
-        wait_for("the new rules", || (rules(&mut connection) == json!({"rules": number})).then_some(()));
-    }
-    // A change that only the watch can see, so that it has looked at all of the above.
-    files.config(r#"{"rules":5}"#);
-    wait_for("the new rules", || (rules(&mut connection) == json!({"rules": 5})).then_some(()));
-    wait_for("the reload to be counted", || (admin.metric(RELOADED) >= 4.0).then_some(()));
-    assert_eq!(admin.metric(RELOADED), 4.0);
-    agent.end();
-}
-
 /// A connection over TLS with an open stream.
 async fn stream(agent: &Agent, authority: &Authority) -> client::Stream {
     Client::new(authority.connect(agent, None).await.unwrap()).process().await
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn new_connections_get_the_renewed_certificate_and_established_ones_go_on() {
-    let (authority, renewed) = (Authority::new(), Authority::new());
-    let directory = tempfile::tempdir().unwrap();
-    let file = module::write(directory.path(), "m.wasm", &module::tagging("old"));
-    let options = authority.options();
-    for watch in [false, true] {
-        authority.write_certificate(&authority);
-        module::write(directory.path(), "m.wasm", &module::tagging("old"));
-        let agent = AGENT.start_with(&file, |command| {
-            command.args(["--grpc-address", "127.0.0.1:0", "--admin-address", "127.0.0.1:0"]).args(AMPLE).args(&options);
-            if watch {
-                command.arg("--watch");
-            }
-        });
-        let mut established = stream(&agent, &authority).await;
-        assert_eq!(established.ask(get("1", "/")).await.audit.unwrap().tags, ["old"]);
+mod sighup {
+    use super::*;
 
-        module::write(directory.path(), "m.wasm", &module::tagging("new"));
-        authority.write_certificate(&renewed);
-        if !watch {
+    #[test]
+    fn reads_the_configuration_file_again() {
+        let files = Files::new();
+        let (agent, admin) = files.start(&[]);
+        let mut connection = agent.connect();
+        assert_eq!(rules(&mut connection), json!({"rules": 1}));
+        files.config(r#"{"rules":2}"#);
+        agent.signal(Signal::HUP);
+        admin.wait_for_metric(RELOADED, 1.0);
+        assert_eq!(rules(&mut connection), json!({"rules": 2}));
+        // The proxy's settings have precedence over the file, and others come from the file.
+        connection.configure(&json!({"pool-size": 2})).unwrap();
+        assert_eq!(rules(&mut connection), json!({"rules": 2}));
+        agent.end();
+    }
+
+    #[test]
+    fn keeps_a_configuration_from_a_pipe() {
+        let files = Files::new();
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        writer.write_all(br#"{"rules":"piped"}"#).unwrap();
+        drop(writer);
+        let agent = AGENT.start_with(&files.path("m.wasm"), |command| {
+            command.args(["--module-config", "@/dev/stdin", "--admin-address", "127.0.0.1:0"]).stdin(Stdio::from(reader));
+        });
+        let mut connection = agent.connect();
+        assert_eq!(rules(&mut connection), json!({"rules": "piped"}));
+        agent.signal(Signal::HUP);
+        agent.admin().wait_for_metric(RELOADED, 1.0);
+        assert_eq!(rules(&mut connection), json!({"rules": "piped"}));
+        agent.end();
+    }
+
+    #[test]
+    fn does_not_make_the_watch_reload_again() {
+        let files = Files::new();
+        let (agent, admin) = files.start(&["--watch"]);
+        let mut connection = agent.connect();
+        for number in 2..=4 {
+            // While the agent is stopped, the watch cannot notice the change before the signal
+            // does.
+            agent.signal(Signal::STOP);
+            files.config(&json!({"rules": number}).to_string());
             agent.signal(Signal::HUP);
+            agent.signal(Signal::CONT);
+            wait_for("the new rules", || (rules(&mut connection) == json!({"rules": number})).then_some(()));
         }
-        wait_for("the new module", || (tag(&mut agent.connect()) == "new").then_some(()));
-        assert_eq!(established.ask(get("2", "/")).await.audit.unwrap().tags, ["new"]);
-        authority.connect(&agent, None).await.unwrap_err();
-        assert_eq!(stream(&agent, &renewed).await.ask(get("3", "/")).await.audit.unwrap().tags, ["new"]);
+        // A change without a signal, so the watch has looked at all of the above.
+        files.config(r#"{"rules":5}"#);
+        wait_for("the new rules", || (rules(&mut connection) == json!({"rules": 5})).then_some(()));
+        wait_for("the reload to be counted", || (admin.metric(RELOADED) >= 4.0).then_some(()));
+        assert_eq!(admin.metric(RELOADED), 4.0);
         agent.end();
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_certificate_that_cannot_be_used_changes_nothing_and_is_named() {
-    let (authority, clients) = (Authority::new(), Authority::new());
-    let directory = tempfile::tempdir().unwrap();
-    let file = module::write(directory.path(), "m.wasm", &module::tagging("old"));
-    let mut options = authority.options();
-    options.extend(["--grpc-client-ca".into(), clients.file("root.pem").display().to_string()]);
-    let agent = AGENT.start_with(&file, |command| {
-        command.args(["--grpc-address", "127.0.0.1:0", "--admin-address", "127.0.0.1:0"]).args(AMPLE).args(&options);
-    });
-    let admin = agent.admin();
-    module::write(directory.path(), "m.wasm", &module::tagging("new"));
-    let (certificate, key) = (authority.file("cert.pem"), authority.file("key.pem"));
-    let good = [&certificate, &key, &clients.file("root.pem")].map(|path| (path.clone(), fs::read(path).unwrap()));
-    let (_, other_key) = authority.issue("localhost");
-    for (round, (path, bad, named)) in [
-        (&certificate, "", "--grpc-tls-cert"),
-        (&key, "", "--grpc-tls-key"),
-        (&key, &*other_key, "--grpc-tls-key"),
-        (&good[2].0, "", "--grpc-client-ca"),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        fs::write(path, bad).unwrap();
-        agent.signal(Signal::HUP);
-        admin.wait_for_metric(NOT_RELOADED, (round + 1) as f64);
-        let health = admin.get("/healthz").1;
-        assert!(health.starts_with("degraded: ") && health.contains(&format!("`{named} {}`", path.display())), "{health}");
-        assert_eq!(tag(&mut agent.connect()), "old");
-        authority.ask(&agent, Some(&clients)).await.unwrap();
-        for (path, contents) in &good {
-            fs::write(path, contents).unwrap();
+mod watch {
+    use super::*;
+
+    /// Makes `directory/..data` a link to a new folder with `files`, as Kubernetes does for a
+    /// ConfigMap. The links to the files do not change.
+    fn swap_config_map(directory: &Path, generation: u32, files: &[(&str, &[u8])]) {
+        let folder = directory.join(format!("..generation-{generation}"));
+        fs::create_dir(&folder).unwrap();
+        for (name, contents) in files {
+            fs::write(folder.join(name), contents).unwrap();
+        }
+        let next = directory.join("..data_tmp");
+        symlink(folder.file_name().unwrap(), &next).unwrap();
+        let before = fs::read_link(directory.join("..data")).ok();
+        fs::rename(next, directory.join("..data")).unwrap();
+        if let Some(before) = before {
+            fs::remove_dir_all(directory.join(before)).unwrap();
         }
     }
-    // Other clients than before.
-    let others = Authority::new();
-    fs::copy(others.file("root.pem"), &good[2].0).unwrap();
-    agent.signal(Signal::HUP);
-    admin.wait_for_metric(RELOADED, 1.0);
-    assert_eq!(admin.get("/healthz").1, "healthy\n");
-    assert_eq!(tag(&mut agent.connect()), "new");
-    assert!(authority.ask(&agent, Some(&others)).await.is_ok());
-    assert!(authority.ask(&agent, Some(&clients)).await.is_err());
-    agent.end();
+
+    /// Limits the number of files that the agent may open. Returns the previous limit.
+    fn limit_files(agent: &Agent, limit: Option<u64>) -> Option<u64> {
+        // The agent has inherited the hard limit.
+        let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+        rustix::process::prlimit(Some(agent.pid()), Resource::Nofile, Rlimit { current: limit, maximum }).unwrap().current
+    }
+
+    #[test]
+    fn notices_the_configuration_file() {
+        let files = Files::new();
+        let (agent, _) = files.start(&["--watch"]);
+        let mut connection = agent.connect();
+        files.config(r#"{"rules":2}"#);
+        wait_for("the new rules", || (rules(&mut connection) == json!({"rules": 2})).then_some(()));
+        agent.end();
+    }
+
+    #[test]
+    fn notices_the_swap_of_a_config_map() {
+        let map = tempfile::tempdir().unwrap();
+        let module = wat::parse_str(module::configurable()).unwrap();
+        let swap = |generation: u32| {
+            let config = json!({"rules": generation}).to_string();
+            swap_config_map(map.path(), generation, &[("m.wasm", &module), ("config.json", config.as_bytes())]);
+        };
+        swap(1);
+        for name in ["m.wasm", "config.json"] {
+            symlink(Path::new("..data").join(name), map.path().join(name)).unwrap();
+        }
+        let config = format!("@{}", map.path().join("config.json").display());
+        let agent = AGENT.start(&map.path().join("m.wasm"), &[&AMPLE[..], &["--watch", "--module-config", &config]].concat());
+        let mut connection = agent.connect();
+        for generation in 1..=3 {
+            wait_for("the new rules", || (rules(&mut connection) == json!({"rules": generation})).then_some(()));
+            swap(generation + 1);
+        }
+        agent.end();
+    }
+
+    #[test]
+    fn notices_a_replaced_directory() {
+        let home = tempfile::tempdir().unwrap();
+        let make = |name: &str, tag: &str| {
+            fs::create_dir(home.path().join(name)).unwrap();
+            module::write(&home.path().join(name), "m.wasm", &module::tagging(tag))
+        };
+        let agent = AGENT.start(&make("live", "first"), &["--watch"]);
+        let mut connection = agent.connect();
+        make("next", "second");
+        fs::rename(home.path().join("live"), home.path().join("old")).unwrap();
+        fs::rename(home.path().join("next"), home.path().join("live")).unwrap();
+        wait_for("the new module", || (tag(&mut connection) == "second").then_some(()));
+        agent.end();
+    }
+
+    #[test]
+    fn notices_a_change_that_keeps_size_and_time() {
+        let files = Files::new();
+        let (agent, _) = files.start(&["--watch"]);
+        let mut connection = agent.connect();
+        let config = files.path("config.json");
+        let modified = fs::metadata(&config).unwrap().modified().unwrap();
+        let mut file = fs::OpenOptions::new().write(true).open(&config).unwrap();
+        file.write_all(br#"{"rules":2}"#).unwrap();
+        file.set_modified(modified).unwrap();
+        wait_for("the new rules", || (rules(&mut connection) == json!({"rules": 2})).then_some(()));
+        agent.end();
+    }
+
+    #[test]
+    fn reads_a_file_once_it_becomes_readable() {
+        let files = Files::new();
+        // Root can read everything, so the agent runs as another user.
+        let is_root = rustix::process::geteuid().is_root();
+        let config = files.path("config.json");
+        if is_root {
+            fs::set_permissions(files.0.path(), Permissions::from_mode(0o755)).unwrap();
+            for name in ["m.wasm", "config.json"] {
+                fs::set_permissions(files.path(name), Permissions::from_mode(0o644)).unwrap();
+            }
+        }
+        let home = tempfile::tempdir().unwrap();
+        fs::set_permissions(home.path(), Permissions::from_mode(0o777)).unwrap();
+        let agent = AGENT.launch_in(home, "wasm.sock", &files.path("m.wasm"), |command| {
+            command.args(["--watch", "--admin-address", "127.0.0.1:0", "--module-config"]).arg(format!("@{}", config.display()));
+            if is_root {
+                const NOBODY: u32 = 65534;
+                command.uid(NOBODY).gid(NOBODY);
+            }
+        });
+        let admin = agent.admin();
+        wait_for("the start", || (admin.get("/readyz").0 == 200).then_some(()));
+        // Renamed into place, so it is never readable there.
+        let next = files.path("next.json");
+        fs::write(&next, r#"{"rules":2}"#).unwrap();
+        fs::set_permissions(&next, Permissions::from_mode(0o000)).unwrap();
+        fs::rename(&next, &config).unwrap();
+        wait_for("a failed reload", || (admin.metric(NOT_RELOADED) >= 1.0).then_some(()));
+        let health = admin.get("/healthz").1;
+        assert!(health.contains("config.json") && health.contains("Permission denied"), "{health}");
+        assert_eq!(rules(&mut agent.connect()), json!({"rules": 1}));
+        fs::set_permissions(&config, Permissions::from_mode(0o644)).unwrap();
+        wait_for("the new rules", || (rules(&mut agent.connect()) == json!({"rules": 2})).then_some(()));
+        assert_eq!(admin.get("/healthz"), (200, "healthy\n".into()));
+        agent.end();
+    }
+
+    #[test]
+    fn recovers_when_a_missing_file_returns() {
+        let files = Files::new();
+        let (agent, admin) = files.start(&["--watch"]);
+        let mut connection = agent.connect();
+        let elsewhere = files.path("elsewhere");
+        fs::rename(files.path("config.json"), &elsewhere).unwrap();
+        wait_for("a failed reload", || (admin.metric(NOT_RELOADED) >= 1.0).then_some(()));
+        assert!(admin.get("/healthz").1.contains("config.json"));
+        assert_eq!(rules(&mut connection), json!({"rules": 1}));
+        fs::rename(&elsewhere, files.path("config.json")).unwrap();
+        wait_for("the agent to be healthy", || (admin.get("/healthz").1 == "healthy\n").then_some(()));
+        agent.end();
+    }
+
+    #[test]
+    fn retries_a_failed_reload_without_a_change() {
+        let files = Files::new();
+        let agent = AGENT.start(&files.path("m.wasm"), &["--watch"]);
+        agent.log.wait_for_line("serving the socket", |line| line.contains("serving the socket"));
+        // No file can be opened, although the state of each is unchanged.
+        let before = limit_files(&agent, Some(3));
+        agent.signal(Signal::HUP);
+        agent.log.wait_for_line("the failed reload", |line| line.contains("reload failed") && line.contains("m.wasm"));
+        agent.log.wait_for_line("the next try", |line| line.contains("retrying the failed reload"));
+        let served = || agent.log.lines().iter().filter(|line| line.contains("the module `") && line.contains("` serves")).count();
+        assert_eq!(served(), 1);
+        limit_files(&agent, before);
+        wait_for("a reload that succeeds", || (served() == 2).then_some(()));
+        agent.end();
+    }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn reloads_of_everything_under_load_lose_no_answer_and_no_connection() {
-    const RELOADS: usize = 20;
-    let authority = Authority::new();
-    let files = Files::new();
-    let options = authority.options();
-    let config = format!("@{}", files.path("config.json").display());
-    let agent = AGENT.start_with(&files.path("m.wasm"), |command| {
-        command
-            .args(["--grpc-address", "127.0.0.1:0", "--admin-address", "127.0.0.1:0", "--module-config", &config])
-            .args(AMPLE)
-            .args(&options);
-    });
-    let admin = agent.admin();
-    let (authority, agent) = (Arc::new(authority), Arc::new(agent));
-    let stop = Arc::new(AtomicBool::new(false));
-    // One connection that stays, and many that come.
-    let mut stays = stream(&agent, &authority).await;
-    let stopped = Arc::clone(&stop);
-    let established = tokio::spawn(async move {
-        let mut asked = 0;
-        while !stopped.load(SeqCst) {
-            assert!(is_allow(&stays.ask(get(&format!("stays-{asked}"), "/")).await));
-            asked += 1;
+mod failure {
+    use super::*;
+
+    #[test]
+    fn of_one_file_changes_nothing_and_names_it() {
+        let files = Files::new();
+        let (agent, admin) = files.start(&[]);
+        let mut connection = agent.connect();
+        let config = files.path("config.json").display().to_string();
+        // The module is valid, so the test would notice if it served.
+        files.module(&module::tagging("new"));
+        for (round, (bad, reason)) in
+            [("{", "EOF while parsing"), (&*"1".repeat((1 << 20) + 1), "larger than the limit"), ("", "No such file")]
+                .into_iter()
+                .enumerate()
+        {
+            match bad {
+                "" => fs::remove_file(&config).unwrap(),
+                bad => files.config(bad),
+            }
+            agent.signal(Signal::HUP);
+            admin.wait_for_metric(NOT_RELOADED, (round + 1) as f64);
+            assert_eq!(rules(&mut connection), json!({"rules": 1}));
+            let (status, health) = admin.get("/healthz");
+            assert_eq!(status, 200);
+            assert!(
+                health.starts_with(&format!("degraded: cannot use `--module-config @{config}`: ")) && health.contains(reason),
+                "{health}"
+            );
+            assert_eq!(admin.get("/readyz").0, 200);
         }
-        asked
-    });
-    let (stopped, to, root) = (Arc::clone(&stop), Arc::clone(&agent), Arc::clone(&authority));
-    let fresh = tokio::spawn(async move {
-        let mut asked = 0;
-        while !stopped.load(SeqCst) {
-            assert!(is_allow(&stream(&to, &root).await.ask(get(&format!("comes-{asked}"), "/")).await));
-            asked += 1;
-        }
-        asked
-    });
-    for number in 1..=RELOADS {
-        files.config(&json!({"rules": number}).to_string());
-        authority.write_certificate(&authority);
+        agent.log.wait_for_line("the path of the invalid file", |line| {
+            line.contains("reload failed, keeping the current module") && line.contains(&config)
+        });
+        // The proxy's settings are applied on top of the current configuration.
+        connection.configure(&json!({"pool-size": 2})).unwrap();
+        assert_eq!(rules(&mut connection), json!({"rules": 1}));
+
+        files.config("{}");
         agent.signal(Signal::HUP);
-        admin.wait_for_metric(RELOADED, number as f64);
-        assert_eq!(rules(&mut agent.connect()), json!({"rules": number}));
+        admin.wait_for_metric(RELOADED, 2.0);
+        assert_eq!(tag(&mut connection), "new");
+        assert_eq!(admin.get("/healthz"), (200, "healthy\n".into()));
+        agent.end();
     }
-    stop.store(true, SeqCst);
-    assert!(established.await.unwrap() > RELOADS);
-    assert!(fresh.await.unwrap() > 1);
-    assert_eq!(admin.metric(NOT_RELOADED), 0.0);
+
+    #[test]
+    fn names_a_configuration_that_the_module_rejects() {
+        let files = Files::new();
+        let (agent, admin) = files.start(&[]);
+        files.config(r#""loud!""#);
+        agent.signal(Signal::HUP);
+        admin.wait_for_metric(NOT_RELOADED, 1.0);
+        let health = admin.get("/healthz").1;
+        assert!(health.contains("config.json") && health.contains("rejects its configuration: no exclamation marks"), "{health}");
+        assert_eq!(rules(&mut agent.connect()), json!({"rules": 1}));
+        agent.end();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn of_a_certificate_changes_nothing_and_names_it() {
+        let (authority, clients) = (Authority::new(), Authority::new());
+        let directory = tempfile::tempdir().unwrap();
+        let file = module::write(directory.path(), "m.wasm", &module::tagging("old"));
+        let mut options = authority.options();
+        options.extend(["--grpc-client-ca".into(), clients.file("root.pem").display().to_string()]);
+        let agent = AGENT.start_with(&file, |command| {
+            command.args(["--grpc-address", "127.0.0.1:0", "--admin-address", "127.0.0.1:0"]).args(AMPLE).args(&options);
+        });
+        let admin = agent.admin();
+        module::write(directory.path(), "m.wasm", &module::tagging("new"));
+        let (certificate, key) = (authority.file("cert.pem"), authority.file("key.pem"));
+        let good = [&certificate, &key, &clients.file("root.pem")].map(|path| (path.clone(), fs::read(path).unwrap()));
+        let (_, other_key) = authority.issue("localhost");
+        for (round, (path, bad, named)) in [
+            (&certificate, "", "--grpc-tls-cert"),
+            (&key, "", "--grpc-tls-key"),
+            (&key, &*other_key, "--grpc-tls-key"),
+            (&good[2].0, "", "--grpc-client-ca"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            fs::write(path, bad).unwrap();
+            agent.signal(Signal::HUP);
+            admin.wait_for_metric(NOT_RELOADED, (round + 1) as f64);
+            let health = admin.get("/healthz").1;
+            assert!(health.starts_with("degraded: ") && health.contains(&format!("`{named} {}`", path.display())), "{health}");
+            assert_eq!(tag(&mut agent.connect()), "old");
+            authority.ask(&agent, Some(&clients)).await.unwrap();
+            for (path, contents) in &good {
+                fs::write(path, contents).unwrap();
+            }
+        }
+        // Another authority for clients.
+        let others = Authority::new();
+        fs::copy(others.file("root.pem"), &good[2].0).unwrap();
+        agent.signal(Signal::HUP);
+        admin.wait_for_metric(RELOADED, 1.0);
+        assert_eq!(admin.get("/healthz").1, "healthy\n");
+        assert_eq!(tag(&mut agent.connect()), "new");
+        assert!(authority.ask(&agent, Some(&others)).await.is_ok());
+        assert!(authority.ask(&agent, Some(&clients)).await.is_err());
+        agent.end();
+    }
+}
+
+mod certificates {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn renewed_apply_to_new_connections_alone() {
+        let (authority, renewed) = (Authority::new(), Authority::new());
+        let directory = tempfile::tempdir().unwrap();
+        let file = module::write(directory.path(), "m.wasm", &module::tagging("old"));
+        let options = authority.options();
+        for watch in [false, true] {
+            authority.write_certificate(&authority);
+            module::write(directory.path(), "m.wasm", &module::tagging("old"));
+            let agent = AGENT.start_with(&file, |command| {
+                command.args(["--grpc-address", "127.0.0.1:0", "--admin-address", "127.0.0.1:0"]).args(AMPLE).args(&options);
+                if watch {
+                    command.arg("--watch");
+                }
+            });
+            let mut established = stream(&agent, &authority).await;
+            assert_eq!(established.ask(get("1", "/")).await.audit.unwrap().tags, ["old"]);
+
+            module::write(directory.path(), "m.wasm", &module::tagging("new"));
+            authority.write_certificate(&renewed);
+            if !watch {
+                agent.signal(Signal::HUP);
+            }
+            wait_for("the new module", || (tag(&mut agent.connect()) == "new").then_some(()));
+            assert_eq!(established.ask(get("2", "/")).await.audit.unwrap().tags, ["new"]);
+            authority.connect(&agent, None).await.unwrap_err();
+            assert_eq!(stream(&agent, &renewed).await.ask(get("3", "/")).await.audit.unwrap().tags, ["new"]);
+            agent.end();
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn and_everything_else_reload_under_load_without_loss() {
+        const RELOADS: usize = 20;
+        let authority = Authority::new();
+        let files = Files::new();
+        let options = authority.options();
+        let config = format!("@{}", files.path("config.json").display());
+        let agent = AGENT.start_with(&files.path("m.wasm"), |command| {
+            command
+                .args(["--grpc-address", "127.0.0.1:0", "--admin-address", "127.0.0.1:0", "--module-config", &config])
+                .args(AMPLE)
+                .args(&options);
+        });
+        let admin = agent.admin();
+        let (authority, agent) = (Arc::new(authority), Arc::new(agent));
+        let stop = Arc::new(AtomicBool::new(false));
+        // One connection that stays, and many new ones.
+        let mut stays = stream(&agent, &authority).await;
+        let stopped = Arc::clone(&stop);
+        let established = tokio::spawn(async move {
+            let mut asked = 0;
+            while !stopped.load(SeqCst) {
+                assert!(is_allow(&stays.ask(get(&format!("stays-{asked}"), "/")).await));
+                asked += 1;
+            }
+            asked
+        });
+        let (stopped, to, root) = (Arc::clone(&stop), Arc::clone(&agent), Arc::clone(&authority));
+        let fresh = tokio::spawn(async move {
+            let mut asked = 0;
+            while !stopped.load(SeqCst) {
+                assert!(is_allow(&stream(&to, &root).await.ask(get(&format!("new-{asked}"), "/")).await));
+                asked += 1;
+            }
+            asked
+        });
+        for number in 1..=RELOADS {
+            files.config(&json!({"rules": number}).to_string());
+            authority.write_certificate(&authority);
+            agent.signal(Signal::HUP);
+            admin.wait_for_metric(RELOADED, number as f64);
+            assert_eq!(rules(&mut agent.connect()), json!({"rules": number}));
+        }
+        stop.store(true, SeqCst);
+        assert!(established.await.unwrap() > RELOADS);
+        assert!(fresh.await.unwrap() > 1);
+        assert_eq!(admin.metric(NOT_RELOADED), 0.0);
+    }
 }
