@@ -148,3 +148,19 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::allow_all::AllowAll;
+
+    #[tokio::test]
+    async fn a_connection_without_a_call_times_out() {
+        const SHORT: Duration = Duration::from_millis(50);
+        let (_client, server) = tokio::io::duplex(1024);
+        let stage = watch::Sender::new(Stage::Serving);
+        let timeouts = Timeouts { handshake: SHORT, ..Timeouts::default() };
+        let ended = serve(server, AllowAll::new(Duration::ZERO), stage.subscribe(), &timeouts).await;
+        assert!(matches!(ended, Err(GrpcError::Timeout("no call", SHORT))), "{ended:?}");
+    }
+}

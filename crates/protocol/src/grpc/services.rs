@@ -39,19 +39,14 @@ pub(super) struct Services<H> {
 impl<H: Handler> Services<H> {
     pub(super) async fn call(self, request: http::Request<Incoming>) -> http::Response<Body> {
         let stall = self.timeouts.stall;
+        let (one, many) = (|body| InboundBody::of_one(body, stall), |body| InboundBody::of_many(body, stall));
         let path = request.uri().path().strip_prefix('/').and_then(|path| path.split_once('/'));
         match path {
-            Some((SERVICE, "ProcessStream")) => {
-                grpc().streaming(ProcessStream(self), request.map(|body| InboundBody::of_many(body, stall))).await
-            }
-            Some((SERVICE, "ProcessEvent")) => grpc().unary(ProcessEvent(self), request.map(|body| InboundBody::of_one(body, stall))).await,
-            Some((SERVICE, "ControlStream")) => {
-                grpc().streaming(ControlStream(self), request.map(|body| InboundBody::of_many(body, stall))).await
-            }
-            Some((health::HEALTH, "Check")) => grpc().unary(HealthCheck(self), request.map(|body| InboundBody::of_one(body, stall))).await,
-            Some((health::HEALTH, "Watch")) => {
-                grpc().server_streaming(HealthWatch(self), request.map(|body| InboundBody::of_one(body, stall))).await
-            }
+            Some((SERVICE, "ProcessStream")) => grpc().streaming(ProcessStream(self), request.map(many)).await,
+            Some((SERVICE, "ProcessEvent")) => grpc().unary(ProcessEvent(self), request.map(one)).await,
+            Some((SERVICE, "ControlStream")) => grpc().streaming(ControlStream(self), request.map(many)).await,
+            Some((health::HEALTH, "Check")) => grpc().unary(HealthCheck(self), request.map(one)).await,
+            Some((health::HEALTH, "Watch")) => grpc().server_streaming(HealthWatch(self), request.map(one)).await,
             _ => Status::unimplemented("unknown method").into_http(),
         }
     }

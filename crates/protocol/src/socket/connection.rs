@@ -518,4 +518,76 @@ mod tests {
         connection.run_batch(Instant::now()).await;
         assert_eq!(connection.outbox.len(), 1 + 1, "room is checked after each call");
     }
+
+    mod timeouts {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+        use super::*;
+
+        const SHORT: Duration = Duration::from_millis(50);
+
+        /// Serves with these timeouts, until `client` ends or the agent closes the connection.
+        async fn serve_client(timeouts: Timeouts, client: impl AsyncFnOnce(UnixStream)) -> Result<(), SocketError> {
+            let (stream, server) = UnixStream::pair().unwrap();
+            let stage = watch::Sender::new(Stage::Serving);
+            let served = serve(server, AllowAll::new(Duration::ZERO), stage.subscribe(), &timeouts);
+            tokio::select! {
+                ended = served => ended,
+                () = client(stream) => panic!("the connection is open"),
+            }
+        }
+
+        async fn shake_hands(client: &mut UnixStream) {
+            let request = br#"{"supported_versions":[2],"proxy_id":"p","proxy_version":"0.6.54"}"#;
+            client.write_all(&framed(kind::HANDSHAKE_REQUEST, request)).await.unwrap();
+        }
+
+        async fn read_all(mut client: UnixStream) {
+            let mut buffer = [0; 4096];
+            while client.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
+            std::future::pending::<()>().await;
+        }
+
+        #[tokio::test]
+        async fn end_a_connection_without_a_handshake() {
+            let timeouts = Timeouts { handshake: SHORT, ..Timeouts::default() };
+            let ended = serve_client(timeouts, read_all).await;
+            assert!(matches!(ended, Err(SocketError::Timeout("no handshake", SHORT))), "{ended:?}");
+        }
+
+        #[tokio::test]
+        async fn end_a_connection_with_an_incomplete_frame() {
+            let timeouts = Timeouts { stall: SHORT, ..Timeouts::default() };
+            let ended = serve_client(timeouts, async |mut client| {
+                shake_hands(&mut client).await;
+                client.write_all(&framed(kind::PING, b"ping")[..6]).await.unwrap();
+                read_all(client).await;
+            })
+            .await;
+            assert!(matches!(ended, Err(SocketError::Timeout("frame not completed", SHORT))), "{ended:?}");
+        }
+
+        #[tokio::test]
+        async fn end_a_connection_with_unread_answers() {
+            let timeouts = Timeouts { stall: SHORT, ..Timeouts::default() };
+            let ended = serve_client(timeouts, async |mut client| {
+                shake_hands(&mut client).await;
+                let ping = framed(kind::PING, &[0; 64 << 10]);
+                while client.write_all(&ping).await.is_ok() {}
+                std::future::pending::<()>().await;
+            })
+            .await;
+            assert!(matches!(ended, Err(SocketError::Timeout("answers not read", SHORT))), "{ended:?}");
+        }
+
+        #[tokio::test]
+        async fn leave_an_idle_connection_open() {
+            let timeouts = Timeouts { handshake: SHORT, stall: SHORT, quiet: SHORT, ..Timeouts::default() };
+            let served = serve_client(timeouts, async |mut client| {
+                shake_hands(&mut client).await;
+                read_all(client).await;
+            });
+            assert!(tokio::time::timeout(4 * SHORT, served).await.is_err());
+        }
+    }
 }
