@@ -1,11 +1,35 @@
 //! The Zentinel WebAssembly agent: everything of the binary except its `main`.
 //!
-//! * [`cli`] reads the options;
-//! * [`source`] reads the files that they name, and starts an agent from them;
+//! * [`cli::Cli`] reads the options;
+//! * [`source::Source`] reads the files that they name, and starts an agent from them;
 //! * [`listen`] accepts connections on the Unix socket, the gRPC address and the HTTP address for
 //!   operators. The protocol crate hands their events to the engine crate;
-//! * [`lifecycle`] serves until a signal ends the agent, and reloads the files when they change;
-//! * [`logging`] writes what happens to standard error.
+//! * [`lifecycle::Lifecycle`] serves until a signal ends the agent, and reloads the files when they
+//!   change;
+//! * [`logging::Log`] writes to standard error without blocking.
+//!
+//! An agent can also be served in-process, for example with shorter timeouts in tests:
+//!
+//! ```no_run
+//! # async fn example() -> anyhow::Result<()> {
+//! use clap::Parser as _;
+//! use tokio::sync::watch;
+//! use zentinel_agent_wasm::cli::Cli;
+//! use zentinel_agent_wasm::listen::unix::SocketServer;
+//! use zentinel_wasm_protocol::{Stage, Timeouts};
+//! use zentinel_wasm_runtime::Runtime;
+//!
+//! let cli = Cli::try_parse_from(["agent", "--module", "policy.wasm", "--socket", "agent.sock"])?;
+//! let server = SocketServer::bind(&cli.socket, cli.socket_mode)?;
+//! let agent = cli.source(None).start(Runtime::start()?, cli.settings(), None).await?;
+//! let stage = watch::Sender::new(Stage::Serving);
+//! let served = tokio::spawn(server.serve(agent, stage.subscribe(), Timeouts::default())?);
+//! // Stops accepting connections. The server ends once its connections have ended.
+//! stage.send_replace(Stage::Draining);
+//! served.await?;
+//! # Ok(())
+//! # }
+//! ```
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
