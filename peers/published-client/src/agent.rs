@@ -39,6 +39,10 @@ impl Agent {
         let log = File::create(dir.path().join("log")).expect("cannot create the log");
         let mut command = Command::new(path_from("ZENTINEL_WASM_AGENT"));
         command.arg("--socket").arg(dir.path().join("wasm.sock")).arg("--module").arg(module).args(arguments);
+        // The tests check behaviour and not speed, so a busy machine must not cause timeouts.
+        if !arguments.contains(&"--timeout-ms") {
+            command.args(["--timeout-ms", "3000"]);
+        }
         let grpc = (transport == Transport::Grpc).then(free_address);
         if let Some(address) = grpc {
             command.arg("--grpc-address").arg(address.to_string());
