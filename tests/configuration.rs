@@ -9,9 +9,10 @@ use testkit::{Admin, Agent, Connection, Program, decision, id_of, kind, module, 
 const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
 
 const RELOADED: &str = r#"wasm_agent_reloads_total{result="success"}"#;
+
 const REJECTED: &str = r#"wasm_agent_reloads_total{result="failure"}"#;
 
-/// The modules of these tests begin with 12 MiB of memory.
+/// In MiB. The modules of these tests start with 12 MiB of memory.
 const ENOUGH_MEMORY: u64 = 16;
 
 fn start(wat: &str, options: &[&str]) -> (Agent, Admin) {
@@ -22,7 +23,7 @@ fn start(wat: &str, options: &[&str]) -> (Agent, Admin) {
     (agent, admin)
 }
 
-/// Whether a trap is allowed, as far as one connection can tell.
+/// Whether a trap on this connection is answered with an allow.
 #[track_caller]
 fn is_fail_open(connection: &mut Connection) -> bool {
     let answer = connection.get("trap", "/t");
@@ -30,313 +31,329 @@ fn is_fail_open(connection: &mut Connection) -> bool {
     decision(&answer) == "allow"
 }
 
-#[test]
-fn a_configuration_takes_effect_on_every_connection() {
-    let (agent, _) = start(&module::choosing(), &[]);
-    let (mut proxy, mut other) = (agent.connect(), agent.connect());
-    assert!(!is_fail_open(&mut proxy) && !is_fail_open(&mut other));
-    proxy.configure(&json!({"fail-open": true})).unwrap();
-    assert!(is_fail_open(&mut proxy) && is_fail_open(&mut other));
-    // What a configuration no longer says is as the command line has it.
-    other.configure(&json!({})).unwrap();
-    assert!(!is_fail_open(&mut proxy) && !is_fail_open(&mut other));
-    agent.end();
-}
-
-/// A handshake that brings a configuration.
+/// Completes a handshake with a configuration.
 fn shake_hands_with(agent: &Agent, config: serde_json::Value) -> (Connection, serde_json::Value) {
     let mut proxy = Connection::open_silent(&agent.socket);
     let hello = json!({"supported_versions": [2], "proxy_id": "test", "proxy_version": "0.6.54", "config": config});
     proxy.send(kind::HANDSHAKE_REQUEST, &hello);
-    let (got, handshake) = proxy.receive().expect("the agent answers every handshake");
+    let (got, handshake) = proxy.receive().expect("the agent closed the connection during the handshake");
     assert_eq!(got, kind::HANDSHAKE_RESPONSE);
     (proxy, handshake)
 }
 
-#[test]
-fn a_configuration_that_is_a_trap_for_its_reader_is_rejected() {
-    let (agent, _) = start(&module::choosing(), &[]);
-    let mut good = agent.connect();
-    let many = format!("[{}1]", "{\"\":1},".repeat(50_000));
-    let large = format!("\"{}\"", "x".repeat(5 << 20));
-    let texts = testkit::nested_texts();
-    for config in [&texts, &format!("{{\"a\":{texts}}}"), &many, &large] {
-        let mut proxy = Connection::open_silent(&agent.socket);
-        let hello = format!(r#"{{"supported_versions":[2],"proxy_id":"test","proxy_version":"0.6.54","config":{config}}}"#);
-        proxy.send_raw(&testkit::frame(kind::HANDSHAKE_REQUEST, hello.as_bytes()));
-        let (_, handshake) = proxy.receive().expect("the agent answers every handshake");
+mod settings {
+    use super::*;
+
+    #[test]
+    fn apply_to_every_connection() {
+        let (agent, _) = start(&module::choosing(), &[]);
+        let (mut proxy, mut other) = (agent.connect(), agent.connect());
+        assert!(!is_fail_open(&mut proxy) && !is_fail_open(&mut other));
+        proxy.configure(&json!({"fail-open": true})).unwrap();
+        assert!(is_fail_open(&mut proxy) && is_fail_open(&mut other));
+        // A setting that is no longer configured has the command line's value again.
+        other.configure(&json!({})).unwrap();
+        assert!(!is_fail_open(&mut proxy) && !is_fail_open(&mut other));
+        agent.end();
+    }
+
+    #[test]
+    fn may_come_in_the_handshake() {
+        let (agent, _) = start(&module::choosing(), &[]);
+        let (mut proxy, handshake) = shake_hands_with(&agent, json!({"fail-open": true}));
+        assert_eq!(handshake["success"], true);
+        assert!(is_fail_open(&mut proxy));
+        let (_, handshake) = shake_hands_with(&agent, json!({"fail-open": 7}));
         assert_eq!(handshake["success"], false);
-
-        let mut proxy = agent.connect();
-        proxy.send_raw(&testkit::frame(kind::CONFIGURE, format!(r#"{{"correlation_id":"c","config":{config}}}"#).as_bytes()));
-        // What can be read is answered.
-        if config.contains(&texts) {
-            assert_eq!(proxy.answer()["decision"]["block"]["status"], 400);
-        }
-        assert_eq!(decision(&proxy.get("a", "/")), "allow");
+        assert!(handshake["error"].as_str().unwrap().contains("`fail-open` is 7: it takes true or false"), "{handshake}");
+        assert!(is_fail_open(&mut proxy));
     }
-    // As many keys as fit in: only some are told.
-    let keys: serde_json::Map<String, serde_json::Value> = (0..40_000).map(|at| (format!("key-{at}"), json!(1))).collect();
-    let reason = good.configure(&keys.into()).unwrap_err();
-    assert!(reason.len() < 2000, "{} bytes", reason.len());
-    assert_eq!(decision(&good.get("a", "/")), "allow");
-    agent.end_unharmed();
-}
 
-#[test]
-fn a_configuration_in_the_handshake_counts_too() {
-    let (agent, _) = start(&module::choosing(), &[]);
-    let (mut proxy, handshake) = shake_hands_with(&agent, json!({"fail-open": true}));
-    assert_eq!(handshake["success"], true);
-    assert!(is_fail_open(&mut proxy));
-    let (_, handshake) = shake_hands_with(&agent, json!({"fail-open": 7}));
-    assert_eq!(handshake["success"], false);
-    assert!(handshake["error"].as_str().unwrap().contains("`fail-open` is 7: it takes true or false"), "{handshake}");
-    assert!(is_fail_open(&mut proxy));
-}
-
-#[test]
-fn the_same_configuration_again_changes_nothing() {
-    let (agent, admin) = start(&module::choosing(), &[]);
-    let config = json!({"pool-size": 2, "timeout-ms": 5000});
-    let mut proxies: Vec<_> = (0..4).map(|_| agent.connect()).collect();
-    for _ in 0..3 {
-        for proxy in &mut proxies {
-            proxy.configure(&config).unwrap();
-        }
-    }
-    // The same in the other spelling, and as KDL's one kind of number.
-    proxies[0].configure(&json!({"pool_size": 2.0, "timeout_ms": 5000.0})).unwrap();
-    assert_eq!((admin.metric(RELOADED), admin.metric(REJECTED)), (1.0, 0.0));
-    assert_eq!(admin.metric("wasm_agent_pool_available"), 2.0);
-}
-
-#[test]
-fn connections_that_configure_at_once_are_all_accepted() {
-    let (agent, admin) = start(&module::choosing(), &[]);
-    let config = json!({"pool-size": 3, "fail-open": true});
-    thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                let mut proxy = agent.connect();
+    #[test]
+    fn sent_again_change_nothing() {
+        let (agent, admin) = start(&module::choosing(), &[]);
+        let config = json!({"pool-size": 2, "timeout-ms": 5000});
+        let mut proxies: Vec<_> = (0..4).map(|_| agent.connect()).collect();
+        for _ in 0..3 {
+            for proxy in &mut proxies {
                 proxy.configure(&config).unwrap();
-                // It holds for the very next event.
-                assert!(is_fail_open(&mut proxy));
-            });
+            }
         }
-    });
-    assert_eq!(admin.metric(RELOADED), 1.0);
-}
+        // The same in the other spelling, and as floating-point numbers, KDL's only kind.
+        proxies[0].configure(&json!({"pool_size": 2.0, "timeout_ms": 5000.0})).unwrap();
+        assert_eq!((admin.metric(RELOADED), admin.metric(REJECTED)), (1.0, 0.0));
+        assert_eq!(admin.metric("wasm_agent_pool_available"), 2.0);
+    }
 
-#[test]
-fn a_bad_configuration_is_rejected_whole_with_every_reason() {
-    let (agent, admin) = start(&module::choosing(), &[]);
-    let mut proxy = agent.connect();
-    let reason = proxy.configure(&json!({"fail-open": true, "pool-size": 0, "colour": "red"})).unwrap_err();
-    assert_eq!(
-        reason,
-        "`colour` is not known: it takes pool-size, fail-open, timeout-ms, max-memory-mb, isolation, collect-request-body and module-config; \
-         `pool-size` is 0: it takes a whole number from 1 to 1024"
-    );
-    assert!(!is_fail_open(&mut proxy));
-    assert_eq!((admin.metric(RELOADED), admin.metric(REJECTED)), (0.0, 1.0));
-    agent.log.wait_for_entry("the reason", |entry| {
-        entry["level"] == "WARN" && entry["message"].as_str().unwrap().contains("configuration is rejected: `colour` is not known")
-    });
-    for bad in [
-        json!([]),
-        json!("fail-open"),
-        json!({"fail-open": "yes"}),
-        json!({"fail-open": 1}),
-        json!({"pool-size": 1.5}),
-        json!({"pool-size": -1}),
-        json!({"pool-size": 1_000_000}),
-        json!({"timeout-ms": "40"}),
-        json!({"timeout-ms": 0}),
-        json!({"max-memory-mb": 5000}),
-        json!({"isolation": "none"}),
-        json!({"module-config": "{"}),
-        json!({"FAIL-OPEN": true}),
-    ] {
-        let reason = proxy.configure(&bad).unwrap_err();
-        assert!(!reason.is_empty() && !reason.contains('\n'), "{bad}: {reason}");
-        assert!(!is_fail_open(&mut proxy), "{bad}");
+    #[test]
+    fn may_be_sent_by_connections_at_once() {
+        let (agent, admin) = start(&module::choosing(), &[]);
+        let config = json!({"pool-size": 3, "fail-open": true});
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let mut proxy = agent.connect();
+                    proxy.configure(&config).unwrap();
+                    // It applies to the very next event.
+                    assert!(is_fail_open(&mut proxy));
+                });
+            }
+        });
+        assert_eq!(admin.metric(RELOADED), 1.0);
+    }
+
+    #[test]
+    fn have_two_spellings() {
+        for spelling in ["-", "_"] {
+            let key = |name: &str| name.replace('-', spelling);
+
+            let (agent, admin) = start(&module::choosing(), &[]);
+            let mut proxy = agent.connect();
+            proxy.configure(&json!({key("fail-open"): true})).unwrap();
+            assert!(is_fail_open(&mut proxy));
+
+            proxy.configure(&json!({key("pool-size"): 7})).unwrap();
+            assert_eq!(admin.metric("wasm_agent_pool_available"), 7.0);
+
+            // A loop ends at its deadline. With the first of these, the test would not end.
+            proxy.configure(&json!({key("timeout-ms"): 60_000})).unwrap();
+            proxy.configure(&json!({key("timeout-ms"): 5})).unwrap();
+            assert_eq!(module_error(&proxy.get("loop", "/l")), Some("WASM_TIMEOUT"));
+
+            let reason = proxy.configure(&json!({key("max-memory-mb"): 1})).unwrap_err();
+            assert!(reason.contains("more than the limit of 1048576"), "{reason}");
+            proxy.configure(&json!({key("max-memory-mb"): ENOUGH_MEMORY})).unwrap();
+
+            let (agent, _) = start(&module::counting(), &["--pool-size", "1"]);
+            let mut proxy = agent.connect();
+            let counted = |proxy: &mut Connection| [0; 3].map(|_| module::count(&proxy.get("a", "/")));
+            assert_eq!(counted(&mut proxy), [1, 2, 3]);
+            proxy.configure(&json!({key("isolation"): "request"})).unwrap();
+            assert_eq!(counted(&mut proxy), [1, 1, 1]);
+            proxy.configure(&json!({key("isolation"): "pooled"})).unwrap();
+            assert_eq!(counted(&mut proxy), [1, 2, 3]);
+
+            let (agent, _) = start(&module::configurable(), &[]);
+            let mut proxy = agent.connect();
+            proxy.configure(&json!({key("module-config"): {"a": [1]}})).unwrap();
+            assert_eq!(module::seen(&proxy.get("a", "/")), json!({"a": [1]}));
+        }
+    }
+
+    #[test]
+    fn change_without_an_error_for_running_requests() {
+        let (agent, admin) = start(&module::configurable(), &["--module-config", "0", "--timeout-ms", "20000"]);
+        let done = std::sync::atomic::AtomicBool::new(false);
+        thread::scope(|scope| {
+            let load = scope.spawn(|| {
+                let mut proxy = agent.connect();
+                let mut last = 0;
+                while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                    for number in 0..16 {
+                        proxy.send(kind::REQUEST_HEADERS, &request(&number.to_string(), "/"));
+                    }
+                    let mut newest = last;
+                    for _ in 0..16 {
+                        let answer = proxy.answer();
+                        assert_eq!(module_error(&answer), None, "{answer}");
+                        let seen = module::seen(&answer).as_u64().unwrap();
+                        assert!(seen >= last, "{} went back from {last} to {seen}", id_of(&answer));
+                        newest = newest.max(seen);
+                    }
+                    last = newest;
+                }
+                last
+            });
+            let mut proxy = agent.connect();
+            for number in 1..=30 {
+                proxy.configure(&json!({"module-config": number})).unwrap();
+            }
+            done.store(true, std::sync::atomic::Ordering::SeqCst);
+            assert!(load.join().unwrap() > 0);
+        });
+        assert_eq!(admin.metric(RELOADED), 30.0);
     }
 }
 
-#[test]
-fn a_rejected_configuration_leaves_the_one_before_in_force() {
-    let (agent, _) = start(&module::choosing(), &[]);
-    let mut proxy = agent.connect();
-    proxy.configure(&json!({"fail-open": true})).unwrap();
-    proxy.configure(&json!({"fail-open": false, "pool-size": "x"})).unwrap_err();
-    assert!(is_fail_open(&mut proxy));
-}
+mod rejected {
+    use super::*;
 
-#[test]
-fn each_key_is_taken_in_both_spellings() {
-    for spelling in ["-", "_"] {
-        let key = |name: &str| name.replace('-', spelling);
-
+    #[test]
+    fn whole_with_every_reason() {
         let (agent, admin) = start(&module::choosing(), &[]);
         let mut proxy = agent.connect();
-        proxy.configure(&json!({key("fail-open"): true})).unwrap();
+        let reason = proxy.configure(&json!({"fail-open": true, "pool-size": 0, "colour": "red"})).unwrap_err();
+        assert_eq!(
+            reason,
+            "`colour` is not known: it takes pool-size, fail-open, timeout-ms, max-memory-mb, isolation, collect-request-body and module-config; \
+         `pool-size` is 0: it takes a whole number from 1 to 1024"
+        );
+        assert!(!is_fail_open(&mut proxy));
+        assert_eq!((admin.metric(RELOADED), admin.metric(REJECTED)), (0.0, 1.0));
+        agent.log.wait_for_entry("the reason", |entry| {
+            entry["level"] == "WARN" && entry["message"].as_str().unwrap().contains("configuration is rejected: `colour` is not known")
+        });
+        for bad in [
+            json!([]),
+            json!("fail-open"),
+            json!({"fail-open": "yes"}),
+            json!({"fail-open": 1}),
+            json!({"pool-size": 1.5}),
+            json!({"pool-size": -1}),
+            json!({"pool-size": 1_000_000}),
+            json!({"timeout-ms": "40"}),
+            json!({"timeout-ms": 0}),
+            json!({"max-memory-mb": 5000}),
+            json!({"isolation": "none"}),
+            json!({"module-config": "{"}),
+            json!({"FAIL-OPEN": true}),
+        ] {
+            let reason = proxy.configure(&bad).unwrap_err();
+            assert!(!reason.is_empty() && !reason.contains('\n'), "{bad}: {reason}");
+            assert!(!is_fail_open(&mut proxy), "{bad}");
+        }
+    }
+
+    #[test]
+    fn keeps_the_previous_configuration() {
+        let (agent, _) = start(&module::choosing(), &[]);
+        let mut proxy = agent.connect();
+        proxy.configure(&json!({"fail-open": true})).unwrap();
+        proxy.configure(&json!({"fail-open": false, "pool-size": "x"})).unwrap_err();
         assert!(is_fail_open(&mut proxy));
-
-        proxy.configure(&json!({key("pool-size"): 7})).unwrap();
-        assert_eq!(admin.metric("wasm_agent_pool_available"), 7.0);
-
-        // A loop ends at its deadline; with this one the test would not end.
-        proxy.configure(&json!({key("timeout-ms"): 60_000})).unwrap();
-        proxy.configure(&json!({key("timeout-ms"): 5})).unwrap();
-        assert_eq!(module_error(&proxy.get("loop", "/l")), Some("WASM_TIMEOUT"));
-
-        let reason = proxy.configure(&json!({key("max-memory-mb"): 1})).unwrap_err();
-        assert!(reason.contains("more than the limit of 1048576"), "{reason}");
-        proxy.configure(&json!({key("max-memory-mb"): ENOUGH_MEMORY})).unwrap();
-
-        let (agent, _) = start(&module::counting(), &["--pool-size", "1"]);
-        let mut proxy = agent.connect();
-        let counted = |proxy: &mut Connection| [0; 3].map(|_| module::count(&proxy.get("a", "/")));
-        assert_eq!(counted(&mut proxy), [1, 2, 3]);
-        proxy.configure(&json!({key("isolation"): "request"})).unwrap();
-        assert_eq!(counted(&mut proxy), [1, 1, 1]);
-        proxy.configure(&json!({key("isolation"): "pooled"})).unwrap();
-        assert_eq!(counted(&mut proxy), [1, 2, 3]);
-
-        let (agent, _) = start(&module::configurable(), &[]);
-        let mut proxy = agent.connect();
-        proxy.configure(&json!({key("module-config"): {"a": [1]}})).unwrap();
-        assert_eq!(module::seen(&proxy.get("a", "/")), json!({"a": [1]}));
     }
-}
 
-#[test]
-fn a_module_s_configuration_reaches_every_instance_before_it_serves_again() {
-    let (agent, _) =
-        start(&module::configurable(), &["--pool-size", "8", "--module-config", r#"{"generation":0}"#, "--timeout-ms", "20000"]);
-    let mut proxies: Vec<_> = (0..4).map(|_| agent.connect()).collect();
-    for generation in 0..20 {
-        if generation > 0 {
-            proxies[0].configure(&json!({"module-config": {"generation": generation}})).unwrap();
-        }
-        for proxy in &mut proxies {
-            for number in 0..16 {
-                proxy.send(kind::REQUEST_HEADERS, &request(&number.to_string(), "/"));
-            }
-        }
-        for proxy in &mut proxies {
-            for _ in 0..16 {
-                assert_eq!(module::seen(&proxy.answer()), json!({"generation": generation}));
-            }
-        }
-    }
-}
+    #[test]
+    fn when_too_deep_or_too_large() {
+        let (agent, _) = start(&module::choosing(), &[]);
+        let mut good = agent.connect();
+        let many = format!("[{}1]", "{\"\":1},".repeat(50_000));
+        let large = format!("\"{}\"", "x".repeat(5 << 20));
+        let texts = testkit::nested_texts();
+        for config in [&texts, &format!("{{\"a\":{texts}}}"), &many, &large] {
+            let mut proxy = Connection::open_silent(&agent.socket);
+            let hello = format!(r#"{{"supported_versions":[2],"proxy_id":"test","proxy_version":"0.6.54","config":{config}}}"#);
+            proxy.send_raw(&testkit::frame(kind::HANDSHAKE_REQUEST, hello.as_bytes()));
+            let (_, handshake) = proxy.receive().expect("the agent closed the connection during the handshake");
+            assert_eq!(handshake["success"], false);
 
-#[test]
-fn requests_under_way_see_the_old_or_the_new_configuration_and_no_error() {
-    let (agent, admin) = start(&module::configurable(), &["--module-config", "0", "--timeout-ms", "20000"]);
-    let done = std::sync::atomic::AtomicBool::new(false);
-    thread::scope(|scope| {
-        let load = scope.spawn(|| {
             let mut proxy = agent.connect();
-            let mut last = 0;
-            while !done.load(std::sync::atomic::Ordering::SeqCst) {
+            proxy.send_raw(&testkit::frame(kind::CONFIGURE, format!(r#"{{"correlation_id":"c","config":{config}}}"#).as_bytes()));
+            // The readable ones are answered.
+            if config.contains(&texts) {
+                assert_eq!(proxy.answer()["decision"]["block"]["status"], 400);
+            }
+            assert_eq!(decision(&proxy.get("a", "/")), "allow");
+        }
+        // As many keys as fit. The reason names only some.
+        let keys: serde_json::Map<String, serde_json::Value> = (0..40_000).map(|at| (format!("key-{at}"), json!(1))).collect();
+        let reason = good.configure(&keys.into()).unwrap_err();
+        assert!(reason.len() < 2000, "{} bytes", reason.len());
+        assert_eq!(decision(&good.get("a", "/")), "allow");
+        agent.end_unharmed();
+    }
+}
+
+mod module_config {
+    use super::*;
+
+    #[test]
+    fn may_come_from_a_file() {
+        let modules = tempfile::tempdir().unwrap();
+        let file = module::write(modules.path(), "m.wasm", &module::configurable());
+        let config = modules.path().join("config.json");
+        std::fs::write(&config, "\n{\"from\": \"a file\"}\n").unwrap();
+        let agent = AGENT.start(&file, &["--module-config", &format!("@{}", config.display())]);
+        assert_eq!(module::seen(&agent.connect().get("a", "/")), json!({"from": "a file"}));
+    }
+
+    #[test]
+    fn reaches_every_instance_before_its_next_call() {
+        let (agent, _) =
+            start(&module::configurable(), &["--pool-size", "8", "--module-config", r#"{"generation":0}"#, "--timeout-ms", "20000"]);
+        let mut proxies: Vec<_> = (0..4).map(|_| agent.connect()).collect();
+        for generation in 0..20 {
+            if generation > 0 {
+                proxies[0].configure(&json!({"module-config": {"generation": generation}})).unwrap();
+            }
+            for proxy in &mut proxies {
                 for number in 0..16 {
                     proxy.send(kind::REQUEST_HEADERS, &request(&number.to_string(), "/"));
                 }
-                let mut newest = last;
-                for _ in 0..16 {
-                    let answer = proxy.answer();
-                    assert_eq!(module_error(&answer), None, "{answer}");
-                    let seen = module::seen(&answer).as_u64().unwrap();
-                    assert!(seen >= last, "{} went back from {last} to {seen}", id_of(&answer));
-                    newest = newest.max(seen);
-                }
-                last = newest;
             }
-            last
-        });
+            for proxy in &mut proxies {
+                for _ in 0..16 {
+                    assert_eq!(module::seen(&proxy.answer()), json!({"generation": generation}));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn may_be_rejected_by_the_module() {
+        let (agent, _) = start(&module::configurable(), &["--module-config", r#""calm""#]);
         let mut proxy = agent.connect();
-        for number in 1..=30 {
+        let reason = proxy.configure(&json!({"module-config": "\"loud!\"", "pool-size": 1})).unwrap_err();
+        assert!(reason.ends_with("rejects its configuration: no exclamation marks"), "{reason}");
+        assert_eq!(module::seen(&proxy.get("a", "/")), json!("calm"));
+    }
+
+    #[test]
+    fn rejected_at_the_start_ends_the_agent() {
+        let modules = tempfile::tempdir().unwrap();
+        let file = module::write(modules.path(), "m.wasm", &module::configurable());
+        let mut agent = AGENT.launch(&file, |command| {
+            command.args(["--module-config", r#""loud!""#]);
+        });
+        assert_eq!(agent.wait().code(), Some(1));
+        assert!(agent.log.whole().contains("rejects its configuration: no exclamation marks"));
+    }
+
+    #[test]
+    fn without_a_hook_is_logged_once() {
+        const CONFIGURATIONS: usize = 5;
+        let (agent, admin) = start(&module::choosing(), &[]);
+        let mut proxy = agent.connect();
+        for number in 0..CONFIGURATIONS {
             proxy.configure(&json!({"module-config": number})).unwrap();
         }
-        done.store(true, std::sync::atomic::Ordering::SeqCst);
-        assert!(load.join().unwrap() > 0);
-    });
-    assert_eq!(admin.metric(RELOADED), 30.0);
-}
-
-#[test]
-fn configurations_that_no_module_takes_are_told_of_once() {
-    const CONFIGURATIONS: usize = 5;
-    let (agent, admin) = start(&module::choosing(), &[]);
-    let mut proxy = agent.connect();
-    for number in 0..CONFIGURATIONS {
-        proxy.configure(&json!({"module-config": number})).unwrap();
+        assert_eq!(admin.metric(RELOADED), CONFIGURATIONS as f64);
+        let count = |text: &str| agent.log.entries().iter().filter(|entry| entry["message"].as_str().unwrap().contains(text)).count();
+        wait_for("the log", || (count("configuration is applied") == CONFIGURATIONS).then_some(()));
+        assert_eq!(count("does not export `on_configure`"), 1);
     }
-    assert_eq!(admin.metric(RELOADED), CONFIGURATIONS as f64);
-    let count = |text: &str| agent.log.entries().iter().filter(|entry| entry["message"].as_str().unwrap().contains(text)).count();
-    wait_for("the log", || (count("configuration is applied") == CONFIGURATIONS).then_some(()));
-    assert_eq!(count("does not export `on_configure`"), 1);
 }
 
-#[test]
-fn a_module_may_reject_its_configuration() {
-    let (agent, _) = start(&module::configurable(), &["--module-config", r#""calm""#]);
-    let mut proxy = agent.connect();
-    let reason = proxy.configure(&json!({"module-config": "\"loud!\"", "pool-size": 1})).unwrap_err();
-    assert!(reason.ends_with("rejects its configuration: no exclamation marks"), "{reason}");
-    assert_eq!(module::seen(&proxy.get("a", "/")), json!("calm"));
-}
+mod reload {
+    use super::*;
 
-#[test]
-fn a_module_that_rejects_the_configuration_of_the_command_line_is_not_started() {
-    let modules = tempfile::tempdir().unwrap();
-    let file = module::write(modules.path(), "m.wasm", &module::configurable());
-    let mut agent = AGENT.launch(&file, |command| {
-        command.args(["--module-config", r#""loud!""#]);
-    });
-    assert_eq!(agent.wait().code(), Some(1));
-    assert!(agent.log.whole().contains("rejects its configuration: no exclamation marks"));
-}
+    #[test]
+    fn keeps_the_proxys_settings() {
+        let modules = tempfile::tempdir().unwrap();
+        let file = module::write(modules.path(), "m.wasm", &module::configurable());
+        let agent = AGENT.start(&file, &["--admin-address", "127.0.0.1:0"]);
+        let admin = agent.admin();
+        let mut proxy = agent.connect();
+        proxy.configure(&json!({"module-config": {"kept": true}, "pool-size": 3})).unwrap();
+        agent.signal(Signal::HUP);
+        admin.wait_for_metric(RELOADED, 2.0);
+        assert_eq!(module::seen(&proxy.get("a", "/")), json!({"kept": true}));
+        assert_eq!(admin.metric("wasm_agent_pool_available"), 3.0);
+    }
 
-#[test]
-fn a_module_s_configuration_may_come_from_a_file() {
-    let modules = tempfile::tempdir().unwrap();
-    let file = module::write(modules.path(), "m.wasm", &module::configurable());
-    let config = modules.path().join("config.json");
-    std::fs::write(&config, "\n{\"from\": \"a file\"}\n").unwrap();
-    let agent = AGENT.start(&file, &["--module-config", &format!("@{}", config.display())]);
-    assert_eq!(module::seen(&agent.connect().get("a", "/")), json!({"from": "a file"}));
-}
-
-#[test]
-fn a_reload_keeps_the_proxy_s_configuration() {
-    let modules = tempfile::tempdir().unwrap();
-    let file = module::write(modules.path(), "m.wasm", &module::configurable());
-    let agent = AGENT.start(&file, &["--admin-address", "127.0.0.1:0"]);
-    let admin = agent.admin();
-    let mut proxy = agent.connect();
-    proxy.configure(&json!({"module-config": {"kept": true}, "pool-size": 3})).unwrap();
-    agent.signal(Signal::HUP);
-    admin.wait_for_metric(RELOADED, 2.0);
-    assert_eq!(module::seen(&proxy.get("a", "/")), json!({"kept": true}));
-    assert_eq!(admin.metric("wasm_agent_pool_available"), 3.0);
-}
-
-#[test]
-fn new_settings_do_not_hide_that_a_reload_has_failed() {
-    let modules = tempfile::tempdir().unwrap();
-    let file = module::write(modules.path(), "m.wasm", &module::choosing());
-    let agent = AGENT.start(&file, &["--admin-address", "127.0.0.1:0"]);
-    let admin = agent.admin();
-    std::fs::write(&file, "no module").unwrap();
-    agent.signal(Signal::HUP);
-    admin.wait_for_metric(REJECTED, 1.0);
-    let mut proxy = agent.connect();
-    // They apply to the module that serves, whatever lies in its file.
-    proxy.configure(&json!({"pool-size": 2, "fail-open": true})).unwrap();
-    assert!(is_fail_open(&mut proxy));
-    assert!(admin.get("/healthz").1.starts_with("degraded: cannot serve the module"));
+    #[test]
+    fn failure_is_not_hidden_by_new_settings() {
+        let modules = tempfile::tempdir().unwrap();
+        let file = module::write(modules.path(), "m.wasm", &module::choosing());
+        let agent = AGENT.start(&file, &["--admin-address", "127.0.0.1:0"]);
+        let admin = agent.admin();
+        std::fs::write(&file, "not a module").unwrap();
+        agent.signal(Signal::HUP);
+        admin.wait_for_metric(REJECTED, 1.0);
+        let mut proxy = agent.connect();
+        // They apply to the current module, whatever its file contains now.
+        proxy.configure(&json!({"pool-size": 2, "fail-open": true})).unwrap();
+        assert!(is_fail_open(&mut proxy));
+        assert!(admin.get("/healthz").1.starts_with("degraded: cannot serve the module"));
+    }
 }

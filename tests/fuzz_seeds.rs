@@ -1,4 +1,4 @@
-//! The fuzz targets over their seeds and many damaged copies of them, the same ones every time: what the fuzzers look for with more time.
+//! Runs the fuzz targets on their seeds and on damaged copies of them, the same ones every time.
 
 #[allow(unreachable_pub)]
 #[path = "../fuzz/src/modules.rs"]
@@ -9,7 +9,7 @@ mod readers;
 
 use std::path::Path;
 
-/// Runs a target over its seeds, each also damaged in `copies` ways.
+/// Runs a target on its seeds, and on `copies` damaged copies of each.
 fn replay(name: &str, copies: u64, target: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(name);
     let mut seeds: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -26,9 +26,10 @@ fn replay(name: &str, copies: u64, target: fn(&[u8])) {
     }
 }
 
-/// A few bytes changed, left out or doubled, by the number of the copy.
+/// A copy with some bytes changed, removed or doubled, which depend on the number of the copy.
 fn damage(seed: &[u8], copy: u64) -> Vec<u8> {
-    // SplitMix64 (<https://prng.di.unimi.it/splitmix64.c>): any numbers will do, as long as they are the same everywhere.
+    // SplitMix64 (<https://prng.di.unimi.it/splitmix64.c>). Any numbers do, if they are the same
+    // everywhere.
     let mut state = copy;
     let mut random = |below: usize| {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -56,26 +57,26 @@ fn damage(seed: &[u8], copy: u64) -> Vec<u8> {
 }
 
 #[test]
-fn any_stream_of_frames_is_survived() {
+fn no_frames_panic() {
     replay("frames", 3000, readers::frames);
 }
 
 #[test]
-fn any_grpc_message_is_survived() {
+fn no_grpc_message_panics() {
     replay("messages", 1000, readers::messages);
 }
 
 #[test]
-fn any_answer_is_refused_or_carried() {
+fn answers_are_rejected_or_delivered() {
     replay("answers", 3000, readers::answers);
 }
 
 #[test]
-fn any_module_is_refused_or_ends_in_time() {
+fn modules_are_rejected_or_end_in_time() {
     replay("modules", 20, modules::modules);
 }
 
 #[test]
-fn any_header_name_is_written_as_json() {
+fn header_names_become_valid_json() {
     replay("headers", 3000, readers::headers);
 }

@@ -1,11 +1,12 @@
-//! What one request leaves in a module's memory, and who can read it. The module is `fixtures/hostile/remember.wat`.
+//! What a request leaves in a module's memory, and which requests can read it. The module is
+//! `fixtures/hostile/remember.wat`.
 
 use serde_json::{Value, json};
 use testkit::{Agent, Connection, Program, kind, module, module_error};
 
 const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
 
-/// Long enough for a look at 48 MB on a busy machine.
+/// Long enough to scan 48 MB on a busy machine.
 const TIMEOUT_MS: &str = "10000";
 
 fn start(options: &[&str]) -> (Agent, tempfile::TempDir) {
@@ -16,52 +17,52 @@ fn start(options: &[&str]) -> (Agent, tempfile::TempDir) {
     (AGENT.start(&module, &all), folder)
 }
 
-/// The module remembers this request.
+/// Sends a request that the module remembers.
 fn remember(connection: &mut Connection, uri: &str) -> Value {
     let mut event = testkit::request("secret", uri);
     event["method"] = json!("EVIL");
-    // The input's own place in the memory must come back empty too.
+    // The memory of the input must be reset as well.
     event["headers"]["x-secret"] = json!(["\u{5e}".repeat(100_000)]);
     connection.ask(kind::REQUEST_HEADERS, &event)
 }
 
-/// Whether a later request finds anything of an earlier one: `clean` or `found`.
+/// Lets the module search its memory for an earlier request: `clean` or `found`.
 #[track_caller]
-fn look(connection: &mut Connection) -> String {
+fn search(connection: &mut Connection) -> String {
     let answer = connection.get("later", "/");
     answer["audit"]["tags"][0].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
 }
 
 #[test]
-fn a_pooled_instance_remembers() {
-    // What the other tests look for can be found.
+fn pooled_instances_remember() {
+    // The search of the other tests works.
     let (agent, _folder) = start(&["--pool-size", "1"]);
     let mut connection = agent.connect();
     for uri in ["/small", "/large"] {
         remember(&mut connection, uri);
-        assert_eq!(look(&mut connection), "found");
+        assert_eq!(search(&mut connection), "found");
     }
 }
 
 #[test]
-fn isolated_requests_find_nothing_of_each_other() {
+fn isolated_requests_share_nothing() {
     for pool_size in ["1", "4"] {
         let (agent, _folder) = start(&["--isolation", "request", "--pool-size", pool_size]);
         let mut connection = agent.connect();
-        assert_eq!(look(&mut connection), "clean");
+        assert_eq!(search(&mut connection), "clean");
         for round in 0..10 {
-            // Slots of every size, whole and torn down in the middle of a call.
+            // Memories of every size, and instances that trap in the middle of a call.
             for uri in ["/small", "/large", "/trap", "/small"] {
                 let answer = remember(&mut connection, uri);
                 assert_eq!(module_error(&answer), (uri == "/trap").then_some("WASM_TRAP"), "{answer}");
-                assert_eq!(look(&mut connection), "clean", "round {round}, after {uri}");
+                assert_eq!(search(&mut connection), "clean", "round {round}, after {uri}");
             }
         }
     }
 }
 
 #[test]
-fn isolated_requests_find_nothing_of_each_other_while_they_run_together() {
+fn isolated_requests_share_nothing_while_they_run_together() {
     let (agent, _folder) = start(&["--isolation", "request", "--pool-size", "4"]);
     std::thread::scope(|scope| {
         for _ in 0..2 {
@@ -73,7 +74,7 @@ fn isolated_requests_find_nothing_of_each_other_while_they_run_together() {
             });
             scope.spawn(move || {
                 for _ in 0..30 {
-                    assert_eq!(look(&mut later), "clean");
+                    assert_eq!(search(&mut later), "clean");
                 }
             });
         }
@@ -81,12 +82,12 @@ fn isolated_requests_find_nothing_of_each_other_while_they_run_together() {
 }
 
 #[test]
-fn nothing_is_left_of_an_instance_that_was_thrown_away() {
+fn a_discarded_instance_leaves_nothing() {
     let (agent, _folder) = start(&["--pool-size", "1"]);
     let mut connection = agent.connect();
     for _ in 0..10 {
-        // A trap, or a refusal of the memory that the look before has taken already.
+        // A trap, or a memory error because the search before has taken the memory already.
         assert!(module_error(&remember(&mut connection, "/trap")).is_some());
-        assert_eq!(look(&mut connection), "clean");
+        assert_eq!(search(&mut connection), "clean");
     }
 }

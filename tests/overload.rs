@@ -1,4 +1,4 @@
-//! More events than instances, and a module that fails every call.
+//! More events than instances, and the circuit breaker for a module that fails every call.
 
 use std::time::Duration;
 
@@ -12,25 +12,25 @@ fn start(wat: &str, options: &[&str]) -> Agent {
 }
 
 #[test]
-fn more_events_than_instances_wait_and_are_served_in_turn() {
+fn waiting_events_are_served_in_order() {
     const EVENTS: usize = 40;
     let agent = start(&module::busy(20, "served"), &["--pool-size", "1", "--timeout-ms", "60000"]);
     let mut proxy = agent.connect();
     for number in 0..EVENTS {
         proxy.send(kind::REQUEST_HEADERS, &request(&number.to_string(), "/"));
     }
-    wait_for("calls that wait", || (agent.admin().metric("wasm_agent_pool_waiting") > 1.0).then_some(()));
+    wait_for("waiting calls", || (agent.admin().metric("wasm_agent_pool_waiting") > 1.0).then_some(()));
     for number in 0..EVENTS {
         let answer = proxy.answer();
         assert_eq!(module_error(&answer), None, "{answer}");
-        assert_eq!(id_of(&answer), number.to_string(), "first come, first served");
+        assert_eq!(id_of(&answer), number.to_string(), "out of order");
     }
     assert_eq!(agent.admin().metric("wasm_agent_pool_waiting"), 0.0);
     assert_eq!(agent.admin().metric("wasm_agent_pool_available"), 1.0);
 }
 
 #[test]
-fn those_whose_deadline_passes_while_they_wait_are_told_so() {
+fn events_that_wait_beyond_their_deadline_are_overloaded() {
     const EVENTS: usize = 20;
     for (options, decided) in [(&[][..], "block"), (&["--fail-open"], "allow")] {
         let agent = start(&module::busy(400, "served"), &[&["--pool-size", "1", "--timeout-ms", "1000"], options].concat());
@@ -43,23 +43,23 @@ fn those_whose_deadline_passes_while_they_wait_are_told_so() {
             let answer = proxy.answer();
             match module_error(&answer) {
                 Some("WASM_OVERLOADED") => overloaded += 1,
-                // It got an instance in time, and too little of it.
+                // It got an instance, but too late to finish.
                 Some("WASM_TIMEOUT") => {}
                 None => continue,
                 Some(other) => panic!("{other}"),
             }
             assert_eq!(decision(&answer), decided);
         }
-        // One call takes 400 ms, all have one second: most of them cannot be served.
+        // A call takes 400 ms, and all have 1 s, so most of them cannot be served.
         assert!(overloaded >= EVENTS / 2, "{overloaded}");
         assert_eq!(agent.admin().metric(r#"wasm_agent_errors_total{kind="overloaded"}"#), f64::from(overloaded as u32));
-        // Waiting in vain is not the module's fault.
+        // Overload does not make the module unhealthy.
         assert_eq!(agent.admin().get("/healthz").1, "healthy\n");
     }
 }
 
 #[test]
-fn overload_passes() {
+fn ends_when_the_queue_is_empty() {
     let agent = start(&module::busy(200, "served"), &["--pool-size", "1", "--timeout-ms", "5000"]);
     let mut proxy = agent.connect();
     for number in 0..100 {
@@ -72,11 +72,11 @@ fn overload_passes() {
 }
 
 #[test]
-fn a_module_that_fails_every_call_is_left_alone_until_it_answers_again() {
+fn circuit_opens_when_every_call_fails_and_closes_after_a_probe() {
     let agent = start(&module::choosing(), &[]);
     let admin = agent.admin();
     let mut proxy = agent.connect();
-    // A hundred failures are not enough: nothing but failures for ten seconds is.
+    // 100 failures are not enough. Nothing but failures for 10 s is.
     let mut failures = 0;
     wait_for("the circuit to open", || {
         std::thread::sleep(Duration::from_millis(20));
@@ -91,26 +91,26 @@ fn a_module_that_fails_every_call_is_left_alone_until_it_answers_again() {
     assert_eq!(admin.metric("wasm_agent_circuit_open"), 1.0);
     assert_eq!(admin.get("/healthz"), (200, "degraded: the module fails every call and is left alone\n".into()));
     assert_eq!(admin.get("/readyz").0, 503);
-    wait_for("the report of it", || (proxy.report(kind::HEALTH_STATUS)["health_state"]["status"] == "degraded").then_some(()));
-    agent.log.wait_for_entry("that it opened", |entry| entry["message"].as_str().unwrap().contains("left alone"));
+    wait_for("the report", || (proxy.report(kind::HEALTH_STATUS)["health_state"]["status"] == "degraded").then_some(()));
+    agent.log.wait_for_entry("the opened circuit", |entry| entry["message"].as_str().unwrap().contains("left alone"));
 
-    // Good requests fare no better for now, and the failure mode decides about them.
+    // Good requests fail as well for now, by the failure mode.
     let answer = proxy.get("good", "/");
     if module_error(&answer) == Some("WASM_CIRCUIT_OPEN") {
         assert_eq!(answer["decision"]["block"]["status"], 500);
     }
-    // Probes that fail keep it open.
-    wait_for("a probe that fails", || {
+    // Failing probes keep it open.
+    wait_for("a failing probe", || {
         let opened = admin.metric("wasm_agent_circuit_open");
         let error = module_error(&proxy.get("bad", "/t")).map(str::to_owned);
         assert!(opened == 1.0 || error.is_some());
         (error.as_deref() == Some("WASM_TRAP")).then_some(())
     });
-    // The first that succeeds closes it.
-    wait_for("a probe that succeeds", || module_error(&proxy.get("good", "/")).is_none().then_some(()));
+    // The first successful one closes it.
+    wait_for("a successful probe", || module_error(&proxy.get("good", "/")).is_none().then_some(()));
     assert_eq!(module_error(&proxy.get("good", "/")), None);
     assert_eq!(admin.metric("wasm_agent_circuit_open"), 0.0);
     assert_eq!(admin.get("/healthz"), (200, "healthy\n".into()));
     assert_eq!(admin.get("/readyz").0, 200);
-    agent.log.wait_for_entry("that it closed", |entry| entry["message"].as_str().unwrap().contains("answers again"));
+    agent.log.wait_for_entry("the closed circuit", |entry| entry["message"].as_str().unwrap().contains("answers again"));
 }

@@ -1,4 +1,4 @@
-//! A panic is a line in the log and takes nothing with it but its connection.
+//! A panic is logged in one line and closes only its connection.
 
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use zentinel_wasm_contract::report::Reports;
 use zentinel_wasm_contract::{Answer, Arrival, Capabilities, Encode, Event, Failure, Handler, Hook};
 use zentinel_wasm_protocol::{Stage, Timeouts, socket};
 
-/// Set for the process whose standard error is looked at.
+/// Set for the process whose standard error is checked.
 const CHILD: &str = "PANICS_TEST_CHILD";
 
 /// Panics on events of a GET of `/panic`, and allows all others.
@@ -49,7 +49,7 @@ impl Handler for Fragile {
     }
 }
 
-/// Two connections, on one of which the code for an event panics.
+/// Serves two connections, on one of which the handler panics.
 fn child() {
     let log = Log::start().unwrap();
     log.init(LogFormat::Json, false);
@@ -77,23 +77,23 @@ fn child() {
 }
 
 #[test]
-fn a_panic_is_one_line_in_the_log_and_ends_one_connection() {
+fn are_one_log_line_and_close_one_connection() {
     if std::env::var_os(CHILD).is_some() {
         child();
         return;
     }
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "a_panic_is_one_line_in_the_log_and_ends_one_connection", "--nocapture"])
+        .args(["--exact", "are_one_log_line_and_close_one_connection", "--nocapture"])
         .env(CHILD, "1")
         .env_remove("RUST_LOG")
         .env_remove("RUST_BACKTRACE")
         .stdin(Stdio::null())
         .output()
         .unwrap();
-    let told = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success(), "{told}");
-    let lines: Vec<_> = told.lines().collect();
-    assert_eq!(lines.len(), 1, "{told}");
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{log}");
+    let lines: Vec<_> = log.lines().collect();
+    assert_eq!(lines.len(), 1, "{log}");
     assert!(lines[0].len() < 2000, "{}", lines[0].len());
     let entry: Value = serde_json::from_str(lines[0]).unwrap();
     assert_eq!((&entry["level"], &entry["thread"]), (&"ERROR".into(), &"agent".into()));

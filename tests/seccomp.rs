@@ -1,4 +1,5 @@
-//! The agent under the profile that `SECURITY.md` gives: the kernel ends it at once when it makes a system call that is not named there.
+//! The agent under the profile in `SECURITY.md`: the kernel kills it at any system call that is not
+//! listed there.
 
 #![cfg(target_arch = "x86_64")]
 
@@ -19,23 +20,25 @@ use testkit::{Agent, Program, decision, module, module_error};
 
 const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
 
-/// What the thread needs that starts the agent. Only these are allowed beside those that are named, for a filter cannot be put on any later.
+/// System calls of the thread that starts the agent. They are allowed in addition to the listed
+/// ones, because the filter cannot be installed any later.
 const LAUNCHING: [&str; 7] = ["clone", "close_range", "dup2", "pidfd_open", "pipe2", "vfork", "wait4"];
 
-/// The body of a hook that takes all the memory it can get, touches it, and traps.
+/// The body of a hook that grows the memory to its limit, touches it, and traps.
 const GROWING: &str = "(loop $more (br_if $more (i32.ne (memory.grow (i32.const 1)) (i32.const -1))))
     (memory.fill (i32.const 0) (i32.const 1) (i32.shl (memory.size) (i32.const 16))) unreachable";
 
 /// The system calls in the lists of `SECURITY.md`.
-fn named() -> BTreeSet<&'static str> {
-    let (_, confinement) = include_str!("../SECURITY.md").split_once("## Confinement").expect("there is such a section");
-    let (confinement, _) = confinement.split_once("\n## ").expect("another follows");
+fn listed() -> BTreeSet<&'static str> {
+    let (_, confinement) = include_str!("../SECURITY.md").split_once("## Confinement").expect("no section on confinement");
+    let (confinement, _) = confinement.split_once("\n## ").expect("no section after it");
     confinement.lines().filter_map(|line| line.strip_prefix("    ")).flat_map(str::split_whitespace).collect()
 }
 
-/// Does something on a thread that may make the named system calls only, and so may the processes and threads that it starts.
+/// Runs something on a thread that may make the listed system calls only. That holds for the
+/// processes and threads that it starts as well.
 fn confined<T: Send>(launch: impl FnOnce() -> T + Send) -> T {
-    let rules: Vec<Value> = named().union(&BTreeSet::from(LAUNCHING)).map(|name| json!({"syscall": name})).collect();
+    let rules: Vec<Value> = listed().union(&BTreeSet::from(LAUNCHING)).map(|name| json!({"syscall": name})).collect();
     let profile = json!({"agent": {"mismatch_action": "kill_process", "match_action": "allow", "filter": rules}});
     let profiles = seccompiler::compile_from_json(profile.to_string().as_bytes(), TargetArch::x86_64).unwrap();
     thread::scope(|scope| {
@@ -56,16 +59,16 @@ fn launch(module: &Path, options: &[&str]) -> Agent {
 }
 
 #[test]
-fn the_profile_is_in_force() {
-    assert!(named().len() > 50, "{:?}", named());
+fn the_profile_is_enforced() {
+    assert!(listed().len() > 50, "{:?}", listed());
     let ended = |program: &str| confined(|| Command::new(program).stdout(Stdio::null()).status().unwrap());
     assert!(ended("/bin/true").success());
-    // It makes the system call of its name, which no agent needs.
+    // It makes the system call of its name, which is not listed.
     assert_eq!(ended("/bin/uname").signal(), Some(Signal::SYS.as_raw()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_that_the_agent_does_it_does_under_its_profile() {
+async fn everything_works_under_the_profile() {
     let folder = tempfile::tempdir().unwrap();
     for options in [&["--isolation", "request"][..], &["--log-format", "text", "--watch"], &[]] {
         let module = module::write(folder.path(), "m.wasm", &module::judging());
@@ -82,7 +85,7 @@ async fn all_that_the_agent_does_it_does_under_its_profile() {
         let admin = agent.admin();
         assert_eq!(admin.get("/readyz").0, 200);
 
-        // What ends badly is thrown away and made anew.
+        // Instances that fail are discarded and replaced.
         for (number, code) in ["unreachable", "(loop $for_ever (br $for_ever)) unreachable", GROWING].into_iter().enumerate() {
             module::write(folder.path(), "m.wasm", &module::with_hooks(&["on_request_headers"], |_| code.into(), ""));
             agent.signal(Signal::HUP);

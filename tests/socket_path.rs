@@ -1,17 +1,17 @@
-//! The socket's path while the agent runs: what becomes of it when somebody removes it or puts something else there.
+//! What the agent does when its socket is removed or replaced while it runs.
 
 use std::fs;
+
+use rustix::process::Signal;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-
-use rustix::process::Signal;
 use tempfile::TempDir;
 use testkit::{Admin, Agent, Connection, Program, module, wait_for};
 
 const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
 
-/// An agent whose socket lies in a folder of its own.
+/// An agent whose socket is in a folder of its own.
 struct Served {
     agent: Agent,
     admin: Admin,
@@ -27,7 +27,7 @@ impl Served {
         let agent = AGENT.launch_in(home, "run/wasm.sock", &file, |command| {
             command.args(["--admin-address", "127.0.0.1:0"]).args(options);
         });
-        agent.log.wait_for_line("that it serves", |line| line.contains("serving the socket"));
+        agent.log.wait_for_line("serving the socket", |line| line.contains("serving the socket"));
         let admin = agent.admin();
         Self { agent, admin, module }
     }
@@ -41,7 +41,7 @@ impl Served {
     }
 
     #[track_caller]
-    fn wait_until_it_is_served_and_ready(&self) {
+    fn wait_until_ready(&self) {
         wait_for("the socket to be served", || UnixStream::connect(self.socket()).ok());
         wait_for("the agent to be ready", || (self.admin.get("/readyz").0 == 200).then_some(()));
         assert_eq!(self.admin.get("/healthz").1, "healthy\n");
@@ -50,8 +50,8 @@ impl Served {
 
     /// Waits until health names the reason, and checks that the agent is not ready.
     #[track_caller]
-    fn wait_until_it_is_not_ready_because(&self, reason: &str) {
-        wait_for(&format!("health to say: {reason}"), || {
+    fn wait_until_unready(&self, reason: &str) {
+        wait_for(&format!("the health with the reason: {reason}"), || {
             let health = self.admin.get("/healthz").1;
             (health.starts_with("degraded: ") && health.contains(reason)).then_some(())
         });
@@ -65,138 +65,150 @@ fn check(connection: &mut Connection) {
     assert_eq!(answer["audit"]["tags"][0], "served", "{answer}");
 }
 
-#[test]
-fn a_socket_that_was_removed_is_bound_again_and_connections_go_on() {
-    let served = Served::start(&["--socket-mode", "640"]);
-    let mut connection = served.agent.connect();
-    check(&mut connection);
-    for _ in 0..3 {
-        fs::remove_file(served.socket()).unwrap();
-        served.wait_until_it_is_served_and_ready();
+mod removed {
+    use super::*;
+
+    #[test]
+    fn socket_is_bound_again_without_closing_connections() {
+        let served = Served::start(&["--socket-mode", "640"]);
+        let mut connection = served.agent.connect();
         check(&mut connection);
-        assert_eq!(fs::metadata(served.socket()).unwrap().permissions().mode() & 0o777, 0o640);
+        for _ in 0..3 {
+            fs::remove_file(served.socket()).unwrap();
+            served.wait_until_ready();
+            check(&mut connection);
+            assert_eq!(fs::metadata(served.socket()).unwrap().permissions().mode() & 0o777, 0o640);
+        }
+        served.agent.log.wait_for_entry("the warning", |entry| {
+            entry["level"] == "WARN"
+                && entry["message"].as_str().is_some_and(|message| message.contains("was removed or replaced; bound it again"))
+        });
+        let socket = served.socket().to_owned();
+        served.agent.end();
+        assert!(!socket.exists());
     }
-    served.agent.log.wait_for_entry("that it was bound again", |entry| {
-        entry["level"] == "WARN"
-            && entry["message"].as_str().is_some_and(|message| message.contains("was removed or replaced; bound it again"))
-    });
-    let socket = served.socket().to_owned();
-    served.agent.end();
-    assert!(!socket.exists());
-}
 
-#[test]
-fn a_folder_that_was_removed_is_waited_for() {
-    let served = Served::start(&[]);
-    let mut connection = served.agent.connect();
-    fs::remove_dir_all(served.folder()).unwrap();
-    served.wait_until_it_is_not_ready_because("No such file or directory");
-    check(&mut connection);
-    assert!(!served.folder().exists());
-    fs::create_dir(served.folder()).unwrap();
-    served.wait_until_it_is_served_and_ready();
-    check(&mut connection);
-    let log = served.agent.log.clone();
-    served.agent.end();
-    let log = log.whole();
-    assert_eq!(log.lines().filter(|line| line.contains("retrying to bind it")).count(), 1, "{log}");
-    assert!(log.contains("is reachable again"), "{log}");
-}
-
-#[test]
-fn a_socket_that_was_moved_away_and_back_is_still_the_agent_s() {
-    let served = Served::start(&[]);
-    fs::rename(served.folder(), served.agent.home.path().join("elsewhere")).unwrap();
-    served.wait_until_it_is_not_ready_because("No such file or directory");
-    fs::rename(served.agent.home.path().join("elsewhere"), served.folder()).unwrap();
-    served.wait_until_it_is_served_and_ready();
-    served.agent.end();
-}
-
-#[test]
-fn a_socket_of_another_process_is_left_alone_until_it_has_gone() {
-    let served = Served::start(&[]);
-    let mut connection = served.agent.connect();
-    let other = UnixListener::bind(served.folder().join("other")).unwrap();
-    fs::rename(served.folder().join("other"), served.socket()).unwrap();
-    served.wait_until_it_is_not_ready_because("already served by another process");
-    check(&mut connection);
-    // Still the other's.
-    let _client = UnixStream::connect(served.socket()).unwrap();
-    drop(other);
-    // What is left is a stale socket.
-    served.wait_until_it_is_served_and_ready();
-    served.agent.end();
-}
-
-#[test]
-fn a_path_that_is_too_long_is_named() {
-    let modules = tempfile::tempdir().unwrap();
-    let module = module::write(modules.path(), "m.wasm", &module::tagging("a"));
-    let mut agent = AGENT.launch_in(tempfile::tempdir().unwrap(), "s".repeat(108), &module, |_| ());
-    assert_eq!(agent.wait().code(), Some(1));
-    let told = agent.log.whole();
-    assert!(told.contains("choose a shorter `--socket`"), "{told}");
-}
-
-#[test]
-fn what_is_not_a_socket_is_never_removed() {
-    let served = Served::start(&[]);
-    let precious = served.folder().join("precious");
-    fs::write(&precious, "precious").unwrap();
-    fs::rename(&precious, served.socket()).unwrap();
-    served.wait_until_it_is_not_ready_because("the path exists and is not a socket");
-    assert_eq!(fs::read_to_string(served.socket()).unwrap(), "precious");
-    fs::remove_file(served.socket()).unwrap();
-    served.wait_until_it_is_served_and_ready();
-    served.agent.end();
-}
-
-#[test]
-fn the_end_leaves_the_socket_of_another_process_alone() {
-    let mut served = Served::start(&[]);
-    let other = UnixListener::bind(served.folder().join("other")).unwrap();
-    fs::rename(served.folder().join("other"), served.socket()).unwrap();
-    served.wait_until_it_is_not_ready_because("already served by another process");
-    served.agent.signal(Signal::TERM);
-    assert_eq!(served.agent.wait().code(), Some(0));
-    let _client = UnixStream::connect(served.socket()).unwrap();
-    drop(other);
-}
-
-/// Connects without waiting to be accepted.
-fn try_connect(path: &Path) -> Option<socket2::Socket> {
-    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
-    socket.set_nonblocking(true).unwrap();
-    socket.connect(&socket2::SockAddr::unix(path).unwrap()).ok().map(|()| socket)
-}
-
-#[test]
-fn a_second_agent_is_refused_although_the_first_accepts_nobody() {
-    let modules = tempfile::tempdir().unwrap();
-    let module = module::write(modules.path(), "m.wasm", &module::tagging("x"));
-    let home = tempfile::tempdir().unwrap();
-    let socket = home.path().join("wasm.sock");
-    let _first = UnixListener::bind(&socket).unwrap();
-    // As many as the system lets wait.
-    let mut waiting = Vec::new();
-    while let Some(client) = try_connect(&socket) {
-        waiting.push(client);
-        assert!(waiting.len() < 100_000);
+    #[test]
+    fn folder_is_awaited() {
+        let served = Served::start(&[]);
+        let mut connection = served.agent.connect();
+        fs::remove_dir_all(served.folder()).unwrap();
+        served.wait_until_unready("No such file or directory");
+        check(&mut connection);
+        assert!(!served.folder().exists());
+        fs::create_dir(served.folder()).unwrap();
+        served.wait_until_ready();
+        check(&mut connection);
+        let log = served.agent.log.clone();
+        served.agent.end();
+        let log = log.whole();
+        assert_eq!(log.lines().filter(|line| line.contains("retrying to bind it")).count(), 1, "{log}");
+        assert!(log.contains("is reachable again"), "{log}");
     }
-    let mut agent = AGENT.launch_in(home, "wasm.sock", &module, |_| ());
-    assert_eq!(agent.wait().code(), Some(1));
-    let log = agent.log.whole();
-    assert!(log.contains("already served by another process"), "{log}");
+
+    #[test]
+    fn and_returned_socket_is_still_served() {
+        let served = Served::start(&[]);
+        fs::rename(served.folder(), served.agent.home.path().join("elsewhere")).unwrap();
+        served.wait_until_unready("No such file or directory");
+        fs::rename(served.agent.home.path().join("elsewhere"), served.folder()).unwrap();
+        served.wait_until_ready();
+        served.agent.end();
+    }
+
+    #[test]
+    fn socket_and_a_failed_reload_are_both_reported() {
+        let served = Served::start(&[]);
+        fs::write(served.module.path().join("m.wasm"), "not a module").unwrap();
+        served.agent.signal(Signal::HUP);
+        wait_for("the reload to fail", || served.admin.get("/healthz").1.contains("cannot serve the module").then_some(()));
+        assert_eq!(served.admin.get("/readyz").0, 200);
+        fs::remove_dir_all(served.folder()).unwrap();
+        served.wait_until_unready("; cannot serve the module");
+    }
 }
 
-#[test]
-fn a_reload_that_failed_is_named_beside_the_socket() {
-    let served = Served::start(&[]);
-    fs::write(served.module.path().join("m.wasm"), "no module").unwrap();
-    served.agent.signal(Signal::HUP);
-    wait_for("the reload to fail", || served.admin.get("/healthz").1.contains("cannot serve the module").then_some(()));
-    assert_eq!(served.admin.get("/readyz").0, 200);
-    fs::remove_dir_all(served.folder()).unwrap();
-    served.wait_until_it_is_not_ready_because("; cannot serve the module");
+mod foreign {
+    use super::*;
+
+    /// Connects without waiting to be accepted.
+    fn try_connect(path: &Path) -> Option<socket2::Socket> {
+        let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket.connect(&socket2::SockAddr::unix(path).unwrap()).ok().map(|()| socket)
+    }
+
+    #[test]
+    fn socket_is_left_alone_while_it_is_served() {
+        let served = Served::start(&[]);
+        let mut connection = served.agent.connect();
+        let other = UnixListener::bind(served.folder().join("other")).unwrap();
+        fs::rename(served.folder().join("other"), served.socket()).unwrap();
+        served.wait_until_unready("already served by another process");
+        check(&mut connection);
+        // The other process still serves it.
+        let _client = UnixStream::connect(served.socket()).unwrap();
+        drop(other);
+        // The file is a stale socket now.
+        served.wait_until_ready();
+        served.agent.end();
+    }
+
+    #[test]
+    fn socket_is_left_alone_at_the_end() {
+        let mut served = Served::start(&[]);
+        let other = UnixListener::bind(served.folder().join("other")).unwrap();
+        fs::rename(served.folder().join("other"), served.socket()).unwrap();
+        served.wait_until_unready("already served by another process");
+        served.agent.signal(Signal::TERM);
+        assert_eq!(served.agent.wait().code(), Some(0));
+        let _client = UnixStream::connect(served.socket()).unwrap();
+        drop(other);
+    }
+
+    #[test]
+    fn socket_counts_as_served_even_if_its_queue_is_full() {
+        let modules = tempfile::tempdir().unwrap();
+        let module = module::write(modules.path(), "m.wasm", &module::tagging("x"));
+        let home = tempfile::tempdir().unwrap();
+        let socket = home.path().join("wasm.sock");
+        let _first = UnixListener::bind(&socket).unwrap();
+        // As many connections as the system queues.
+        let mut waiting = Vec::new();
+        while let Some(client) = try_connect(&socket) {
+            waiting.push(client);
+            assert!(waiting.len() < 100_000);
+        }
+        let mut agent = AGENT.launch_in(home, "wasm.sock", &module, |_| ());
+        assert_eq!(agent.wait().code(), Some(1));
+        let log = agent.log.whole();
+        assert!(log.contains("already served by another process"), "{log}");
+    }
+
+    #[test]
+    fn file_is_never_removed() {
+        let served = Served::start(&[]);
+        let precious = served.folder().join("precious");
+        fs::write(&precious, "precious").unwrap();
+        fs::rename(&precious, served.socket()).unwrap();
+        served.wait_until_unready("the path exists and is not a socket");
+        assert_eq!(fs::read_to_string(served.socket()).unwrap(), "precious");
+        fs::remove_file(served.socket()).unwrap();
+        served.wait_until_ready();
+        served.agent.end();
+    }
+}
+
+mod start {
+    use super::*;
+
+    #[test]
+    fn fails_on_a_path_that_is_too_long() {
+        let modules = tempfile::tempdir().unwrap();
+        let module = module::write(modules.path(), "m.wasm", &module::tagging("a"));
+        let mut agent = AGENT.launch_in(tempfile::tempdir().unwrap(), "s".repeat(108), &module, |_| ());
+        assert_eq!(agent.wait().code(), Some(1));
+        let log = agent.log.whole();
+        assert!(log.contains("choose a shorter `--socket`"), "{log}");
+    }
 }

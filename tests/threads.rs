@@ -1,4 +1,4 @@
-//! A limit on threads: an error at start, and nothing that a running agent notices.
+//! A limit on threads is an error at the start, and never a problem later.
 
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt as _;
@@ -14,7 +14,8 @@ fn threads(process: Pid) -> u64 {
     std::fs::read_dir(format!("/proc/{}/task", process.as_raw_nonzero())).unwrap().count() as u64
 }
 
-/// Starts an agent whose threads the system counts: root's are not, and of another user only those of this agent, if the user has no others.
+/// Starts an agent under a limit on threads. The limit does not apply to root, so root starts it as
+/// another user, who has no other threads.
 fn launch(user: u32, module: &std::path::Path, at_most: Option<u64>, options: &[&str]) -> Agent {
     let home = tempfile::tempdir().unwrap();
     let is_root = rustix::process::geteuid().is_root();
@@ -36,17 +37,17 @@ fn launch(user: u32, module: &std::path::Path, at_most: Option<u64>, options: &[
     })
 }
 
-/// Threads of an agent that serves.
+/// The number of threads of a serving agent.
 fn needed(user: u32, module: &std::path::Path, options: &[&str]) -> u64 {
     let agent = launch(user, module, None, options);
-    agent.log.wait_for_line("that it serves", |line| line.contains("serving the socket"));
+    agent.log.wait_for_line("serving the socket", |line| line.contains("serving the socket"));
     let all = threads(agent.pid());
     agent.end();
     assert!(all > 3, "{all}");
     all
 }
 
-/// Where another user may read it.
+/// Writes a module where another user can read it.
 fn shared_module(wat: &str) -> (tempfile::TempDir, std::path::PathBuf) {
     use std::os::unix::fs::PermissionsExt as _;
     let modules = tempfile::tempdir().unwrap();
@@ -56,30 +57,30 @@ fn shared_module(wat: &str) -> (tempfile::TempDir, std::path::PathBuf) {
 }
 
 #[test]
-fn an_agent_that_gets_too_few_threads_does_not_start_and_says_what_to_do() {
+fn too_few_are_an_error_at_the_start() {
     const USER: u32 = 64_911;
     let (_modules, file) = shared_module(&module::choosing());
     let all = needed(USER, &file, &[]);
-    // Others of this user count too where this is not root.
+    // Without root, the user's other threads count as well.
     let limits = if rustix::process::geteuid().is_root() { 1..all } else { 1..2 };
     for at_most in limits {
         let mut agent = launch(USER, &file, Some(at_most), &[]);
         assert_eq!(agent.wait().code(), Some(1), "{at_most} of {all}: {}", agent.log.whole());
-        let told = agent.log.whole();
-        // The module may have been loaded by then.
-        let told = told.lines().last().unwrap_or_default();
-        assert!(told.starts_with("zentinel-wasm-agent: "), "{at_most} of {all}: {told}");
-        assert!(told.contains("cannot start the agent's threads: raise the limit on processes and threads"), "{told}");
-        assert!(told.contains("os error 11"), "{told}");
+        let log = agent.log.whole();
+        // The module may have been loaded before.
+        let message = log.lines().last().unwrap_or_default();
+        assert!(message.starts_with("zentinel-wasm-agent: "), "{at_most} of {all}: {message}");
+        assert!(message.contains("cannot start the agent's threads: raise the limit on processes and threads"), "{message}");
+        assert!(message.contains("os error 11"), "{message}");
     }
 }
 
 #[test]
-fn a_running_agent_needs_no_more_threads() {
+fn none_are_added_after_the_start() {
     const USER: u32 = 64_912;
     let answer = format!(r#"{{"decision":"block","status":403,"body":"{}"}}"#, "x".repeat(400 << 10));
     let (modules, file) = shared_module(&module::answering(&["on_request_headers"], &answer));
-    // As many as it has at the end of its start, or as many as somebody has who is not root: not one more.
+    // No more threads than at the end of the start; without root, no more than the user has.
     let is_root = rustix::process::geteuid().is_root();
     let cache = modules.path().join("cache");
     std::fs::create_dir(&cache).unwrap();
@@ -89,10 +90,10 @@ fn a_running_agent_needs_no_more_threads() {
     let cache = cache.to_str().unwrap();
     let options = ["--watch", "--timeout-ms", "20000", "--admin-address", "127.0.0.1:0", "--cache-dir", cache];
     needed(USER, &file, &options);
-    // This time it need not compile the module, and does not start what it would do so with.
+    // This time the module comes from the cache, so no thread is started to compile it.
     let all = is_root.then(|| needed(USER, &file, &options));
     let agent = launch(USER, &file, all, &options);
-    agent.log.wait_for_line("that it serves", |line| line.contains("serving the socket"));
+    agent.log.wait_for_line("serving the socket", |line| line.contains("serving the socket"));
     let admin = agent.admin();
     if !is_root {
         prlimit(Some(agent.pid()), Resource::Nproc, Rlimit { current: Some(1), maximum: Some(1) }).unwrap();
@@ -103,20 +104,20 @@ fn a_running_agent_needs_no_more_threads() {
         let answer = connection.answer_or_end().unwrap_or_else(|| panic!("no large answer: {}", agent.log.lines().join("\n")));
         assert_eq!(decision(&answer), "block");
     }
-    // By SIGHUP, with a module that has to be compiled, and by the watch.
+    // Reloads, by SIGHUP with a module that has to be compiled, and by the watch.
     module::write(modules.path(), "m.wasm", &module::choosing());
     agent.signal(Signal::HUP);
     admin.wait_for_metric(r#"wasm_agent_reloads_total{result="success"}"#, 1.0);
     let answer = connections[0].get("a", "/t");
     assert_eq!(module_error(&answer), Some("WASM_TRAP"));
     module::write(modules.path(), "m.wasm", &module::tagging("watched"));
-    wait_for("the watch", || (connections[0].get("b", "/")["audit"]["tags"] == json!(["watched"])).then_some(()));
-    // What is not a module changes nothing.
+    wait_for("the watched module", || (connections[0].get("b", "/")["audit"]["tags"] == json!(["watched"])).then_some(()));
+    // An invalid module changes nothing.
     std::fs::write(&file, "not a module").unwrap();
     agent.signal(Signal::HUP);
-    wait_for("a failure", || (admin.metric(r#"wasm_agent_reloads_total{result="failure"}"#) > 0.0).then_some(()));
+    wait_for("the failed reload", || (admin.metric(r#"wasm_agent_reloads_total{result="failure"}"#) > 0.0).then_some(()));
     assert!(admin.get("/healthz").1.starts_with("degraded"), "{:?}", admin.get("/healthz"));
-    // A large body, whose event is decoded off the connection's way.
+    // A large body, which is decoded off the connection's task.
     let body = connections[1].ask(kind::REQUEST_BODY, &request_body("c", &"y".repeat(600 << 10)));
     assert_eq!(decision(&body), "allow");
     agent.end_unharmed();
