@@ -1,4 +1,7 @@
 //! Events, encoded once before the load starts, so sending one only copies it and writes its id.
+//!
+//! They are made with the published crate's types and not with the testkit, so the load is what the
+//! proxy sends, whatever the agent's own tests take for it.
 
 use std::collections::HashMap;
 
