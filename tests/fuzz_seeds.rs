@@ -6,6 +6,9 @@ mod modules;
 #[allow(unreachable_pub)]
 #[path = "../fuzz/src/readers.rs"]
 mod readers;
+#[allow(unreachable_pub)]
+#[path = "../fuzz/src/uri.rs"]
+mod uri;
 
 use std::path::Path;
 

@@ -3,6 +3,7 @@
 #[cfg(feature = "core")]
 mod modules;
 mod readers;
+mod uri;
 
 #[cfg(feature = "core")]
 pub use modules::modules;

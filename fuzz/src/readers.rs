@@ -7,11 +7,14 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use zentinel_wasm_contract::Encode;
+use zentinel_wasm_contract::answer::{HeaderName, HeaderValue};
 use zentinel_wasm_contract::{BodyAction, Decision, Event, HeaderCase, HeaderOp, Hook, header};
 use zentinel_wasm_guest_json::{answer, input};
 use zentinel_wasm_protocol::socket::frame::{self, kind};
 use zentinel_wasm_protocol::socket::{Encoding, SocketEncoder, decode};
 use zentinel_wasm_protocol::{MAX_FRAME, Phase, Proxy, grpc};
+
+use crate::uri::is_uri_reference;
 
 /// Reads a stream of frames from a client. The first byte selects the encoding.
 pub fn frames(data: &[u8]) {
@@ -84,15 +87,16 @@ fn object(json: &[u8]) -> Value {
 pub fn answers(data: &[u8]) {
     let _ = answer::read_configured(data);
     let Ok(answer) = answer::read(data) else { return };
-    let headers = match &answer.decision {
-        Decision::Block { status, headers, body } => {
-            assert!((200..=599).contains(status));
+    let headers: &[(HeaderName<'_>, HeaderValue<'_>)] = match &answer.decision {
+        Decision::Block(block) => {
+            let status = block.status().get();
+            assert!((200..=599).contains(&status));
             // Responses with these statuses have no content.
-            assert!(!matches!(status, 204 | 205 | 304) || body.as_deref() == Some(""));
-            headers.as_slice()
+            assert!(!matches!(status, 204 | 205 | 304) || block.body() == Some(""));
+            block.headers()
         }
         Decision::Redirect { status, url } => {
-            assert!(matches!(status, 301 | 302 | 303 | 307 | 308));
+            assert!(matches!(status.get(), 301 | 302 | 303 | 307 | 308));
             assert!(is_uri_reference(url) && !url.is_empty(), "{url}");
             &[]
         }
@@ -102,18 +106,20 @@ pub fn answers(data: &[u8]) {
         }
         Decision::Allow => &[],
     };
-    for (name, value) in headers {
+    for (at, (name, value)) in headers.iter().enumerate() {
+        // The protocol carries one value of each.
+        assert!(headers.iter().take(at).all(|(other, _)| !other.eq_ignore_ascii_case(name)));
         assert!(header::is_token(name) && header::is_value(value) && !header::is_framing(name));
         assert!(!name.eq_ignore_ascii_case("location") || is_uri_reference(value), "{value}");
     }
-    for op in &answer.response_headers {
+    for op in &*answer.response_headers {
         match op {
             HeaderOp::Set(name, value) => assert!(!name.eq_ignore_ascii_case("location") || is_uri_reference(value), "{value}"),
             HeaderOp::Add(name, _) => assert!(!name.eq_ignore_ascii_case("location")),
             HeaderOp::Remove(_) => {}
         }
     }
-    for op in answer.request_headers.iter().chain(&answer.response_headers) {
+    for op in answer.request_headers.iter().chain(&*answer.response_headers) {
         match op {
             HeaderOp::Set(name, value) | HeaderOp::Add(name, value) => {
                 assert!(header::is_token(name) && header::is_value(value) && !header::is_framing(name));
@@ -122,7 +128,7 @@ pub fn answers(data: &[u8]) {
         }
     }
     let mut hosts = 0;
-    for op in &answer.request_headers {
+    for op in &*answer.request_headers {
         match op {
             HeaderOp::Set(name, value) if name.eq_ignore_ascii_case("host") => {
                 assert!(header::is_host(value));
@@ -137,7 +143,7 @@ pub fn answers(data: &[u8]) {
     for text in answer.audit.tags.iter().chain(&answer.audit.rule_ids).chain(&answer.audit.reason_codes) {
         assert!(header::is_value(text));
     }
-    assert!(answer.audit.confidence.is_none_or(|confidence| (0.0..=1.0).contains(&confidence)));
+    assert!(answer.audit.confidence.is_none_or(|confidence| (0.0..=1.0).contains(&confidence.get())));
 
     for hook in Hook::ALL {
         for encoding in [Encoding::Json, Encoding::MessagePack] {
@@ -165,21 +171,6 @@ pub fn answers(data: &[u8]) {
             }
         }
     }
-}
-
-/// Whether a text contains only what the grammar of a URI reference allows (RFC 3986, appendix A).
-fn is_uri_reference(url: &str) -> bool {
-    let bytes = url.as_bytes();
-    let host = url.find("//").map_or(0..0, |slashes| {
-        let end = url[slashes + 2..].find(['/', '?', '#']).map_or(url.len(), |end| slashes + 2 + end);
-        slashes + 2..end
-    });
-    let characters = bytes.iter().enumerate().all(|(at, byte)| match byte {
-        b'%' => bytes.len() > at + 2 && bytes[at + 1..at + 3].iter().all(u8::is_ascii_hexdigit),
-        b'[' | b']' => host.contains(&at),
-        _ => byte.is_ascii_alphanumeric() || b"-._~:/?#@!$&'()*+,;=".contains(byte),
-    });
-    characters && bytes.iter().filter(|&&byte| byte == b'#').count() <= 1
 }
 
 /// Reads header names, one per line.

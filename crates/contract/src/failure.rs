@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use crate::limits::MAX_DETAIL;
+use crate::text::shortened;
+
 /// Why a module gave no usable answer. Each kind has a code that does not change between versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FailureKind {
@@ -89,16 +92,10 @@ pub struct Failure {
     pub detail: String,
 }
 
-/// What a guest or a client may have put words into, as one line that is cut off.
-pub fn brief(text: &str) -> String {
-    const SHOWN: usize = 1000;
-    crate::shortened(text, SHOWN)
-}
-
 impl Failure {
     /// A module error of `kind`, told in one line of at most a thousand characters.
     pub fn new(kind: FailureKind, detail: impl Into<String>) -> Self {
-        Self { kind, detail: brief(&detail.into()) }
+        Self { kind, detail: shortened(&detail.into(), MAX_DETAIL) }
     }
 }
 

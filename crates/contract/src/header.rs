@@ -197,6 +197,19 @@ pub fn is_value(value: &str) -> bool {
     value.bytes().all(|byte| (byte >= 0x20 && byte != 0x7f) || byte == b'\t')
 }
 
+/// The same as [`is_value`], for constants.
+pub(crate) const fn is_static_value(value: &str) -> bool {
+    let bytes = value.as_bytes();
+    let mut at = 0;
+    while at < bytes.len() {
+        if (bytes[at] < 0x20 && bytes[at] != b'\t') || bytes[at] == 0x7f {
+            return false;
+        }
+        at += 1;
+    }
+    true
+}
+
 /// Names of headers that frame a message or concern one connection alone (RFC 9112, 6; RFC 9110,
 /// 7.6.1). Only the proxy may write them: a module that could would make the next hop wait for a
 /// body that never comes, or take one request for two.

@@ -19,16 +19,20 @@ pub mod handler;
 pub mod header;
 pub mod hook;
 pub mod json;
+pub mod limits;
 pub mod report;
 pub mod text;
 pub mod url;
 mod value;
 
-pub use answer::{Answer, Audit, BodyAction, BodyMutation, Decision, HeaderOp, WebsocketDecision};
+pub use answer::{
+    Answer, AnswerBuilder, AnswerError, Audit, Block, BlockStatus, BodyAction, BodyMutation, Decision, HeaderOp, WebsocketDecision,
+};
 pub use event::Event;
 pub use failure::{Failure, FailureKind};
 pub use handler::{Arrival, Capabilities, Encode, Handler};
 pub use header::HeaderCase;
 pub use hook::{Hook, Hooks};
-pub use text::{MAX_ENTRIES, Pairs, Text, shortened};
+pub use limits::MAX_ENTRIES;
+pub use text::{Pairs, Text, shortened};
 pub use value::Bounded;

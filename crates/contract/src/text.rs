@@ -1,4 +1,4 @@
-//! Strings, and objects of them, that borrow from the message they were read from whenever that is possible.
+//! Strings, and objects of strings, that borrow from their message whenever possible.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,9 +7,12 @@ use std::ops::Deref;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Serialize, Serializer};
 
-/// Text borrowed from its message, or owned where the message had to be unescaped.
+use crate::limits::MAX_ENTRIES;
+
+/// Text borrowed from its message, or owned if the message had to be unescaped.
 ///
-/// Serde's own `Cow<str>` borrows only as a direct field; this one borrows inside lists and maps too.
+/// Serde's own `Cow<str>` borrows only as a direct field; this type also borrows inside lists and
+/// maps.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Text<'a>(pub Cow<'a, str>);
 
@@ -22,6 +25,11 @@ impl<'a> Text<'a> {
     /// The text itself.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The text, copied if it is borrowed.
+    pub fn into_owned(self) -> Text<'static> {
+        Text(Cow::Owned(self.0.into_owned()))
     }
 }
 
@@ -85,18 +93,59 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     }
 }
 
-/// The first `chars` characters of what a guest or a client may have put words into, as one line for a message or a log.
-pub fn shortened(text: &str, chars: usize) -> String {
-    text.chars().take(chars).map(|c| if c.is_control() { ' ' } else { c }).collect()
+/// The first `max_chars` characters of text from a guest or a client, as one line: control
+/// characters become spaces.
+pub fn shortened(text: &str, max_chars: usize) -> String {
+    text.chars().take(max_chars).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
-
-/// Most entries of an object or list in an event or an answer. Each takes many times the bytes that it may have on the wire, and no request has a thousand.
-pub const MAX_ENTRIES: usize = 1 << 19;
 
 /// Fails when there are more than [`MAX_ENTRIES`].
 pub(crate) fn check_entries<E: Error>(entries: usize) -> Result<(), E> {
-    if entries <= MAX_ENTRIES { Ok(()) } else { Err(E::custom(format_args!("it has more than {MAX_ENTRIES} entries"))) }
+    if entries <= MAX_ENTRIES { Ok(()) } else { Err(E::custom(format_args!("more than {MAX_ENTRIES} entries"))) }
 }
+
+/// Implements what every checked text has: access to it, an owned form, `Display` and `Serialize`.
+macro_rules! checked_text {
+    ($name:ident) => {
+        impl<'a> $name<'a> {
+            /// The text itself.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+
+            /// The text without its type.
+            pub fn into_text(self) -> $crate::text::Text<'a> {
+                self.0
+            }
+
+            /// The same text, copied if it is borrowed.
+            pub fn into_owned(self) -> $name<'static> {
+                $name(self.0.into_owned())
+            }
+        }
+
+        impl std::ops::Deref for $name<'_> {
+            type Target = str;
+
+            fn deref(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl std::fmt::Display for $name<'_> {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl serde::Serialize for $name<'_> {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+    };
+}
+pub(crate) use checked_text;
 
 /// Reads a list of at most [`MAX_ENTRIES`].
 pub(crate) fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Text<'de>>, D::Error> {
@@ -110,7 +159,7 @@ pub(crate) fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Tex
         }
 
         fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-            // What a client claims of its list's size is not believed.
+            // A client's claim about the size is not trusted.
             let mut list = Vec::new();
             while let Some(text) = seq.next_element()? {
                 list.push(text);
@@ -123,7 +172,7 @@ pub(crate) fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Tex
     deserializer.deserialize_seq(ListVisitor)
 }
 
-/// A JSON object in its own order, without a map's cost.
+/// A JSON object as a list of pairs in their original order, which costs less than a map.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pairs<'a, V = Text<'a>>(pub Vec<(Text<'a>, V)>);
 
@@ -158,7 +207,7 @@ impl<'de: 'a, 'a, V: Deserialize<'de>> Deserialize<'de> for Pairs<'a, V> {
     }
 }
 
-/// A struct that is read from an object only: serde takes lists for structs too, field by field.
+/// A struct that is only read from an object. Serde also reads structs from lists, field by field.
 pub struct Object<T>(pub T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {

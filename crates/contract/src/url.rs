@@ -174,9 +174,15 @@ fn check_authority(authority: &str) -> Result<(), UrlError> {
 }
 
 #[cfg(test)]
+#[allow(unreachable_pub)]
+#[path = "../../../fuzz/src/uri.rs"]
+mod uri;
+
+#[cfg(test)]
 mod tests {
     use std::borrow::Cow;
 
+    use super::uri::is_uri_reference;
     use super::*;
     use proptest::prelude::*;
 
@@ -243,22 +249,6 @@ mod tests {
         ] {
             assert_eq!(encoded(url.into()).unwrap_err(), expected, "{url}");
         }
-    }
-
-    /// Whether a text is a URI reference, by another way than [`encoded`]: the grammar's characters
-    /// alone.
-    fn is_uri_reference(url: &str) -> bool {
-        let bytes = url.as_bytes();
-        let host = url.find("//").map_or(0..0, |slashes| {
-            let end = url[slashes + 2..].find(['/', '?', '#']).map_or(url.len(), |end| slashes + 2 + end);
-            slashes + 2..end
-        });
-        let characters = bytes.iter().enumerate().all(|(at, byte)| match byte {
-            b'%' => bytes.len() > at + 2 && bytes[at + 1..at + 3].iter().all(u8::is_ascii_hexdigit),
-            b'[' | b']' => host.contains(&at),
-            _ => byte.is_ascii_alphanumeric() || b"-._~:/?#@!$&'()*+,;=".contains(byte),
-        });
-        characters && bytes.iter().filter(|&&byte| byte == b'#').count() <= 1
     }
 
     proptest! {

@@ -13,7 +13,7 @@ use crate::bodies::{self, Body, Length};
 use crate::collect::{self, Bodies, Collected, Rescue};
 use crate::context::{Contexts, Remembered};
 use crate::policy::Policy;
-use crate::reply::Subject;
+use crate::reply::{FAIL_OPEN, Subject};
 
 /// A refusal within this time surely ends its request. Later, the proxy may have given up the call and
 /// let the request through: its timeout is not known here, but is hardly ever shorter than this.
@@ -309,7 +309,7 @@ fn changed(action: Option<BodyAction<'static>>, needs_more: bool) -> Answer<'sta
 
 /// The same for what the module does not see, because an error was allowed.
 fn failed_open(mut answer: Answer<'static>) -> Answer<'static> {
-    answer.audit.tags.push(Text::borrowed("fail-open"));
+    answer.audit.tags.push(FAIL_OPEN);
     answer
 }
 

@@ -2,10 +2,14 @@
 
 use std::sync::Arc;
 
-use zentinel_wasm_contract::{Answer, Decision, Encode, Failure, FailureKind, Hook, Text, WebsocketDecision};
+use zentinel_wasm_contract::answer::{CloseCode, CloseReason, Printable};
+use zentinel_wasm_contract::{Answer, BlockStatus, Decision, Encode, Failure, FailureKind, Hook, WebsocketDecision};
 use zentinel_wasm_runtime::Lease;
 
 use crate::bodies::{self, Body};
+
+/// Tag of an event that a module error let through.
+pub(crate) const FAIL_OPEN: Printable<'_> = Printable::from_static("fail-open");
 
 /// What an answer is about.
 #[derive(Clone, Debug)]
@@ -37,7 +41,7 @@ impl<T> Reply<T> {
         if let Some(whole) = &subject.whole {
             bodies::put_back(&mut answer, whole);
         }
-        let blocks = matches!(answer.decision, Decision::Block { .. });
+        let blocks = matches!(answer.decision, Decision::Block(_));
         // Zentinel 0.6.45 lets a request through that it is to challenge.
         let refuses = (blocks || matches!(answer.decision, Decision::Redirect { .. })) && !answer.needs_more;
         let loses_routing_metadata = encode.loses_routing_metadata(&answer);
@@ -47,19 +51,20 @@ impl<T> Reply<T> {
 
 /// The answer to an event for which the module has none.
 pub(crate) fn module_error(kind: FailureKind, fail_open: bool, hook: Hook) -> Answer<'static> {
-    /// The server met a condition that prevented it from fulfilling the request (RFC 6455, 7.4.1).
-    const INTERNAL: u16 = 1011;
+    const WASM_ERROR: Printable<'_> = Printable::from_static("wasm-error");
+    const CLOSE: WebsocketDecision<'_> =
+        WebsocketDecision::Close { code: CloseCode::INTERNAL_ERROR, reason: CloseReason::from_static("wasm-error") };
 
     let mut answer = Answer::default();
-    answer.audit.tags.push(Text::borrowed("wasm-error"));
-    answer.audit.reason_codes.push(Text::borrowed(kind.code()));
+    answer.audit.tags.push(WASM_ERROR);
+    answer.audit.reason_codes.push(kind.into());
     if fail_open {
-        answer.audit.tags.push(Text::borrowed("fail-open"));
+        answer.audit.tags.push(FAIL_OPEN);
         return answer;
     }
-    answer.decision = Decision::Block { status: 500, body: None, headers: Vec::new() };
+    answer.decision = Decision::Block(BlockStatus::INTERNAL_SERVER_ERROR.into());
     if hook == Hook::WebsocketFrame {
-        answer.websocket_decision = Some(WebsocketDecision::Close { code: INTERNAL, reason: Text::borrowed("wasm-error") });
+        answer.websocket_decision = Some(CLOSE);
     }
     answer
 }

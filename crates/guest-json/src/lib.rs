@@ -10,4 +10,5 @@
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 
 pub mod answer;
+mod fields;
 pub mod input;

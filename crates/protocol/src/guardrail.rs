@@ -2,17 +2,8 @@
 
 use std::borrow::Cow;
 
-use zentinel_wasm_contract::{Answer, Decision, Hook, Text};
-
-/// Whether a verdict reports a detection.
-fn detects(verdict: &str) -> bool {
-    #[derive(serde::Deserialize)]
-    struct Verdict {
-        detected: bool,
-    }
-
-    serde_json::from_str(verdict).is_ok_and(|Verdict { detected }| detected)
-}
+use zentinel_wasm_contract::answer::{Confidence, Printable};
+use zentinel_wasm_contract::{Answer, Decision, Hook};
 
 /// The verdict to send with `answer`.
 ///
@@ -20,7 +11,7 @@ fn detects(verdict: &str) -> bool {
 /// verdict, or with one that contradicts it, becomes a verdict.
 pub(crate) fn verdict<'a>(answer: &'a Answer<'_>, hook: Hook) -> Option<Cow<'a, str>> {
     if let Some(response) = &answer.guardrail_response
-        && (answer.decision == Decision::Allow || detects(response))
+        && (answer.decision == Decision::Allow || response.detected())
     {
         return Some(Cow::Borrowed(response));
     }
@@ -30,12 +21,13 @@ pub(crate) fn verdict<'a>(answer: &'a Answer<'_>, hook: Hook) -> Option<Cow<'a, 
     if answer.decision == Decision::Allow {
         return Some(Cow::Borrowed(r#"{"detected":false,"confidence":0.0,"detections":[]}"#));
     }
-    let confidence = answer.audit.confidence.unwrap_or(1.0);
-    let category = answer.audit.reason_codes.first().map_or("blocked", Text::as_str);
+    let confidence = answer.audit.confidence.map_or(1.0, Confidence::get);
+    let category = answer.audit.reason_codes.first().map_or("blocked", Printable::as_str);
     let description = match &answer.decision {
-        Decision::Block { body: Some(body), .. } => body,
-        _ => "refused by the module",
-    };
+        Decision::Block(block) => block.body(),
+        _ => None,
+    }
+    .unwrap_or("refused by the module");
     let verdict = serde_json::json!({
         "detected": true,
         "confidence": confidence,

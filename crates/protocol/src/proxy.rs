@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use zentinel_wasm_bounds::log_limited;
-use zentinel_wasm_contract::{Answer, Decision};
+use zentinel_wasm_contract::{Answer, Block, BlockStatus, Decision};
 
 /// How the proxy of a connection differs from the current version. Default: not at all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,8 +44,8 @@ pub(crate) fn for_proxy<'a, 'b>(answer: &'b Answer<'a>, proxy: Proxy) -> Cow<'b,
     if !proxy.lets_challenges_through {
         return Cow::Borrowed(answer);
     }
-    let body = params.iter().find(|(name, _)| name.eq_ignore_ascii_case("body")).map(|(_, body)| body.clone());
-    Cow::Owned(Answer { decision: Decision::Block { status: 403, body, headers: Vec::new() }, ..answer.clone() })
+    let block = Block::new(BlockStatus::FORBIDDEN, params.body().cloned());
+    Cow::Owned(Answer { decision: Decision::Block(block), ..answer.clone() })
 }
 
 #[cfg(test)]

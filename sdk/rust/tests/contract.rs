@@ -2,8 +2,10 @@
 
 use std::borrow::Cow;
 
-use zentinel_wasm_contract::answer::{BodyAction, BodyMutation};
-use zentinel_wasm_contract::{Decision as Read, HeaderOp, Text, WebsocketDecision};
+use zentinel_wasm_contract::answer::{
+    Block, BlockStatus, BodyAction, BodyMutation, CloseCode, CloseReason, Confidence, Decision as Read, HeaderName, HeaderOp, HeaderValue,
+    RedirectStatus, RedirectUrl, WebsocketDecision,
+};
 use zentinel_wasm_guest_json::answer;
 use zentinel_wasm_sdk::{Decision, Detection, Inspection, Severity};
 
@@ -19,8 +21,12 @@ fn assert_golden(decision: &Decision, name: &str) {
     assert_eq!(read, answer::read(golden.as_bytes()).unwrap(), "{json}");
 }
 
-fn pair<'a>(name: &'a str, value: &'a str) -> (Text<'a>, Text<'a>) {
-    (name.into(), value.into())
+fn name(name: &str) -> HeaderName<'_> {
+    HeaderName::new(name.into()).unwrap()
+}
+
+fn value(value: &str) -> HeaderValue<'_> {
+    HeaderValue::new(value.into()).unwrap()
 }
 
 mod decisions {
@@ -53,16 +59,17 @@ mod decisions {
     #[test]
     fn blocks_and_redirects() {
         let json = Decision::block(451).body("né\u{0}").set_response_header("Retry-After", "5").to_json();
-        let headers = vec![pair("Retry-After", "5")];
-        let block = Read::Block { status: 451, body: Some("né\u{0}".into()), headers };
-        assert_eq!(answer::read(json.as_bytes()).unwrap().decision, block);
+        let mut block = Block::new(BlockStatus::new(451).unwrap(), Some("né\u{0}".into()));
+        block.headers_mut().set(vec![("Retry-After".into(), vec!["5".into()])]).unwrap();
+        assert_eq!(answer::read(json.as_bytes()).unwrap().decision, Read::Block(block));
 
         let json = Decision::redirect("/login?a=\"b\"").status(303).to_json();
         // The agent encodes characters that a URL must not contain.
-        let redirect = Read::Redirect { status: 303, url: "/login?a=%22b%22".into() };
-        assert_eq!(answer::read(json.as_bytes()).unwrap().decision, redirect);
+        let redirect = |status, url: &'static str| Read::Redirect { status, url: RedirectUrl::new(url.into()).unwrap() };
+        let expected = redirect(RedirectStatus::new(303).unwrap(), "/login?a=%22b%22");
+        assert_eq!(answer::read(json.as_bytes()).unwrap().decision, expected);
         let json = Decision::redirect("/login").to_json();
-        assert_eq!(answer::read(json.as_bytes()).unwrap().decision, Read::Redirect { status: 302, url: "/login".into() });
+        assert_eq!(answer::read(json.as_bytes()).unwrap().decision, redirect(RedirectStatus::FOUND, "/login"));
     }
 
     #[test]
@@ -70,7 +77,7 @@ mod decisions {
         let json = Decision::allow().drop_frame().to_json();
         assert_eq!(answer::read(json.as_bytes()).unwrap().websocket_decision, Some(WebsocketDecision::Drop));
         let json = Decision::allow().close_websocket(1008, "no \"such\" words").to_json();
-        let close = WebsocketDecision::Close { code: 1008, reason: "no \"such\" words".into() };
+        let close = WebsocketDecision::Close { code: CloseCode::POLICY_VIOLATION, reason: CloseReason::from_static("no \"such\" words") };
         assert_eq!(answer::read(json.as_bytes()).unwrap().websocket_decision, Some(close));
     }
 
@@ -78,7 +85,7 @@ mod decisions {
     fn clamps_the_confidence() {
         let confidence = |score| {
             let json = Decision::allow().confidence(score).to_json();
-            answer::read(json.as_bytes()).unwrap().audit.confidence.unwrap()
+            answer::read(json.as_bytes()).unwrap().audit.confidence.map(Confidence::get).unwrap()
         };
         assert_eq!([confidence(7.0), confidence(-1.0), confidence(f64::NAN), confidence(0.25)], [1.0, 0.0, 0.0, 0.25]);
     }
@@ -95,14 +102,13 @@ mod headers {
             .set_response_header_values("Set-Cookie", ["a=1", "b=\"2\""])
             .remove_response_header("Server")
             .to_json();
-        let cookie = Text::from("Set-Cookie");
         assert_eq!(
-            answer::read(json.as_bytes()).unwrap().response_headers,
+            *answer::read(json.as_bytes()).unwrap().response_headers,
             [
-                HeaderOp::Remove("Server".into()),
-                HeaderOp::Set("x-a".into(), "2".into()),
-                HeaderOp::Set(cookie.clone(), "a=1".into()),
-                HeaderOp::Add(cookie, "b=\"2\"".into()),
+                HeaderOp::Remove(name("Server")),
+                HeaderOp::Set(name("x-a"), value("2")),
+                HeaderOp::Set(name("Set-Cookie"), value("a=1")),
+                HeaderOp::Add(name("Set-Cookie"), value("b=\"2\"")),
             ]
         );
     }
@@ -116,13 +122,13 @@ mod headers {
             .append_response_header("set-cookie", "b=2")
             .to_json();
         let answer = answer::read(json.as_bytes()).unwrap();
-        assert_eq!(answer.request_headers, [HeaderOp::Add("Cookie".into(), "a=1".into())]);
+        assert_eq!(*answer.request_headers, [HeaderOp::Add(name("Cookie"), value("a=1"))]);
         assert_eq!(
-            answer.response_headers,
+            *answer.response_headers,
             [
-                HeaderOp::Add("Set-Cookie".into(), "a=1".into()),
-                HeaderOp::Add("Set-Cookie".into(), "b=2".into()),
-                HeaderOp::Add("X-A".into(), "1".into()),
+                HeaderOp::Add(name("Set-Cookie"), value("a=1")),
+                HeaderOp::Add(name("Set-Cookie"), value("b=2")),
+                HeaderOp::Add(name("X-A"), value("1")),
             ]
         );
     }

@@ -2,12 +2,12 @@
 
 use std::borrow::Cow;
 
-/// What becomes of one chunk of a body.
+/// A change to one chunk of a body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BodyMutation<'a> {
     /// The change.
     pub action: BodyAction<'a>,
-    /// The chunk meant. None means the one at hand.
+    /// The chunk that is changed, from 0. None is the chunk of the event.
     pub chunk_index: Option<u32>,
 }
 
@@ -23,8 +23,34 @@ pub enum BodyAction<'a> {
 }
 
 impl<'a> From<BodyAction<'a>> for BodyMutation<'a> {
-    /// The change to the chunk at hand.
+    /// A change to the chunk of the event.
     fn from(action: BodyAction<'a>) -> Self {
         Self { action, chunk_index: None }
+    }
+}
+
+impl<'a> BodyMutation<'a> {
+    /// The effect of two changes made one after the other.
+    pub(super) fn merge(first: Option<Self>, later: Option<Self>) -> Option<Self> {
+        match (first, later) {
+            (Some(first), None | Some(Self { action: BodyAction::PassThrough, .. })) => Some(first),
+            (_, later) => later,
+        }
+    }
+
+    /// The same, with borrowed bytes copied.
+    pub fn into_owned(self) -> BodyMutation<'static> {
+        BodyMutation { action: self.action.into_owned(), chunk_index: self.chunk_index }
+    }
+}
+
+impl BodyAction<'_> {
+    /// The same, with borrowed bytes copied.
+    pub fn into_owned(self) -> BodyAction<'static> {
+        match self {
+            Self::PassThrough => BodyAction::PassThrough,
+            Self::Replace(bytes) => BodyAction::Replace(Cow::Owned(bytes.into_owned())),
+            Self::Drop => BodyAction::Drop,
+        }
     }
 }

@@ -1,34 +1,43 @@
-//! What becomes of a request or response.
+//! What happens to a request or response.
 
-use crate::text::Text;
+use super::block::Block;
+use super::challenge::{ChallengeParams, ChallengeType};
+use super::redirect::{RedirectStatus, RedirectUrl};
 
-/// What becomes of a request or response.
+/// What happens to a request or response.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Decision<'a> {
-    /// It goes on.
+    /// It is forwarded.
     #[default]
     Allow,
-    /// It is refused.
-    Block {
-        /// HTTP status, 200 to 599.
-        status: u16,
-        /// Body of the response; empty where the status allows none.
-        body: Option<Text<'a>>,
-        /// Headers of the response, several values of one name joined.
-        headers: Vec<(Text<'a>, Text<'a>)>,
-    },
+    /// It is refused, with this response instead.
+    Block(Block<'a>),
     /// The client is sent elsewhere.
     Redirect {
-        /// 301, 302, 303, 307 or 308.
-        status: u16,
-        /// Where to: a URI reference (RFC 3986).
-        url: Text<'a>,
+        /// Status of the response.
+        status: RedirectStatus,
+        /// Where to.
+        url: RedirectUrl<'a>,
     },
     /// The client has to prove something first.
     Challenge {
         /// Kind of the challenge, such as `captcha`.
-        challenge_type: Text<'a>,
-        /// Parameters of the challenge, as strings.
-        params: Vec<(Text<'a>, Text<'a>)>,
+        challenge_type: ChallengeType<'a>,
+        /// Parameters of the challenge.
+        params: ChallengeParams<'a>,
     },
+}
+
+impl Decision<'_> {
+    /// The same, with every borrowed text copied.
+    pub fn into_owned(self) -> Decision<'static> {
+        match self {
+            Self::Allow => Decision::Allow,
+            Self::Block(block) => Decision::Block(block.into_owned()),
+            Self::Redirect { status, url } => Decision::Redirect { status, url: url.into_owned() },
+            Self::Challenge { challenge_type, params } => {
+                Decision::Challenge { challenge_type: challenge_type.into_owned(), params: params.into_owned() }
+            }
+        }
+    }
 }

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use prost::Message as _;
 use zentinel_wasm_bounds::log_limited;
+use zentinel_wasm_contract::answer::Printable;
 use zentinel_wasm_contract::{
-    Answer, Audit, BodyAction, BodyMutation, Decision, Encode, Failure, FailureKind, HeaderOp, Text, WebsocketDecision,
+    Answer, Audit, Block, BodyAction, BodyMutation, Decision, Encode, Failure, FailureKind, HeaderOp, WebsocketDecision,
 };
 
 use super::proto;
@@ -122,9 +123,9 @@ fn not_carried(answer: &Answer<'_>) -> Option<&'static str> {
 fn decision(decision: &Decision<'_>) -> ProtoDecision {
     match decision {
         Decision::Allow => ProtoDecision::Allow(proto::AllowDecision {}),
-        Decision::Block { status, body, headers } => block(*status, body.as_ref(), headers),
+        Decision::Block(refusal) => block(refusal),
         Decision::Redirect { status, url } => {
-            ProtoDecision::Redirect(proto::RedirectDecision { url: url.to_string(), status: (*status).into() })
+            ProtoDecision::Redirect(proto::RedirectDecision { url: url.to_string(), status: status.get().into() })
         }
         Decision::Challenge { challenge_type, params } => ProtoDecision::Challenge(proto::ChallengeDecision {
             challenge_type: challenge_type.to_string(),
@@ -133,11 +134,11 @@ fn decision(decision: &Decision<'_>) -> ProtoDecision {
     }
 }
 
-fn block(status: u16, body: Option<&Text<'_>>, headers: &[(Text<'_>, Text<'_>)]) -> ProtoDecision {
+fn block(block: &Block<'_>) -> ProtoDecision {
     ProtoDecision::Block(proto::BlockDecision {
-        status: status.into(),
-        body: body.map(Text::to_string),
-        headers: headers.iter().map(|(name, value)| header(name, value)).collect(),
+        status: block.status().get().into(),
+        body: block.body().map(str::to_owned),
+        headers: block.headers().iter().map(|(name, value)| header(name, value)).collect(),
     })
 }
 
@@ -159,14 +160,14 @@ fn header_op(op: &HeaderOp<'_>) -> proto::HeaderOp {
 /// The audit data, which most answers do not have. gRPC has no other field for a guardrail's
 /// verdict.
 fn audit(audit: &Audit<'_>, guardrail: Option<&str>) -> Option<proto::AuditMetadata> {
-    let texts = |list: &[Text<'_>]| list.iter().map(Text::to_string).collect();
+    let texts = |list: &[Printable<'_>]| list.iter().map(Printable::to_string).collect();
     if *audit == Audit::default() && guardrail.is_none() {
         return None;
     }
     Some(proto::AuditMetadata {
         tags: texts(&audit.tags),
         rule_ids: texts(&audit.rule_ids),
-        confidence: audit.confidence.map(|confidence| confidence as f32),
+        confidence: audit.confidence.map(|confidence| confidence.get() as f32),
         reason_codes: texts(&audit.reason_codes),
         custom: guardrail.map(|verdict| ("guardrail_response".to_owned(), verdict.to_owned())).into_iter().collect(),
     })
@@ -178,6 +179,7 @@ mod tests {
 
     use zentinel_wasm_guest_json::answer;
 
+    use super::proto::header_op::Operation;
     use super::*;
 
     fn encoder(hook: Hook, proxy: Proxy) -> GrpcEncoder {
@@ -191,6 +193,14 @@ mod tests {
         }
     }
 
+    fn blocked(status: u32, body: Option<&str>, headers: &[(&str, &str)]) -> ProtoDecision {
+        ProtoDecision::Block(proto::BlockDecision {
+            status,
+            body: body.map(str::to_owned),
+            headers: headers.iter().map(|(name, value)| header(name, value)).collect(),
+        })
+    }
+
     #[test]
     fn a_plain_allow_has_only_the_id() {
         let allow = sent(&encoder(Hook::RequestHeaders, Proxy::default()), "");
@@ -202,10 +212,11 @@ mod tests {
         let answer = r#"{"decision":"block","status":451,"body":"no","add_response_headers":{"A":"1"},"remove_response_headers":["B"],
             "add_request_headers":{"C":["1","2"]},"tags":["t"],"rule_ids":["r"],"confidence":0.5,"reason_codes":["x"],"needs_more":true}"#;
         let response = sent(&encoder(Hook::RequestHeaders, Proxy::default()), answer);
-        assert_eq!(response.decision, Some(block(451, Some(&Text::borrowed("no")), &[("A".into(), "1".into())])));
-        let ops = [HeaderOp::Set("C".into(), "1".into()), HeaderOp::Add("C".into(), "2".into())];
-        assert_eq!(response.request_headers, ops.iter().map(header_op).collect::<Vec<_>>());
-        assert_eq!(response.response_headers, [header_op(&HeaderOp::Remove("B".into()))]);
+        assert_eq!(response.decision, Some(blocked(451, Some("no"), &[("A", "1")])));
+        let op = |operation| proto::HeaderOp { operation: Some(operation) };
+        let changes = [Operation::Set(header("C", "1")), Operation::Add(header("C", "2"))].map(op);
+        assert_eq!(response.request_headers, changes);
+        assert_eq!(response.response_headers, [op(Operation::Remove("B".into()))]);
         let audit = response.audit.unwrap();
         assert_eq!((audit.tags, audit.rule_ids, audit.reason_codes), (vec!["t".into()], vec!["r".into()], vec!["x".into()]));
         assert_eq!((audit.confidence, response.needs_more), (Some(0.5), true));
@@ -215,7 +226,7 @@ mod tests {
     fn an_old_proxy_gets_a_block_instead_of_a_challenge() {
         let answer = r#"{"decision":"challenge","challenge_type":"captcha","challenge_params":{"body":"prove it"}}"#;
         let to_old = sent(&encoder(Hook::RequestHeaders, Proxy::of_version("0.6.45")), answer);
-        assert_eq!(to_old.decision, Some(block(403, Some(&Text::borrowed("prove it")), &[])));
+        assert_eq!(to_old.decision, Some(blocked(403, Some("prove it"), &[])));
         let to_new = sent(&encoder(Hook::RequestHeaders, Proxy::of_version("0.6.54")), answer);
         assert!(matches!(to_new.decision, Some(ProtoDecision::Challenge(_))));
     }
@@ -254,7 +265,7 @@ mod tests {
             r#""request_body_mutation":{"action":"drop"}"#,
         ] {
             let refused = sent(&encoder(Hook::WebsocketFrame, Proxy::default()), &format!(r#"{{"decision":"block",{beside}}}"#));
-            assert_eq!(refused.decision, Some(block(403, None, &[])));
+            assert_eq!(refused.decision, Some(blocked(403, None, &[])));
         }
     }
 

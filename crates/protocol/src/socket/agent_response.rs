@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use serde::Serialize;
 use serde::ser::{SerializeMap, SerializeStruct, Serializer};
+use zentinel_wasm_contract::answer::{HeaderName, HeaderValue, Printable};
 use zentinel_wasm_contract::{Answer, Decision, HeaderOp, Text, WebsocketDecision};
 
 use crate::handshake::PROTOCOL_VERSION;
@@ -69,34 +70,34 @@ impl Serialize for DecisionField<'_> {
         #[serde(rename_all = "snake_case")]
         enum Tagged<'a> {
             Allow,
-            Block { status: u16, body: Option<&'a str>, headers: Option<PairsField<'a>> },
+            Block { status: u16, body: Option<&'a str>, headers: Option<PairsField<'a, HeaderName<'a>, HeaderValue<'a>>> },
             Redirect { url: &'a str, status: u16 },
-            Challenge { challenge_type: &'a str, params: PairsField<'a> },
+            Challenge { challenge_type: &'a str, params: PairsField<'a, Text<'a>, Text<'a>> },
         }
 
         match self.0 {
             Decision::Allow => Tagged::Allow,
-            Decision::Block { status, body, headers } => Tagged::Block {
-                status: *status,
-                body: body.as_deref(),
-                headers: if headers.is_empty() { None } else { Some(PairsField(headers)) },
+            Decision::Block(block) => Tagged::Block {
+                status: block.status().get(),
+                body: block.body(),
+                headers: if block.headers().is_empty() { None } else { Some(PairsField(block.headers())) },
             },
-            Decision::Redirect { status, url } => Tagged::Redirect { url, status: *status },
+            Decision::Redirect { status, url } => Tagged::Redirect { url, status: status.get() },
             Decision::Challenge { challenge_type, params } => Tagged::Challenge { challenge_type, params: PairsField(params) },
         }
         .serialize(serializer)
     }
 }
 
-struct PairsField<'a>(&'a [(Text<'a>, Text<'a>)]);
+struct PairsField<'a, N, V>(&'a [(N, V)]);
 
-impl Serialize for PairsField<'_> {
+impl<N: Serialize, V: Serialize> Serialize for PairsField<'_, N, V> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
     }
 }
 
-struct RoutingField<'a>(&'a [(Text<'a>, Text<'a>)], Option<&'a str>);
+struct RoutingField<'a>(&'a [(Printable<'a>, Printable<'a>)], Option<&'a str>);
 
 impl Serialize for RoutingField<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -154,7 +155,7 @@ impl Serialize for AuditField<'_> {
             }
         }
         if let Some(confidence) = audit.confidence {
-            out.serialize_field("confidence", &confidence)?;
+            out.serialize_field("confidence", &confidence.get())?;
         }
         out.serialize_field("custom", &Custom { correlation_id })?;
         out.end()
@@ -176,7 +177,7 @@ impl Serialize for WebsocketField<'_> {
         match self.0 {
             WebsocketDecision::Allow => Tagged::Allow,
             WebsocketDecision::Drop => Tagged::Drop,
-            WebsocketDecision::Close { code, reason } => Tagged::Close { code: *code, reason },
+            WebsocketDecision::Close { code, reason } => Tagged::Close { code: code.get(), reason },
         }
         .serialize(serializer)
     }

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tracing::debug;
 use zentinel_wasm_bounds::{log_limited, run_blocking_if_large};
 use zentinel_wasm_contract::report::Reports;
-use zentinel_wasm_contract::{Answer, Decision, Encode, Failure, FailureKind, Handler, Hook, Text};
+use zentinel_wasm_contract::{Answer, Block, BlockStatus, Decision, Encode, Failure, FailureKind, Handler, Hook, Text};
 
 use super::decode::{self, Configure};
 use super::encode::SocketEncoder;
@@ -369,7 +369,7 @@ impl<H: Handler> Connection<H> {
             let answer = match applied {
                 Ok(()) => Answer::default(),
                 Err(reason) => Answer {
-                    decision: Decision::Block { status: 400, body: Some(Text::from(reason)), headers: Vec::new() },
+                    decision: Decision::Block(Block::new(BlockStatus::BAD_REQUEST, Some(Text::from(reason)))),
                     ..Answer::default()
                 },
             };

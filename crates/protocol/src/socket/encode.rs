@@ -3,9 +3,8 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use zentinel_wasm_contract::{
-    Answer, BodyAction, BodyMutation, Decision, Encode, Failure, FailureKind, Hook, Text, WebsocketDecision, json,
-};
+use zentinel_wasm_contract::answer::{CloseCode, CloseReason};
+use zentinel_wasm_contract::{Answer, BodyAction, BodyMutation, Decision, Encode, Failure, FailureKind, Hook, WebsocketDecision, json};
 
 use super::agent_response::{AgentResponse, MutationField};
 use super::encoding::Encoding;
@@ -126,15 +125,15 @@ fn response_mutation<'a>(mutation: &'a BodyMutation<'_>, phase: Phase) -> Mutati
 /// The decision about a WebSocket frame. The proxy reads only this field for a frame, so a block
 /// without it becomes a close.
 fn websocket_decision<'a>(answer: &'a Answer<'_>, hook: Hook) -> Option<Cow<'a, WebsocketDecision<'a>>> {
-    /// Policy violation (RFC 6455, 7.4.1).
-    const POLICY: u16 = 1008;
+    const REFUSED: WebsocketDecision<'_> =
+        WebsocketDecision::Close { code: CloseCode::POLICY_VIOLATION, reason: CloseReason::from_static("refused") };
 
     match (&answer.websocket_decision, &answer.decision) {
         // A rejection in either field takes effect.
         (Some(decision), verdict) if *decision != WebsocketDecision::Allow || *verdict == Decision::Allow => Some(Cow::Borrowed(decision)),
         (_, _) if hook != Hook::WebsocketFrame => None,
         (_, Decision::Allow) => Some(Cow::Owned(WebsocketDecision::Allow)),
-        (_, _) => Some(Cow::Owned(WebsocketDecision::Close { code: POLICY, reason: Text::borrowed("refused") })),
+        (_, _) => Some(Cow::Owned(REFUSED)),
     }
 }
 

@@ -3,8 +3,7 @@
 //! this folder depends on the JSON interface.
 
 use wasmtime::{Module, ModuleExport, Result, Store, TypedFunc};
-use zentinel_wasm_contract::{Answer, Failure, FailureKind, Hook};
-use zentinel_wasm_guest_json::answer::read;
+use zentinel_wasm_contract::{Answer, BlockStatus, Decision, Failure, FailureKind, Hook};
 
 use super::exchange::Exchange;
 use crate::host::state::HostState;
@@ -39,7 +38,7 @@ impl VerdictFunction {
 pub(crate) fn answer(exchange: &Exchange) -> Result<Answer<'static>, Failure> {
     match exchange {
         Exchange::Verdict(0) => Ok(Answer::default()),
-        Exchange::Verdict(403) => Ok(read(br#"{"decision":"block"}"#)?),
+        Exchange::Verdict(403) => Ok(Answer { decision: Decision::Block(BlockStatus::FORBIDDEN.into()), ..Answer::default() }),
         _ => Err(Failure::new(FailureKind::InvalidResult, "the verdict is neither 0 nor 403")),
     }
 }

@@ -249,7 +249,7 @@ mod kinds {
         let view = View { event: &event, context: None, header_case: HeaderCase::Canonical, max_body: 0 };
         let call = pool.prepare(&view).unwrap();
         let answered = pool.clone().call(call, Arc::from(""), Instant::now() + timeout).await.and_then(|lease| {
-            let blocks = matches!(lease.answer()?.decision, Decision::Block { .. });
+            let blocks = matches!(lease.answer()?.decision, Decision::Block(_));
             lease.accept();
             Ok(blocks)
         });
