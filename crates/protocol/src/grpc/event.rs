@@ -174,8 +174,8 @@ fn body_chunk(chunk: &proto::BodyChunkEvent) -> BodyChunk<'_> {
 
 fn guardrail(event: &proto::GuardrailInspectEvent) -> GuardrailInspect<'_> {
     let inspection_type = match event.content_type {
-        // Input of users (1) or operators (3) may inject a prompt; output may disclose personal
-        // data.
+        // A prompt (1) or system text (3) may contain an injection; all other content may disclose
+        // personal data.
         1 | 3 => "prompt_injection",
         _ => "pii_detection",
     };

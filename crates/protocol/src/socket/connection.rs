@@ -7,7 +7,6 @@
 //! round continues.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -19,11 +18,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::debug;
 use zentinel_wasm_bounds::{log_limited, run_blocking_if_large};
+use zentinel_wasm_contract::Handler;
 use zentinel_wasm_contract::report::Reports;
-use zentinel_wasm_contract::{Answer, Block, BlockStatus, Decision, Encode, Failure, FailureKind, Handler, Hook, Text};
 
-use super::decode::{self, Configure};
-use super::encode::SocketEncoder;
+use super::decode;
+use super::dispatch::{Dispatcher, SocketCall, SocketSession};
 use super::encoding::Encoding;
 use super::error::SocketError;
 use super::frame::{self, Frame, kind};
@@ -31,19 +30,13 @@ use super::handshake::shake_hands;
 use super::inbox::{Inbox, READ_ROOM, ReadOutcome};
 use super::outbox::Outbox;
 use super::report::{health_json, metrics_json};
-use crate::config::{MAX_CONFIGURE, TOO_LARGE};
-use crate::limits::{BATCH, FRAME_WORK, MAX_ID, MAX_IN_FLIGHT, MAX_WORK, SLOW_BATCH, TOO_LONG_ID, Timeouts};
-use crate::phase::Phase;
-use crate::proxy::Proxy;
-use crate::session::{Call, Session, Ticket};
+use crate::limits::{BATCH, FRAME_WORK, MAX_IN_FLIGHT, MAX_WORK, SLOW_BATCH, Timeouts};
+use crate::session::{Session, Ticket};
 use crate::stage::Stage;
 
 /// Rounds in a row after which the other tasks on this thread get their turn. A client that never
 /// pauses would otherwise keep the thread.
 const MAX_BUSY_ROUNDS: u32 = 8;
-
-/// Configurations of one connection that may be applied at once. A proxy sends one and waits.
-const MAX_CONFIGURING: usize = 4;
 
 /// Duration of a batch after which the socket is read again before the answers are written: events
 /// that supersede them are likely by then, and the system call is cheap compared to the batch.
@@ -67,7 +60,8 @@ pub fn serve<H: Handler>(
         let reports = handler.reports();
         let number = CONNECTIONS.fetch_add(1, Relaxed);
         let _guard = DisconnectGuard { handler: Arc::clone(&handler), number };
-        let mut connection = Connection::new(stream, handler, number, encoding, proxy, inbox, timeouts);
+        let dispatcher = Dispatcher::new(handler, number, encoding, proxy);
+        let mut connection = Connection::new(stream, dispatcher, inbox, timeouts);
         connection.report(&reports);
         connection.run(stage, reports).await
     }
@@ -90,51 +84,34 @@ impl<H: Handler> Drop for DisconnectGuard<H> {
 
 struct Connection<H> {
     stream: UnixStream,
-    handler: Arc<H>,
-    /// Unique in this process.
-    number: u64,
-    encoding: Encoding,
-    proxy: Proxy,
+    dispatcher: Dispatcher<H>,
     timeouts: Timeouts,
     inbox: Inbox,
-    session: Session<Vec<u8>>,
+    session: SocketSession,
     /// Decoded events whose calls were not polled yet.
-    batch: VecDeque<(Ticket, Call<Vec<u8>>)>,
+    batch: VecDeque<SocketCall>,
     outbox: Outbox,
-    /// Cloned by each configuration that is being applied, to count them.
-    configuring: Arc<()>,
     /// Work since the other tasks on this thread had their turn: see [`MAX_WORK`].
     work: usize,
     /// The client has closed its side.
     closed: bool,
-    warned: Warned,
-}
-
-/// What was logged for this connection already: a client must not fill the log.
-#[derive(Default)]
-struct Warned {
-    frame_type: bool,
-    event: bool,
-    configuration: bool,
+    /// A frame of an unknown type was logged: a client must not fill the log.
+    warned: bool,
 }
 
 impl<H: Handler> Connection<H> {
-    fn new(stream: UnixStream, handler: Arc<H>, number: u64, encoding: Encoding, proxy: Proxy, inbox: Inbox, timeouts: Timeouts) -> Self {
+    fn new(stream: UnixStream, dispatcher: Dispatcher<H>, inbox: Inbox, timeouts: Timeouts) -> Self {
         Self {
             stream,
-            handler,
-            number,
-            encoding,
-            proxy,
-            inbox,
+            dispatcher,
             timeouts,
+            inbox,
             session: Session::new(),
             batch: VecDeque::new(),
             outbox: Outbox::default(),
-            configuring: Arc::default(),
             work: 0,
             closed: false,
-            warned: Warned::default(),
+            warned: false,
         }
     }
 
@@ -183,7 +160,7 @@ impl<H: Handler> Connection<H> {
             if idle && (self.closed || now_stage == Stage::Closing) {
                 return Ok(());
             }
-            let may_drain = idle && now_stage == Stage::Draining && !self.handler.awaits_more(self.number);
+            let may_drain = idle && now_stage == Stage::Draining && !self.dispatcher.handler.awaits_more(self.dispatcher.number);
             if may_drain && quiet_since.elapsed() >= self.timeouts.quiet {
                 return Ok(());
             }
@@ -292,22 +269,26 @@ impl<H: Handler> Connection<H> {
         Ok(())
     }
 
+    /// Handles one frame. The call for an event joins the batch.
     fn receive(&mut self, frame: Frame<'_>) -> Result<(), SocketError> {
-        match frame.kind {
-            kind::CONFIGURE => run_blocking_if_large(frame.payload.len(), || self.receive_configuration(frame.payload)),
-            kind if kind::is_event(kind) => run_blocking_if_large(frame.payload.len(), || self.receive_event(kind, frame.payload)),
+        let Frame { kind, payload } = frame;
+        let (dispatcher, session) = (&mut self.dispatcher, &mut self.session);
+        match kind {
+            kind::CONFIGURE => self.batch.extend(run_blocking_if_large(payload.len(), || dispatcher.configuration(session, payload))),
+            _ if kind::is_event(kind) => {
+                self.batch.extend(run_blocking_if_large(payload.len(), || dispatcher.event(session, kind, payload)))
+            }
             kind::CANCEL => {
-                let encoding = self.encoding;
-                if let Some(id) = run_blocking_if_large(frame.payload.len(), || decode::correlation_id(encoding, frame.kind, frame.payload))
-                {
+                let encoding = dispatcher.encoding;
+                if let Some(id) = run_blocking_if_large(payload.len(), || decode::correlation_id(encoding, kind, payload)) {
                     self.cancel(&id);
                 }
             }
-            kind::PING => self.outbox.control(kind::PONG, frame.payload),
+            kind::PING => self.outbox.control(kind::PONG, payload),
             kind::PONG => {}
             kind::HANDSHAKE_REQUEST => return Err(SocketError::Handshake("second request on one connection".into())),
-            kind => {
-                if !std::mem::replace(&mut self.warned.frame_type, true) {
+            _ => {
+                if !std::mem::replace(&mut self.warned, true) {
                     log_limited!(warn, "ignored a frame of unknown type {kind:#04x}; further ones on this connection are not logged");
                 }
             }
@@ -315,79 +296,12 @@ impl<H: Handler> Connection<H> {
         Ok(())
     }
 
-    fn receive_event(&mut self, kind: u8, payload: &[u8]) {
-        let (ticket, call) = match decode::event(self.encoding, kind, payload) {
-            Ok(event) if event.correlation_id().len() > MAX_ID => {
-                self.warn_unanswerable(kind, format_args!("{TOO_LONG_ID}"));
-                return;
-            }
-            Ok(event) => {
-                let id = event.correlation_id();
-                let ticket = self.session.arrived(id);
-                let encoder = self.encoder(Arc::from(id), Phase::of(&event));
-                (ticket, Box::pin(self.handler.handle(&event, ticket.arrival, encoder)) as Call<_>)
-            }
-            Err(error) => {
-                let Some(id) = decode::correlation_id(self.encoding, kind, payload).filter(|id| id.len() <= MAX_ID) else {
-                    self.warn_unanswerable(kind, format_args!("no usable correlation id: {error}"));
-                    return;
-                };
-                let failure = Failure::new(FailureKind::InvalidEvent, format!("invalid event of type {kind:#04x}: {error}"));
-                let hook = hook_of(kind);
-                let encoder = self.encoder(Arc::from(&*id), Phase { hook, chunk_index: 0 });
-                let answer = self.handler.reject(hook, failure, encoder);
-                (self.session.arrived(&id), Box::pin(std::future::ready(answer)) as Call<_>)
-            }
-        };
-        self.batch.push_back((ticket, call));
-    }
-
-    fn warn_unanswerable(&mut self, kind: u8, why: fmt::Arguments<'_>) {
-        if !std::mem::replace(&mut self.warned.event, true) {
-            log_limited!(warn, "cannot answer an event of type {kind:#04x} (further ones on this connection are not logged): {why}");
-        }
-    }
-
-    fn receive_configuration(&mut self, payload: &[u8]) {
-        let configure = match decode_configure(self.encoding, payload) {
-            Ok(configure) => configure,
-            Err(error) => {
-                if !std::mem::replace(&mut self.warned.configuration, true) {
-                    log_limited!(warn, "cannot answer a configuration (further ones on this connection are not logged): {error}");
-                }
-                return;
-            }
-        };
-        let ticket = self.session.arrived(&configure.correlation_id);
-        let encoder = self.encoder(Arc::from(&*configure.correlation_id), Phase { hook: Hook::Configure, chunk_index: 0 });
-        let too_many = Arc::strong_count(&self.configuring) > MAX_CONFIGURING;
-        let counted = Arc::clone(&self.configuring);
-        let applying = self.handler.configure(configure.config.0);
-        let call = async move {
-            let _counted = counted;
-            let applied = if too_many { Err("other configurations are still being applied".to_owned()) } else { applying.await };
-            let answer = match applied {
-                Ok(()) => Answer::default(),
-                Err(reason) => Answer {
-                    decision: Decision::Block(Block::new(BlockStatus::BAD_REQUEST, Some(Text::from(reason)))),
-                    ..Answer::default()
-                },
-            };
-            encoder.encode(&answer).unwrap_or_default()
-        };
-        self.batch.push_back((ticket, Box::pin(call)));
-    }
-
     fn cancel(&mut self, correlation_id: &str) {
         self.session.cancel(correlation_id);
-        self.handler.cancelled(self.number, correlation_id);
+        self.dispatcher.handler.cancelled(self.dispatcher.number, correlation_id);
         let session = &self.session;
         self.batch.retain(|(ticket, _)| session.is_newest(*ticket));
         debug!(correlation_id, "cancelled");
-    }
-
-    fn encoder(&self, correlation_id: Arc<str>, phase: Phase) -> SocketEncoder {
-        SocketEncoder { encoding: self.encoding, proxy: self.proxy, phase, correlation_id, connection: self.number }
     }
 
     /// Polls each call of the batch once, or as many as the time allows. Answers those that finish;
@@ -426,7 +340,7 @@ impl<H: Handler> Connection<H> {
         }
         let reports = Arc::clone(&reports.borrow());
         for (kind, report) in [(kind::HEALTH_STATUS, health_json(&reports)), (kind::METRICS_REPORT, metrics_json(&reports))] {
-            let payload = match self.encoding {
+            let payload = match self.dispatcher.encoding {
                 Encoding::Json => serde_json::to_vec(&report).ok(),
                 Encoding::MessagePack => rmp_serde::to_vec_named(&report).ok(),
             };
@@ -437,31 +351,6 @@ impl<H: Handler> Connection<H> {
     }
 }
 
-/// Decodes a configuration event that can be answered.
-fn decode_configure(encoding: Encoding, payload: &[u8]) -> Result<Configure<'_>, String> {
-    if payload.len() > MAX_CONFIGURE {
-        return Err(TOO_LARGE.to_owned());
-    }
-    let configure = decode::configure(encoding, payload).map_err(|error| error.to_string())?;
-    if configure.correlation_id.len() > MAX_ID {
-        return Err(TOO_LONG_ID.to_owned());
-    }
-    Ok(configure)
-}
-
-/// The hook of an event's type. An unknown type counts as request headers.
-fn hook_of(kind: u8) -> Hook {
-    match kind {
-        kind::REQUEST_BODY => Hook::RequestBody,
-        kind::RESPONSE_HEADERS => Hook::ResponseHeaders,
-        kind::RESPONSE_BODY => Hook::ResponseBody,
-        kind::REQUEST_COMPLETE => Hook::RequestComplete,
-        kind::WEBSOCKET_FRAME => Hook::WebsocketFrame,
-        kind::GUARDRAIL_INSPECT => Hook::GuardrailInspect,
-        _ => Hook::RequestHeaders,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use zentinel_wasm_bounds::LARGE;
@@ -469,6 +358,7 @@ mod tests {
     use super::*;
     use crate::allow_all::AllowAll;
     use crate::limits::MAX_UNSENT;
+    use crate::proxy::Proxy;
     use crate::socket::frame::framed;
 
     /// A connection on which `frames` have arrived.
@@ -476,7 +366,8 @@ mod tests {
         let (client, server) = UnixStream::pair().unwrap();
         let inbox = Inbox::of(frames.flatten().collect());
         let handler = AllowAll::new(Duration::ZERO);
-        (Connection::new(server, handler, 0, Encoding::Json, Proxy::default(), inbox, Timeouts::default()), client)
+        let dispatcher = Dispatcher::new(handler, 0, Encoding::Json, Proxy::default());
+        (Connection::new(server, dispatcher, inbox, Timeouts::default()), client)
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@
 mod agent_response;
 mod connection;
 pub mod decode;
+mod dispatch;
 mod encode;
 mod encoding;
 mod error;
