@@ -331,7 +331,7 @@ mod collecting {
             proxy.send_raw(&[first, second].concat());
             assert_eq!(proxy.answer().get("request_body_mutation"), None);
             let last = proxy.ask(kind::REQUEST_BODY, &chunk(id, 1, b"two", 3, true));
-            assert_rejected(&agent, &last, "WASM_BODY_NOT_COLLECTED", "the body was given up");
+            assert_rejected(&agent, &last, "WASM_BODY_NOT_COLLECTED", "the body was rejected");
         }
         agent.end();
     }
@@ -347,7 +347,7 @@ mod collecting {
         // A connection cannot continue a body of another connection.
         let mut three = agent.connect();
         let stray = three.ask(kind::REQUEST_BODY, &chunk("a", 1, b"!", 3, true));
-        assert_rejected(&agent, &stray, "WASM_BODY_NOT_COLLECTED", "the chunks before it are not there");
+        assert_rejected(&agent, &stray, "WASM_BODY_NOT_COLLECTED", "without the chunks before it");
         agent.end();
     }
 
@@ -372,7 +372,7 @@ mod collecting {
         assert_held(&proxy.ask(kind::REQUEST_BODY, &chunk("a", 0, b"one", 0, false)));
         proxy.send(kind::CANCEL, &json!({"correlation_id": "a"}));
         let answer = proxy.ask(kind::REQUEST_BODY, &chunk("a", 1, b"two", 3, true));
-        assert_rejected(&agent, &answer, "WASM_BODY_NOT_COLLECTED", "the body was given up");
+        assert_rejected(&agent, &answer, "WASM_BODY_NOT_COLLECTED", "the body was rejected");
         agent.end();
     }
 

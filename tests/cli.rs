@@ -196,7 +196,7 @@ mod modules {
             "`alloc` has the type (i64) -> i32",
             "does not export `dealloc`",
             "exports none of",
-            "`env.nonsense` is not known",
+            "unknown import `env.nonsense`",
         ] {
             assert!(message.contains(part), "{part} in {message}");
         }

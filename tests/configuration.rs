@@ -65,7 +65,7 @@ mod settings {
         assert!(is_fail_open(&mut proxy));
         let (_, handshake) = shake_hands_with(&agent, json!({"fail-open": 7}));
         assert_eq!(handshake["success"], false);
-        assert!(handshake["error"].as_str().unwrap().contains("`fail-open` is 7: it takes true or false"), "{handshake}");
+        assert!(handshake["error"].as_str().unwrap().contains("`fail-open` is 7: expected true or false"), "{handshake}");
         assert!(is_fail_open(&mut proxy));
     }
 
@@ -185,13 +185,13 @@ mod rejected {
         let reason = proxy.configure(&json!({"fail-open": true, "pool-size": 0, "colour": "red"})).unwrap_err();
         assert_eq!(
             reason,
-            "`colour` is not known: it takes pool-size, fail-open, timeout-ms, max-memory-mb, isolation, collect-request-body and module-config; \
-         `pool-size` is 0: it takes a whole number from 1 to 1024"
+            "unknown key `colour`: expected one of pool-size, fail-open, timeout-ms, max-memory-mb, isolation, collect-request-body, module-config; \
+         `pool-size` is 0: expected a whole number from 1 to 1024"
         );
         assert!(!is_fail_open(&mut proxy));
         assert_eq!((admin.metric(RELOADED), admin.metric(REJECTED)), (0.0, 1.0));
         agent.log.wait_for_entry("the reason", |entry| {
-            entry["level"] == "WARN" && entry["message"].as_str().unwrap().contains("configuration is rejected: `colour` is not known")
+            entry["level"] == "WARN" && entry["message"].as_str().unwrap().contains("rejected the proxy's configuration: unknown key `colour`")
         });
         for bad in [
             json!([]),
@@ -319,7 +319,7 @@ mod module_config {
         }
         assert_eq!(admin.metric(RELOADED), CONFIGURATIONS as f64);
         let count = |text: &str| agent.log.entries().iter().filter(|entry| entry["message"].as_str().unwrap().contains(text)).count();
-        wait_for("the log", || (count("configuration is applied") == CONFIGURATIONS).then_some(()));
+        wait_for("the log", || (count("applied the proxy's configuration") == CONFIGURATIONS).then_some(()));
         assert_eq!(count("does not export `on_configure`"), 1);
     }
 }

@@ -383,7 +383,7 @@ mod configuration {
     async fn rejected_ends_the_stream_with_the_reason() {
         let (agent, _directory) = serve(&module::choosing(), &AMPLE);
         let mut client = Client::connect(&agent).await;
-        for (config, reason) in [(r#"{"fail-open":true,"colour":1}"#, "`colour` is not known"), ("{", "the configuration is not JSON")] {
+        for (config, reason) in [(r#"{"fail-open":true,"colour":1}"#, "unknown key `colour`"), ("{", "the configuration is not JSON")] {
             let stream = client.process().await;
             stream.send(configure(config)).await;
             stream.send(ToAgent::Ping(proto::Ping::default())).await;
@@ -484,7 +484,7 @@ mod health {
             panic!()
         };
         assert_eq!((response.request_id.as_str(), response.accepted), ("v1", false));
-        assert!(response.error.unwrap().contains("`colour` is not known"));
+        assert!(response.error.unwrap().contains("unknown key `colour`"));
         agent.end();
     }
 

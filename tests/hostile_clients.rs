@@ -1138,7 +1138,7 @@ mod logging {
         let mut rejected = Connection::open_silent(&agent.socket);
         rejected.send(kind::HANDSHAKE_REQUEST, &json!({"supported_versions": vec![9; 100_000], "proxy_id": "x", "proxy_version": "x"}));
         assert_closed(&mut rejected);
-        for what in ["does not support challenges", "is rejected", "module error", "handshake failed"] {
+        for what in ["does not support challenges", "rejected the proxy's configuration", "module error", "handshake failed"] {
             agent.log.wait_for_line(what, |line| line.contains(what));
         }
         assert!(agent.log.lines().iter().all(|line| line.len() < 10_000), "{:?}", agent.log.lines().iter().map(String::len).max());

@@ -546,7 +546,7 @@ mod calls {
         // The answer to a configuration comes after all that was sent before it. Nothing of an
         // invalid one is applied.
         for (config, reason) in
-            [(r#"{"fail-open":true,"colour":1}"#, "`colour` is not known"), ("{", "is not JSON"), ("{\"pool-size\":-1}", "pool-size")]
+            [(r#"{"fail-open":true,"colour":1}"#, "unknown key `colour`"), ("{", "is not JSON"), ("{\"pool-size\":-1}", "pool-size")]
         {
             let configure = proto::ConfigureEvent { config_json: config.into(), ..Default::default() };
             let configure = proto::ProxyControl { message: Some(proto::proxy_control::Message::Configure(configure)) };
@@ -1319,7 +1319,7 @@ mod logging {
         let rejected = client.process().await;
         rejected.send(configure(&format!(r#"{{"{long}":1}}"#))).await;
         assert_eq!(rejected.end().await.unwrap_err().code(), Code::FailedPrecondition);
-        for what in ["does not support challenges", "cannot answer", "is rejected"] {
+        for what in ["does not support challenges", "cannot answer", "rejected the proxy's configuration"] {
             agent.log.wait_for_line(what, |line| line.contains(what));
         }
         assert!(agent.log.lines().iter().all(|line| line.len() < 10_000), "{:?}", agent.log.lines().iter().map(String::len).max());

@@ -682,13 +682,13 @@ mod loading {
         ("mistyped-dealloc", "`dealloc` is not a function"),
         ("mistyped-hook", "`on_request_headers` has the type (i32, i32, i32) -> i32, not (i32, i32) -> i64"),
         ("mistyped-initialize", "`_initialize` has the type (i32) -> ()"),
-        ("duplicate-export", "not valid"),
+        ("duplicate-export", "invalid module"),
         (
             "unknown-import",
-            "`env.open` is not known; its import `wasi_snapshot_preview1.path_open_all` is not known; its import `env.heap` is not known; its import `env.table` is not known",
+            "unknown import `env.open`; unknown import `wasi_snapshot_preview1.path_open_all`; unknown import `env.heap`; unknown import `env.table`",
         ),
         ("mistyped-import", "`wasi_snapshot_preview1.fd_write` has the type (i64) -> i64"),
-        ("imported-memory", "must have and export its memory"),
+        ("imported-memory", "must define and export its memory"),
         // These would abort the process if wasmtime compiled them.
         ("subtyping-call-indirect", "it uses the proposal `gc`"),
         ("subtyping-initialize", "it uses the proposal `gc`"),
@@ -712,9 +712,9 @@ mod loading {
         ("wide-arithmetic", "`wide-arithmetic`"),
         ("compact-import-section", "`compact-import-section`"),
         ("large-memory", "raise `--max-memory-mb`"),
-        ("large-table", "not valid"),
+        ("large-table", "invalid module"),
         ("many-elements", "its element segments have 100100 elements, more than the limit of 100000"),
-        ("many-tables", "not valid"),
+        ("many-tables", "invalid module"),
         ("start-trap", "WASM_TRAP"),
         ("start-loop", "WASM_TIMEOUT: its start function did not end within 1000 ms: raise `--start-timeout-ms`"),
         ("start-grow", "WASM_MEMORY_LIMIT"),
@@ -749,13 +749,13 @@ mod loading {
             (fifo, "not a regular file"),
             (large, "more than the limit of 67108864"),
             (file("empty.wasm", b""), "it is empty"),
-            (file("text.wasm", b"(module)"), "text form"),
+            (file("text.wasm", b"(module)"), "text format"),
             (file("noise.wasm", b"\x7fELF\x02"), "not Wasm"),
             (file("component.wasm", b"\0asm\x0d\0\x01\0"), "component"),
             (file("version.wasm", b"\0asm\x02\0\0\0"), "version"),
-            (file("truncated.wasm", &good[..good.len() / 2]), "not valid"),
-            (file("garbage.wasm", &[good.as_slice(), b"\xff\xff\xff\xff\xff\xff"].concat()), "not valid"),
-            (file("imports.wasm", &wat::parse_str(many_imports).unwrap()), "is not known"),
+            (file("truncated.wasm", &good[..good.len() / 2]), "invalid module"),
+            (file("garbage.wasm", &[good.as_slice(), b"\xff\xff\xff\xff\xff\xff"].concat()), "invalid module"),
+            (file("imports.wasm", &wat::parse_str(many_imports).unwrap()), "unknown import"),
         ]
     }
 
@@ -880,7 +880,7 @@ mod instances {
                     module_error(&connection.ask(kind::REQUEST_HEADERS, &good("g"))).map(str::to_owned)
                 });
                 if isolation == "pooled" {
-                    agent.log.wait_for_line("the next try", |line| line.contains("cannot make another instance, trying again"));
+                    agent.log.wait_for_line("the next try", |line| line.contains("cannot create an instance, retrying"));
                 }
                 // A reload ends it.
                 module::write(folder.path(), &format!("{name}.wasm"), &module::hostile("result-zero"));

@@ -106,7 +106,7 @@ mod starting {
         let agent = AGENT.start(&module, &["--start-timeout-ms", "50000", "--admin-address", "127.0.0.1:0"]);
         agent.log.wait_for_entry("the warning", |entry| {
             entry["level"] == "WARN"
-                && entry["message"].as_str().unwrap().starts_with("`--start-timeout-ms` is 50000, but the proxy waits 5000")
+                && entry["message"].as_str().unwrap().starts_with("`--start-timeout-ms` is 50000, but the proxy waits only 5000")
         });
         let admin = agent.admin();
         assert_eq!(admin.get("/readyz").0, 200);
@@ -138,7 +138,7 @@ mod starting {
         let agent = AGENT.launch(&file, |command| {
             command.arg("--watch").env("RUST_LOG", "debug");
         });
-        agent.log.wait_for_line("the cached module", |line| line.contains("kept the compiled module"));
+        agent.log.wait_for_line("the cached module", |line| line.contains("stored the compiled module"));
         module::write(modules.path(), "m.wasm", &module::tagging("second"));
         agent.log.wait_for_line("serving the socket", |line| line.contains("serving the socket"));
         let mut connection = agent.connect();
@@ -681,7 +681,7 @@ mod cache {
         // Code that others may have written is never run.
         std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o770)).unwrap();
         let agent = start();
-        agent.log.wait_for_line("the warning", |line| line.contains("others may write to it"));
+        agent.log.wait_for_line("the warning", |line| line.contains("other users can write to it"));
         assert_eq!(tag(&agent.connect().get("a", "/")), "x");
     }
 }

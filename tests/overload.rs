@@ -89,10 +89,10 @@ fn circuit_opens_when_every_call_fails_and_closes_after_a_probe() {
     });
     assert!(failures >= 100, "{failures}");
     assert_eq!(admin.metric("wasm_agent_circuit_open"), 1.0);
-    assert_eq!(admin.get("/healthz"), (200, "degraded: the module fails every call and is left alone\n".into()));
+    assert_eq!(admin.get("/healthz"), (200, "degraded: circuit open: every call fails; probing once a second\n".into()));
     assert_eq!(admin.get("/readyz").0, 503);
     wait_for("the report", || (proxy.report(kind::HEALTH_STATUS)["health_state"]["status"] == "degraded").then_some(()));
-    agent.log.wait_for_entry("the opened circuit", |entry| entry["message"].as_str().unwrap().contains("left alone"));
+    agent.log.wait_for_entry("the opened circuit", |entry| entry["message"].as_str().unwrap().contains("circuit open"));
 
     // Good requests fail as well for now, by the failure mode.
     let answer = proxy.get("good", "/");
@@ -112,5 +112,5 @@ fn circuit_opens_when_every_call_fails_and_closes_after_a_probe() {
     assert_eq!(admin.metric("wasm_agent_circuit_open"), 0.0);
     assert_eq!(admin.get("/healthz"), (200, "healthy\n".into()));
     assert_eq!(admin.get("/readyz").0, 200);
-    agent.log.wait_for_entry("the closed circuit", |entry| entry["message"].as_str().unwrap().contains("answers again"));
+    agent.log.wait_for_entry("the closed circuit", |entry| entry["message"].as_str().unwrap().contains("circuit closed"));
 }

@@ -287,7 +287,7 @@ mod watch {
         agent.signal(Signal::HUP);
         agent.log.wait_for_line("the failed reload", |line| line.contains("reload failed") && line.contains("m.wasm"));
         agent.log.wait_for_line("the next try", |line| line.contains("retrying the failed reload"));
-        let served = || agent.log.lines().iter().filter(|line| line.contains("the module `") && line.contains("` serves")).count();
+        let served = || agent.log.lines().iter().filter(|line| line.contains("serving the module `")).count();
         assert_eq!(served(), 1);
         limit_files(&agent, before);
         wait_for("a reload that succeeds", || (served() == 2).then_some(()));

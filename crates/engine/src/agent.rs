@@ -56,7 +56,7 @@ impl Agent {
     ) -> Result<Arc<Self>, StartError> {
         if settings.start_timeout > PROXY_CONFIG_TIMEOUT {
             warn!(
-                "`--start-timeout-ms` is {}, but the proxy waits {} ms for its configuration to be applied: a slower start then fails there",
+                "`--start-timeout-ms` is {}, but the proxy waits only {} ms for its configuration to be applied: with a configuration, slower starts fail",
                 settings.start_timeout.as_millis(),
                 PROXY_CONFIG_TIMEOUT.as_millis()
             );
@@ -64,7 +64,7 @@ impl Agent {
         let generations = Generations::start(runtime, module, settings, cache).await?;
         let policy = generations.current_owned();
         metrics.serving(policy.digest());
-        info!(module = policy.digest(), pool_size = policy.settings.pool_size, "the module `{}` serves", policy.module.path());
+        info!(module = policy.digest(), pool_size = policy.settings.pool_size, "serving the module `{}`", policy.module.path());
         let agent = Arc::new(Self {
             generations,
             requests: Requests::new(metrics.id_collisions.clone()),
@@ -98,7 +98,7 @@ impl Agent {
     async fn apply(&self, config: Value) -> Result<(), String> {
         let installing = |policy: &Policy| {
             let Settings { pool_size, fail_open, .. } = policy.settings;
-            log_limited!(info, pool_size, fail_open, "the proxy's configuration is applied");
+            log_limited!(info, pool_size, fail_open, "applied the proxy's configuration");
             self.installing(policy);
         };
         if self.generations.apply(config, installing).await? {
@@ -110,7 +110,7 @@ impl Agent {
     }
 
     fn installing(&self, policy: &Policy) {
-        log_limited!(info, module = policy.digest(), "the module `{}` serves", policy.module.path());
+        log_limited!(info, module = policy.digest(), "serving the module `{}`", policy.module.path());
         self.metrics.serving(policy.digest());
     }
 
@@ -198,7 +198,7 @@ impl Agent {
         match result {
             Ok(reply) => {
                 if policy.breaker.succeeded() {
-                    info!(module = policy.digest(), "the module answers again");
+                    info!(module = policy.digest(), "circuit closed: the module answers again");
                     self.publish();
                 }
                 if reply.refuses {
@@ -208,7 +208,7 @@ impl Agent {
             }
             Err(failure) => {
                 if policy.breaker.failed(failure.kind) {
-                    warn!(module = policy.digest(), "the module fails every call and is left alone; it is tried again every second");
+                    warn!(module = policy.digest(), "circuit open: every call fails; probing once a second");
                     self.publish();
                 }
                 let rescue = subject.whole.map_or(Rescue::Pass, Rescue::Replace);
@@ -351,10 +351,10 @@ impl Handler for Agent {
         let agent = Arc::clone(self);
         async move {
             let result = tokio::time::timeout(APPLY_TIMEOUT, agent.apply(config)).await;
-            let result = result.unwrap_or_else(|_| Err(format!("it was not applied within {APPLY_TIMEOUT:?}")));
+            let result = result.unwrap_or_else(|_| Err(format!("not applied within {APPLY_TIMEOUT:?}")));
             if let Err(reason) = &result {
                 agent.metrics.reloaded(false);
-                log_limited!(warn, "the proxy's configuration is rejected: {reason}");
+                log_limited!(warn, "rejected the proxy's configuration: {reason}");
             }
             result
         }

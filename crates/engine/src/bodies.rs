@@ -120,8 +120,8 @@ pub(crate) fn settle(answer: &mut Answer<'_>, hook: Hook, body: Body) -> Result<
         };
         if !applied {
             return ignored(
-                "`request_body_mutation` would be ignored, because the proxy has buffered the body: it needs `request-body-mode \"stream\"`, \
-                 from every agent of the route",
+                "`request_body_mutation` would be ignored, because the proxy has buffered the body: set `request-body-mode \"stream\"` on \
+                 every agent of the route",
             );
         }
         length.check(size, replaced)?;
@@ -132,7 +132,7 @@ pub(crate) fn settle(answer: &mut Answer<'_>, hook: Hook, body: Body) -> Result<
         };
         if replaced == 0 && size > 0 {
             return ignored(
-                "`response_body_mutation` would be ignored, because the proxy sends the original instead of an empty body: replace it by at \
+                "`response_body_mutation` would be ignored, because the proxy sends the original instead of an empty body: replace it with at \
                  least one byte, or block",
             );
         }
@@ -207,7 +207,7 @@ mod tests {
     fn what_would_be_ignored_is_an_error() {
         let buffered = Body::Request { size: 4, is_last: true, applied: false, length: Length::Open };
         settled(PASS, Hook::RequestBody, buffered).unwrap();
-        assert!(settled(SAME, Hook::RequestBody, buffered).unwrap_err().contains(r#"needs `request-body-mode "stream"`"#));
+        assert!(settled(SAME, Hook::RequestBody, buffered).unwrap_err().contains(r#"set `request-body-mode "stream"`"#));
         assert!(settled(SAME, Hook::RequestHeaders, Body::None).unwrap_err().contains("in an answer of `on_request_headers`"));
         assert!(settled(SAME, Hook::ResponseBody, Body::Response { size: 4 }).unwrap_err().contains("would be ignored"));
         assert!(settled(RESPONSE_DROP, Hook::RequestBody, request(Length::Open)).unwrap_err().contains("would be ignored"));

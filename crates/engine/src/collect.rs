@@ -282,7 +282,7 @@ impl Inner {
         }
         if chunk.index > 0 {
             return Err(Lost::bytes(format!(
-                "chunk {} of the body came, but the chunks before it are not there: its connection has changed, or it was silent for too long",
+                "received chunk {} of a body without the chunks before it: it changed its connection, or was idle for too long",
                 chunk.index
             )));
         }
@@ -290,19 +290,23 @@ impl Inner {
             if chunk.is_last {
                 return Ok(Outcome::Chunk(Collected::Alone));
             }
-            let detail = "the proxy has buffered a part of the body and keeps the rest back: `--collect-request-body` needs \
-                          `request-body-mode \"stream\"`, from every agent of the route";
+            let detail = "the proxy has buffered a part of the body and withholds the rest: `--collect-request-body` needs \
+                          `request-body-mode \"stream\"` on every agent of the route";
             return Err(Lost::new(FailureKind::BodyNotCollected, detail, Rescue::Pass));
         }
         if self.bodies.len() >= MAX_BODIES && !self.search(now) {
-            return Err(Lost::new(FailureKind::Overloaded, format!("{MAX_BODIES} bodies are being collected"), Rescue::Refuse));
+            return Err(Lost::new(
+                FailureKind::Overloaded,
+                format!("already collecting {MAX_BODIES} request bodies, the limit"),
+                Rescue::Refuse,
+            ));
         }
         let size = chunk.bytes.len();
         let received = chunk.received.unwrap_or(size as u64);
         let mut body =
             Body { number: chunk.number, next: 1, received, state: Progress::Passing(Tail::default()), began: now, touched: now };
         let result = if received != size as u64 {
-            let detail = "the proxy streams the body from its middle: `--collect-request-body` needs `request-body-mode \"stream\"`";
+            let detail = "the proxy sent the body without its beginning: `--collect-request-body` needs `request-body-mode \"stream\"`";
             Err(Lost::new(FailureKind::BodyNotCollected, detail, Rescue::Pass))
         } else if chunk.is_last {
             body.state = Progress::Ended(size);
@@ -346,7 +350,7 @@ impl Inner {
         };
         let Some(body) = self.bodies.get_mut(&key) else { unreachable!("no body is removed that was just touched") };
         if problem.is_none() && matches!(body.state, Progress::Broken) {
-            problem = Some(format!("the body has been coming for more than {LONGEST:?}"));
+            problem = Some(format!("the body took longer than {LONGEST:?}"));
         }
         if let Some(problem) = problem {
             self.bytes -= body.spoil();
@@ -426,7 +430,7 @@ impl Inner {
             self.search(now);
         }
         if !fits(self) {
-            let detail = format!("all request bodies that are being collected have {} MiB, the limit", MAX_BYTES >> 20);
+            let detail = format!("request bodies in collection take {} MiB, the limit", MAX_BYTES >> 20);
             return Err(Failure::new(FailureKind::Overloaded, detail));
         }
         Ok(())
@@ -464,7 +468,7 @@ impl Inner {
 
 /// Why a body is refused whose bytes cannot be sent.
 const NOT_TEXT: &str =
-    "the body is not UTF-8: the proxy takes only text for a request body, so `--collect-request-body` cannot put it back";
+    "the body is not UTF-8: the proxy accepts only text as a replacement, so `--collect-request-body` cannot put it back";
 
 impl Body {
     /// Whether its request has ended, by what is known of the one of a new chunk.
@@ -486,13 +490,13 @@ impl Body {
             && self.number.zip(chunk.number).is_none_or(|(own, other)| own == other);
         if !in_turn || matches!(self.state, Progress::Broken) {
             return Some(format!(
-                "chunk {} of the body came, but chunk {} is next: another live request has the same correlation id, or the body was given up",
+                "received chunk {} of the body, expected chunk {}: another live request has the same correlation id, or the body was rejected",
                 chunk.index, self.next
             ));
         }
         match (&self.state, chunk.length) {
             (Progress::Ended(whole), _) if !(chunk.is_last && chunk.bytes.len() == *whole) => {
-                Some("more of the body came after its end".to_owned())
+                Some("received more of the body after its end".to_owned())
             }
             (Progress::Held(pieces, _), Length::Announced(Some(length))) => {
                 let sum = pieces.len as u64 + size;
@@ -501,8 +505,7 @@ impl Body {
             }
             // The chunks of a body whose length is known must add up; only here could a second time go unnoticed.
             (Progress::Held(pieces, _), _) if pieces.equal(&chunk.bytes) => Some(
-                "a chunk is exactly the body before it: the proxy may be sending the body a second time, to another upstream connection"
-                    .to_owned(),
+                "a chunk repeats the whole body before it: the proxy may be resending the body to another upstream connection".to_owned(),
             ),
             _ => None,
         }

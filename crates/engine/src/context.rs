@@ -178,12 +178,12 @@ impl Contexts {
 fn warn_of(evicted: Option<Evicted>) {
     match evicted {
         Some(Evicted::Live) => warn!(
-            "later hooks miss their request's context for some requests: more than {MAX_IDS} requests never ended, because no response \
-             event came for them; add `response_headers`, and `response_body` where the module exports `on_response_body`, to the \
+            "later hooks get no context for some requests: more than {MAX_IDS} requests never ended, because no response \
+             event arrived for them; add `response_headers`, and `response_body` where the module exports `on_response_body`, to the \
              agent's `events`, or stop the clients that leave requests open"
         ),
         Some(Evicted::BodyOpen) => warn!(
-            "`on_request_body` misses its request's context for some requests: more than {MAX_IDS} requests ended before their bodies; \
+            "`on_request_body` gets no context for some requests: more than {MAX_IDS} requests ended before their bodies; \
              if the proxy sends no body events, add `request_body` to the agent's `events`, or remove the export"
         ),
         None => {}

@@ -18,7 +18,7 @@ impl Conditions {
         if self.draining {
             return HealthState::Draining;
         }
-        let circuit_open = circuit_open.then_some("the module fails every call and is left alone");
+        let circuit_open = circuit_open.then_some("circuit open: every call fails; probing once a second");
         let problems = [self.unreachable.as_deref(), self.reload_failure.as_deref(), circuit_open];
         let problems: Vec<_> = problems.into_iter().flatten().collect();
         if problems.is_empty() { HealthState::Healthy } else { HealthState::Degraded(problems.join("; ")) }

@@ -133,7 +133,7 @@ impl Metrics {
         let errors = metric!(IntCounterVec, Opts::new("wasm_agent_errors_total", "Module errors, by kind."), &["kind"]);
         let durations = metric!(
             HistogramVec,
-            HistogramOpts::new("wasm_agent_call_duration_seconds", "Time from an event's arrival to its answer, waiting included.")
+            HistogramOpts::new("wasm_agent_call_duration_seconds", "Time from an event's arrival to its answer, including waiting.")
                 .buckets(BUCKETS.to_vec()),
             &["hook"]
         );
@@ -142,40 +142,44 @@ impl Metrics {
             metric!(IntCounterVec, Opts::new("wasm_agent_reloads_total", "Changes of module or settings, by result."), &["result"]);
         Self {
             requests: metric!(IntCounter, "wasm_agent_requests_total", "Events answered."),
-            blocked: metric!(IntCounter, "wasm_agent_requests_blocked_total", "Events answered with a block, module errors included."),
+            blocked: metric!(IntCounter, "wasm_agent_requests_blocked_total", "Events answered with a block, including module errors."),
             fail_open: metric!(IntCounter, "wasm_agent_fail_open_total", "Events allowed because of a module error."),
             routing_metadata_lost: metric!(
                 IntCounter,
                 "wasm_agent_routing_metadata_lost_total",
-                "Answers over gRPC whose routing metadata was left out."
+                "Answers whose routing metadata was dropped, because gRPC has no field for it."
             ),
-            in_flight: metric!(IntGauge, "wasm_agent_in_flight", "Events under way."),
+            in_flight: metric!(IntGauge, "wasm_agent_in_flight", "Events in flight."),
             id_collisions: metric!(
                 IntCounter,
                 "wasm_agent_id_collisions_total",
-                "Events whose correlation id belonged to another event or request that was, or may have been, under way."
+                "Events whose correlation id belonged to another event or request that was, or may have been, in flight."
             ),
             errors: FailureKind::ALL.iter().map(|kind| errors.with_label_values(&[kind.label()])).collect(),
             durations: Hook::ALL.iter().map(|hook| durations.with_label_values(&[hook.export()])).collect(),
-            pool_available: metric!(IntGauge, "wasm_agent_pool_available", "Instances that could be called right now."),
-            pool_waiting: metric!(IntGauge, "wasm_agent_pool_waiting", "Calls that wait for an instance."),
-            discarded: metric!(IntCounter, "wasm_agent_instances_discarded_total", "Instances thrown away after a module error."),
+            pool_available: metric!(IntGauge, "wasm_agent_pool_available", "Instances that are free."),
+            pool_waiting: metric!(IntGauge, "wasm_agent_pool_waiting", "Calls that are waiting for an instance."),
+            discarded: metric!(IntCounter, "wasm_agent_instances_discarded_total", "Instances discarded after a module error."),
             guest_memory: metric!(
                 IntGauge,
                 "wasm_agent_guest_memory_max_bytes",
-                "Largest linear memory that an instance has had since the module or its settings changed."
+                "Largest linear memory of any instance since the module or its settings changed."
             ),
             failed_starts: metric!(
                 IntCounter,
                 "wasm_agent_instance_start_failures_total",
-                "Failures to make an instance while the module serves. Each is tried again."
+                "Failures to create an instance while the module serves. Each is retried."
             ),
             counted_failed_starts: AtomicU64::new(0),
             discarded_seen: AtomicU64::new(0),
             // Every series exists from the start: what appears at 1 is no increase to Prometheus.
             reloads: ["success", "failure"].map(|result| reloads.with_label_values(&[result])),
-            module_info: metric!(IntGaugeVec, Opts::new("wasm_agent_module_info", "The module that serves, by its SHA-256."), &["sha256"]),
-            circuit_open: metric!(IntGauge, "wasm_agent_circuit_open", "1 while the module is left alone because every call failed."),
+            module_info: metric!(
+                IntGaugeVec,
+                Opts::new("wasm_agent_module_info", "The module that is serving, by its SHA-256."),
+                &["sha256"]
+            ),
+            circuit_open: metric!(IntGauge, "wasm_agent_circuit_open", "1 while the circuit breaker is open, because every call failed."),
             connections: metric!(IntGauge, "wasm_agent_connections", "Connections of proxies."),
             recent: Mutex::default(),
             registry,

@@ -84,7 +84,7 @@ impl Policy {
     /// Every module error that a call can end in.
     pub(crate) async fn call(&self, call: Call, correlation_id: Arc<str>, arrived: Instant) -> Result<Lease, Failure> {
         if !self.breaker.admits() {
-            return Err(Failure::new(FailureKind::CircuitOpen, "the module has failed every call for a while"));
+            return Err(Failure::new(FailureKind::CircuitOpen, "circuit open: every call fails"));
         }
         self.pool.clone().call(call, correlation_id, arrived + self.settings.timeout).await
     }

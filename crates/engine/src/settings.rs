@@ -133,7 +133,7 @@ impl Settings {
             "module-config" => self.module_config = module_config(key, value)?,
             _ => {
                 return Err(format!(
-                    "`{}` is not known: it takes pool-size, fail-open, timeout-ms, max-memory-mb, isolation, collect-request-body and module-config",
+                    "unknown key `{}`: expected one of pool-size, fail-open, timeout-ms, max-memory-mb, isolation, collect-request-body, module-config",
                     shortened(key, SHOWN)
                 ));
             }
@@ -156,11 +156,11 @@ fn module_config(key: &str, value: &Value) -> Result<Option<Arc<[u8]>>, String> 
         Value::String(text) => text.clone(),
         other => other.to_string(),
     };
-    checked_module_config(json.as_bytes()).map(Some).map_err(|error| format!("`{key}` takes JSON: {error}"))
+    checked_module_config(json.as_bytes()).map(Some).map_err(|error| format!("`{key}` is not valid JSON: {error}"))
 }
 
-fn bad(key: &str, value: &Value, takes: &str) -> String {
-    format!("`{key}` is {}: it takes {takes}", shortened(&value.to_string(), SHOWN))
+fn bad(key: &str, value: &Value, expected: &str) -> String {
+    format!("`{key}` is {}: expected {expected}", shortened(&value.to_string(), SHOWN))
 }
 
 #[cfg(test)]
@@ -214,10 +214,10 @@ mod tests {
         let error =
             settings().with_proxy_config(&json!({"pool-size": 0, "fail-open": "yes", "colour": 1, "module-config": "{"})).unwrap_err();
         for part in [
-            "`pool-size` is 0: it takes a whole number from 1 to 1024",
+            "`pool-size` is 0: expected a whole number from 1 to 1024",
             "`fail-open` is \"yes\"",
-            "`colour` is not known",
-            "`module-config` takes JSON",
+            "unknown key `colour`",
+            "`module-config` is not valid JSON",
         ] {
             assert!(error.contains(part), "{part} in {error}");
         }

@@ -37,7 +37,7 @@ impl Artifact {
         if elements > MAX_ELEMENTS {
             return Err(module.error(format!("its element segments have {elements} elements, more than the limit of {MAX_ELEMENTS}")));
         }
-        let engine = engine::new(slots).map_err(|error| module.error(format!("this machine cannot run Wasm: {error:#}")))?;
+        let engine = engine::new(slots).map_err(|error| module.error(format!("cannot set up wasmtime on this machine: {error:#}")))?;
         let compiled = code(module, &engine, cache)?;
         module.keep_compiled(compiled.clone());
 
@@ -71,7 +71,7 @@ fn code(module: &Module, engine: &Engine, cache: Option<&Cache>) -> Result<wasmt
     }
     proposals::check(&module.bytes).map_err(|problem| module.error(problem))?;
     let code =
-        wasmtime::Module::new(engine, &module.bytes).map_err(|error| module.error(format!("it is not valid: {}", one_line(&error))))?;
+        wasmtime::Module::new(engine, &module.bytes).map_err(|error| module.error(format!("invalid module: {}", one_line(&error))))?;
     if let Some(cache) = cache {
         cache.store(engine, module.digest(), &code);
     }
@@ -127,9 +127,9 @@ mod tests {
             "`alloc` has the type (i64) -> i32, not (i32) -> i32",
             "it does not export `dealloc`",
             "`on_request_headers` has the type (i32, i32, i32) -> i32, not (i32, i32) -> i64",
-            "`env.nonsense` is not known",
-            "`wasi_snapshot_preview1.fd_write` has the type (i32) -> (), the agent's has (i32, i32, i32, i32) -> i32",
-            "`env.table` is not known",
+            "unknown import `env.nonsense`",
+            "`wasi_snapshot_preview1.fd_write` has the type (i32) -> (), but the agent provides (i32, i32, i32, i32) -> i32",
+            "unknown import `env.table`",
         ] {
             assert!(message.contains(part), "{part} in {message}");
         }
@@ -141,7 +141,7 @@ mod tests {
         let message =
             problem(&GOOD.replace("(module ", r#"(module (import "env" "crypto.getRandomValuesN" (func (param i32) (result i32)))"#));
         assert!(
-            message.contains("`env.crypto.getRandomValuesN` is not known (import `wasi_snapshot_preview1.random_get` instead)"),
+            message.contains("unknown import `env.crypto.getRandomValuesN` (import `wasi_snapshot_preview1.random_get` instead)"),
             "{message}"
         );
     }
@@ -173,10 +173,10 @@ mod tests {
         let message = |bytes: &[u8]| Module::from_bytes("m", bytes.to_vec(), None).unwrap_err().to_string();
         assert!(message(b"").contains("empty"));
         assert!(message(b"\0asm\x0d\0\x01\0").contains("component"));
-        assert!(message(b"  (module)").contains("text form"));
+        assert!(message(b"  (module)").contains("text format"));
         assert!(message(b"\x7fELF").contains("not Wasm"));
         assert!(message(b"\0asm\x02\0\0\0").contains("version"));
-        assert!(problem("(module (func (result i32) (i64.const 0)))").contains("not valid"));
+        assert!(problem("(module (func (result i32) (i64.const 0)))").contains("invalid module"));
         assert!(problem(r#"(module (memory (export "memory") i64 1))"#).contains("`memory64`, which the agent does not support"));
     }
 }

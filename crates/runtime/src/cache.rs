@@ -63,13 +63,13 @@ impl Cache {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
             Err(error) => {
-                warn!("ignoring the compile cache's file `{}`: {error}", self.shown(&name));
+                warn!("ignoring the compile cache file `{}`: {error}", self.shown(&name));
                 return None;
             }
         };
         let (code, sum) = bytes.split_at_checked(bytes.len().checked_sub(32)?)?;
         if Sha256::digest(code).as_slice() != sum {
-            warn!("ignoring the compile cache's file `{}`: wrong checksum", self.shown(&name));
+            warn!("ignoring the compile cache file `{}`: wrong checksum", self.shown(&name));
             return None;
         }
         // SAFETY: the code comes from `store` of this very version (the name holds the engine's compatibility hash), is whole (the checksum), and
@@ -77,7 +77,7 @@ impl Cache {
         match unsafe { Module::deserialize(engine, code) } {
             Ok(module) => Some(module),
             Err(error) => {
-                warn!("ignoring the compile cache's file `{}`: {error:#}", self.shown(&name));
+                warn!("ignoring the compile cache file `{}`: {error:#}", self.shown(&name));
                 None
             }
         }
@@ -87,8 +87,8 @@ impl Cache {
     pub(crate) fn store(&self, engine: &Engine, digest: &str, module: &Module) {
         let name = name(engine, digest);
         match module.serialize().map_err(|error| io::Error::other(format!("{error:#}"))).and_then(|code| self.write(&name, &code)) {
-            Ok(()) => debug!("kept the compiled module in `{}`", self.shown(&name)),
-            Err(error) => warn!("cannot keep the compiled module in `{}`: {error}", self.shown(&name)),
+            Ok(()) => debug!("stored the compiled module in `{}`", self.shown(&name)),
+            Err(error) => warn!("cannot store the compiled module in `{}`: {error}", self.shown(&name)),
         }
     }
 
@@ -97,7 +97,10 @@ impl Cache {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let mut file = File::from(rustix::fs::openat(&self.0.descriptor, name, flags, Mode::empty())?);
         if !file.metadata()?.is_file() || !is_own_alone(&file, 0o022)? {
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it is not a file that belongs to this user alone"));
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                "not a regular file that belongs to the agent's user and that only this user can write",
+            ));
         }
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
@@ -159,7 +162,9 @@ fn own_folder(directory: &Path, given: &File) -> io::Result<Folder> {
     let descriptor = File::from(rustix::fs::openat(given, &name, flags, Mode::empty())?);
     // Whoever may write to the directory may have made the folder first.
     if !is_own_alone(&descriptor, 0o077)? {
-        let problem = format!("others may write to it, and `{name}` in it is not a folder that belongs to this user alone (mode 0700)");
+        let problem = format!(
+            "other users can write to it, and `{name}` in it is not a directory that belongs to the agent's user alone (mode 0700)"
+        );
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, problem));
     }
     Ok(Folder { path, descriptor })

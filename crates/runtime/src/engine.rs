@@ -68,7 +68,7 @@ pub(crate) fn new(slots: u32) -> wasmtime::Result<Engine> {
         Err(error) => {
             // It stays so: one line says it.
             static SAID: Once = Once::new();
-            SAID.call_once(|| warn!("no address space for a pool of {slots} instances, making them on demand: {error:#}"));
+            SAID.call_once(|| warn!("cannot reserve address space for {slots} instances, creating them on demand: {error:#}"));
             Engine::new(&base())
         }
     }

@@ -49,12 +49,12 @@ pub(crate) fn check_imports(module: &wasmtime::Module, linker: &Linker<HostState
         match (import.ty(), provided.map(|provided| provided.ty(&store))) {
             (ExternType::Func(wanted), Ok(ExternType::Func(provided))) if signature(&wanted) == signature(&provided) => {}
             (ExternType::Func(wanted), Ok(ExternType::Func(provided))) => problems.push(format!(
-                "its import `{from}.{name}` has the type {}, the agent's has {}",
+                "its import `{from}.{name}` has the type {}, but the agent provides {}",
                 signature(&wanted),
                 signature(&provided)
             )),
             _ => problems.push(format!(
-                "its import `{}.{}` is not known{}",
+                "unknown import `{}.{}`{}",
                 shortened(from, MAX_NAME),
                 shortened(name, MAX_NAME),
                 import_hint(from, name)
@@ -65,9 +65,9 @@ pub(crate) fn check_imports(module: &wasmtime::Module, linker: &Linker<HostState
 
 fn import_hint(from: &str, name: &str) -> &'static str {
     match (from, name) {
-        ("env", "memory") => " (the module must have and export its memory)",
+        ("env", "memory") => " (the module must define and export its memory)",
         ("wasi_unstable", _) => " (build for WASI preview 1)",
-        ("__wbindgen_placeholder__" | "./index_bg.js" | "wbg", _) => " (wasm-bindgen is for browsers: build without it)",
+        ("__wbindgen_placeholder__" | "./index_bg.js" | "wbg", _) => " (build without wasm-bindgen, which is for browsers)",
         ("env", name) if name.starts_with("crypto.") => " (import `wasi_snapshot_preview1.random_get` instead)",
         ("gojs" | "go", _) => " (build with GOOS=wasip1, not js)",
         _ => "",

@@ -121,7 +121,7 @@ fn failure(store: &mut Store<HostState>, error: &wasmtime::Error) -> Failure {
     }
     if state.growth_refused {
         let limit = state.limits.memory;
-        let detail = format!("it was refused more than {limit} bytes of memory and trapped: {detail}");
+        let detail = format!("the module trapped after it was denied more than {limit} bytes of memory: {detail}");
         return Failure::new(FailureKind::MemoryLimit, detail);
     }
     Failure::new(FailureKind::Trap, detail)

@@ -76,7 +76,7 @@ impl Module {
         if let Some(expected) = expected
             && !expected.eq_ignore_ascii_case(&digest)
         {
-            let problem = format!("its SHA-256 is {digest}, not {expected} as `--module-sha256` wants");
+            let problem = format!("its SHA-256 is {digest}, but `--module-sha256` is {expected}");
             return Err(LoadError { path, problem });
         }
         let log = Arc::new(GuestLog::new(digest.clone()));
@@ -120,9 +120,9 @@ fn not_a_module(bytes: &[u8]) -> Option<&'static str> {
         [0, b'a', b's', b'm', _, 0, 1, 0, ..] => {
             Some("it is a component: build a core module, for Rust with `--target wasm32-unknown-unknown` or `wasm32-wasip1`")
         }
-        [0, b'a', b's', b'm', ..] => Some("it has a version of the Wasm format that is not known"),
+        [0, b'a', b's', b'm', ..] => Some("unknown version of the Wasm binary format"),
         _ if bytes.trim_ascii_start().starts_with(b"(module") => {
-            Some("it is Wasm in text form: turn it into binary form, for example with `wat2wasm`")
+            Some("it is in the Wasm text format: convert it to the binary format, for example with `wat2wasm`")
         }
         _ => Some("it is not Wasm: it does not begin with the bytes 00 61 73 6d"),
     }

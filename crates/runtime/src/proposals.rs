@@ -132,7 +132,7 @@ pub(crate) fn check(module: &[u8]) -> Result<(), String> {
     let Err(error) = validate(module, ALLOWED) else { return Ok(()) };
     let needed = needed(module, &error);
     if needed.is_empty() {
-        return Err(format!("it is not valid: {error}"));
+        return Err(format!("invalid module: {error}"));
     }
     let names: Vec<_> = needed.iter().map(|proposal| format!("`{}`", proposal.name)).collect();
     let mut remedies: Vec<_> = needed.iter().map(|proposal| proposal.remedy).collect();
@@ -284,8 +284,8 @@ mod tests {
     #[test]
     fn what_is_invalid_whatever_is_enabled_is_called_so() {
         let module = wat::parse_str("(module (func (result i32) (i64.const 0)))").unwrap();
-        assert!(check(&module).unwrap_err().starts_with("it is not valid: "));
+        assert!(check(&module).unwrap_err().starts_with("invalid module: "));
         let both = wat::parse_str("(module (memory i64 1) (func (result i32) (i64.const 0)))").unwrap();
-        assert!(check(&both).unwrap_err().starts_with("it is not valid: "));
+        assert!(check(&both).unwrap_err().starts_with("invalid module: "));
     }
 }

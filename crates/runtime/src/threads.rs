@@ -66,7 +66,7 @@ fn running() -> usize {
 
 /// Work has panicked. The panic itself is in the log.
 #[derive(Debug, thiserror::Error)]
-#[error("it panicked: {0}")]
+#[error("panicked: {0}")]
 pub struct Panicked(String);
 
 impl Panicked {
@@ -98,7 +98,7 @@ impl Loaders {
         self.0.spawn(move || {
             let _ = done.send(catch_unwind(AssertUnwindSafe(work)).map_err(|payload| Panicked::new(&*payload)));
         });
-        result.await.unwrap_or_else(|_| Err(Panicked("its thread is gone".into())))
+        result.await.unwrap_or_else(|_| Err(Panicked("its thread has ended".into())))
     }
 }
 
@@ -117,7 +117,7 @@ mod tests {
         let loaders = Loaders::start().unwrap();
         for _ in 0..=parallelism() {
             let panicked = loaders.run(|| panic!("no {}", "luck")).await.unwrap_err();
-            assert_eq!(panicked.to_string(), "it panicked: no luck");
+            assert_eq!(panicked.to_string(), "panicked: no luck");
         }
         assert_eq!(loaders.run(|| thread::current().name().map(|name| name.starts_with("wasm-loader"))).await.unwrap(), Some(true));
     }

@@ -114,7 +114,7 @@ fn put(mut caller: Caller<'_, HostState>, ptr: i32) -> Result<()> {
         return Ok(());
     }
     let (len, kind) = (input.len(), if state.growth_refused { FailureKind::MemoryLimit } else { FailureKind::AllocFailed });
-    Err(state.fail(kind, format!("`alloc({len})` returned {}, where the module has no such memory", ptr.cast_unsigned())))
+    Err(state.fail(kind, format!("`alloc({len})` returned {}, but the module has no {len} bytes of memory there", ptr.cast_unsigned())))
 }
 
 /// Copies the answer from where the hook has put it. A length of 0 means "no opinion".
@@ -136,6 +136,9 @@ fn take(mut caller: Caller<'_, HostState>, packed: i64) -> Result<()> {
             state.exchange.json_mut().output.extend_from_slice(result);
             Ok(())
         }
-        _ => Err(state.fail(FailureKind::InvalidResult, format!("its answer is said to be {len} bytes at {ptr}, outside its memory"))),
+        _ => {
+            Err(state
+                .fail(FailureKind::InvalidResult, format!("it returned an answer of {len} bytes at {ptr}, which is outside its memory")))
+        }
     }
 }

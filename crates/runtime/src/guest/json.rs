@@ -36,7 +36,7 @@ impl JsonInterface {
         match adapter_of(engine, hooks.iter().map(|(hook, _)| *hook).collect()) {
             Ok((adapter, linker)) => Some(Self { hooks, alloc, dealloc, adapter, linker }),
             Err(error) => {
-                problems.push(format!("the adapter failed: {error:#}"));
+                problems.push(format!("cannot create the adapter: {error:#}"));
                 None
             }
         }
@@ -48,7 +48,7 @@ impl JsonInterface {
 
     pub(crate) async fn bind(&self, store: &mut Store<HostState>, instance: &wasmtime::Instance) -> Result<JsonFunctions> {
         let mut export =
-            |at: &ModuleExport| instance.get_module_export(&mut *store, at).ok_or_else(|| wasmtime::Error::msg("an export has vanished"));
+            |at: &ModuleExport| instance.get_module_export(&mut *store, at).ok_or_else(|| wasmtime::Error::msg("missing export"));
         let (alloc, dealloc) = (export(&self.alloc)?, export(&self.dealloc)?);
         let hooks: Vec<_> = self.hooks.iter().map(|(_, at)| export(at)).collect::<Result<_>>()?;
         let (put, take) = (self.linker.get(&mut *store, "", "put")?, self.linker.get(&mut *store, "", "take")?);
@@ -73,13 +73,13 @@ fn adapter_of(engine: &Engine, hooks: Hooks) -> Result<(Module, Linker<HostState
 fn check_exports(module: &Module, max_memory: usize, problems: &mut Vec<String>) -> Hooks {
     match module.get_export("memory") {
         Some(ExternType::Memory(memory)) if memory.is_shared() || memory.is_64() => {
-            problems.push("its export `memory` must be an ordinary 32-bit memory".into());
+            problems.push("its export `memory` must be a 32-bit memory that is not shared".into());
         }
         Some(ExternType::Memory(memory)) => {
             let initial = memory.minimum().saturating_mul(memory.page_size());
             if initial > max_memory as u64 {
                 problems.push(format!(
-                    "it begins with {initial} bytes of memory, more than the limit of {max_memory}: raise `--max-memory-mb`"
+                    "it starts with {initial} bytes of memory, more than the limit of {max_memory}: raise `--max-memory-mb`"
                 ));
             }
         }

@@ -140,7 +140,7 @@ async fn seed(mut caller: Caller<'_, HostState>) -> Result<f64> {
     HostState::spend(&mut caller, SEED_COST).await?;
     let mut bytes = [0; 8];
     if getrandom::fill(&mut bytes).is_err() {
-        return Err(caller.data_mut().fail(FailureKind::Trap, "it called `Math.random`, and the system has no random numbers"));
+        return Err(caller.data_mut().fail(FailureKind::Trap, "it called `Math.random`, but the system has no random numbers"));
     }
     Ok(f64::from_bits(u64::from_le_bytes(bytes) & !LARGE))
 }
@@ -150,7 +150,7 @@ async fn milliseconds(mut caller: Caller<'_, HostState>, clock: i32, name: &str)
     HostState::spend(&mut caller, CLOCK_COST).await?;
     match clock::now(clock) {
         Some(now) => Ok(now as f64 / 1e6),
-        None => Err(caller.data_mut().fail(FailureKind::Trap, format!("it called `{name}`, and the system has no such clock"))),
+        None => Err(caller.data_mut().fail(FailureKind::Trap, format!("it called `{name}`, but the system has no such clock"))),
     }
 }
 

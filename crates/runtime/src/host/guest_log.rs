@@ -94,7 +94,7 @@ impl GuestLog {
         let Some(suppressed) = self.lines.admit() else { return UNWANTED_COST };
         let module = self.module.as_str();
         if suppressed > 0 {
-            warn!(target: "guest", module, suppressed, "the module logs too much: lines were left out");
+            warn!(target: "guest", module, suppressed, "the module logs too much: lines were dropped");
         }
         let line = &line[..line.len().min(MAX_LINE)];
         let cost = LINE_COST + BYTE_COST * line.len() as u32;

@@ -82,7 +82,7 @@ impl HostState {
     }
 
     fn within_deadline<T>(&mut self, result: Result<T, DeadlineExceeded>) -> Result<T> {
-        result.map_err(|DeadlineExceeded| self.fail(FailureKind::Timeout, "it did not end before its deadline"))
+        result.map_err(|DeadlineExceeded| self.fail(FailureKind::Timeout, "the call exceeded its deadline"))
     }
 
     /// Ends a call that is past its deadline.

@@ -27,13 +27,13 @@ impl Timers {
     pub(crate) fn act(&mut self, action: Action, label: &str) -> Result<Option<Duration>, &'static str> {
         let at = self.0.iter().position(|(known, _)| known == label);
         match (action, at) {
-            (Action::Start, Some(_)) => Err("this timer is running already"),
-            (Action::Start, None) if self.0.len() == MAX_TIMERS => Err("too many timers are running, this one is ignored"),
+            (Action::Start, Some(_)) => Err("timer is already running"),
+            (Action::Start, None) if self.0.len() == MAX_TIMERS => Err("too many timers, ignoring this one"),
             (Action::Start, None) => {
                 self.0.push((label.into(), Instant::now()));
                 Ok(None)
             }
-            (Action::Show | Action::End, None) => Err("no such timer is running"),
+            (Action::Show | Action::End, None) => Err("no such timer"),
             (Action::Show, Some(at)) => Ok(Some(self.0[at].1.elapsed())),
             (Action::End, Some(at)) => Ok(Some(self.0.swap_remove(at).1.elapsed())),
         }

@@ -240,7 +240,10 @@ impl Instances {
         let before = self.waiting.fetch_add(1, Relaxed);
         let _waiting = Waiting(&self.waiting);
         if before >= MAX_WAITING {
-            return Err(Failure::new(FailureKind::Overloaded, format!("{MAX_WAITING} calls are waiting for an instance already")));
+            return Err(Failure::new(
+                FailureKind::Overloaded,
+                format!("{MAX_WAITING} calls are already waiting for an instance: raise `--pool-size`"),
+            ));
         }
         match tokio::time::timeout_at(deadline.into(), self.permits.acquire()).await {
             Ok(Ok(permit)) if Instant::now() < deadline => {
@@ -323,7 +326,7 @@ impl Instances {
                 Err(StartError::Start { path: path(), failure })
             }
             Err(error) => {
-                Err(StartError::Start { path: path(), failure: Failure::new(FailureKind::Trap, format!("the agent failed: {error}")) })
+                Err(StartError::Start { path: path(), failure: Failure::new(FailureKind::Trap, format!("internal error: {error}")) })
             }
         }
     }
@@ -370,7 +373,7 @@ impl Instances {
     fn could_not_make(&self, error: &StartError, pause: Duration) {
         self.runtime.count_failed_start();
         if let Some(suppressed) = self.log.replacements.admit() {
-            warn!(suppressed, "cannot make another instance, trying again in {pause:?}: {error}");
+            warn!(suppressed, "cannot create an instance, retrying in {pause:?}: {error}");
         }
     }
 

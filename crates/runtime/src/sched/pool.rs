@@ -65,10 +65,13 @@ impl Pool {
             let _permit = permit;
             Artifact::compile(&compiled, slots, max_memory, cache.as_ref())
         });
-        let artifact = compiling.await.map_err(|panicked| module.error(format!("compiling it failed: {panicked}: please report it")))??;
+        let artifact = compiling.await.map_err(|panicked| module.error(format!("the compiler {panicked}: please report this")))??;
         runtime.ticker().watch(&artifact.engine);
         if settings.config.is_some() && !artifact.hooks().contains(Hook::Configure) {
-            module.log.unconfigurable.call_once(|| warn!("the module has a configuration but does not export `{}`", Hook::Configure));
+            module
+                .log
+                .unconfigurable
+                .call_once(|| warn!("ignoring the module's configuration, because it does not export `{}`", Hook::Configure));
         }
         let instances = Instances::start(runtime.clone(), artifact, settings, Arc::clone(&module.log)).await?;
         Ok(Self(Arc::new(Front(instances))))
@@ -162,9 +165,9 @@ impl Pool {
         let mut slow: AbortOnDrop<_> = self.instances().runtime().slow_lane().spawn(running);
         match tokio::time::timeout_at(deadline.into(), &mut slow.0).await {
             Ok(Ok(result)) => result,
-            Ok(Err(error)) => Err(Failure::new(FailureKind::Trap, format!("the agent failed at the call: {error}"))),
+            Ok(Err(error)) => Err(Failure::new(FailureKind::Trap, format!("internal error: {error}"))),
             // The slow lane was too busy to end the call itself.
-            Err(_) => Err(Failure::new(FailureKind::Timeout, "it did not end before its deadline")),
+            Err(_) => Err(Failure::new(FailureKind::Timeout, "the call exceeded its deadline")),
         }
     }
 }
