@@ -191,7 +191,8 @@ mod rejected {
         assert!(!is_fail_open(&mut proxy));
         assert_eq!((admin.metric(RELOADED), admin.metric(REJECTED)), (0.0, 1.0));
         agent.log.wait_for_entry("the reason", |entry| {
-            entry["level"] == "WARN" && entry["message"].as_str().unwrap().contains("rejected the proxy's configuration: unknown key `colour`")
+            entry["level"] == "WARN"
+                && entry["message"].as_str().unwrap().contains("rejected the proxy's configuration: unknown key `colour`")
         });
         for bad in [
             json!([]),

@@ -1,0 +1,121 @@
+//! Ids that were evicted from the table.
+
+use super::remembered::REMEMBERED_SECONDS;
+
+/// Blocks of a filter, each made when it is first needed. 8 MiB per filter when all are in use.
+pub(super) const BLOCKS: usize = 1 << 10;
+
+/// Bits of a block for ids of an hour. At a million ids an hour, one other id in 300 is taken for one of them; at ten million, one in five.
+pub(super) const BLOCK_BITS: usize = 1 << 15;
+
+/// A set of keys that takes none for absent for [`REMEMBERED`] after it was inserted, and forgets it after twice that time. Others may be taken
+/// for present: a Bloom filter with two bits per key, in blocks.
+pub(super) struct Filter {
+    pub(super) blocks: Box<[Option<Box<Block>>]>,
+    /// When a key was last inserted.
+    pub(super) inserted: Option<u32>,
+}
+
+pub(super) struct Block {
+    /// When `recent` was begun.
+    pub(super) since: u32,
+    pub(super) recent: [u64; BLOCK_BITS / 64],
+    /// The keys of the time before.
+    pub(super) former: [u64; BLOCK_BITS / 64],
+}
+
+impl Block {
+    const EMPTY: [u64; BLOCK_BITS / 64] = [0; BLOCK_BITS / 64];
+
+    pub(super) fn turn(&mut self, now: u32) {
+        let age = now.saturating_sub(self.since);
+        if age > REMEMBERED_SECONDS {
+            self.former = if age > 2 * REMEMBERED_SECONDS { Self::EMPTY } else { self.recent };
+            self.recent = Self::EMPTY;
+            self.since = now;
+        }
+    }
+}
+
+impl Filter {
+    pub(super) fn new() -> Self {
+        Self { blocks: std::iter::repeat_with(|| None).take(BLOCKS).collect(), inserted: None }
+    }
+
+    /// The place of a key: its block, and two bits of it. Bits that the table's places do not depend on.
+    pub(super) fn place(key: u64) -> (usize, [(usize, u64); 2]) {
+        let bit = |shift: u32| {
+            let bit = (key >> shift) as usize % BLOCK_BITS;
+            (bit / 64, 1 << (bit % 64))
+        };
+        ((key >> 54) as usize % BLOCKS, [bit(24), bit(39)])
+    }
+
+    /// True when there had been no key for so long that it was empty.
+    pub(super) fn insert(&mut self, key: u64, now: u32) -> bool {
+        let (block, bits) = Self::place(key);
+        let block = self.blocks[block].get_or_insert_with(|| Box::new(Block { since: now, recent: Block::EMPTY, former: Block::EMPTY }));
+        block.turn(now);
+        for (word, bit) in bits {
+            block.recent[word] |= bit;
+        }
+        let before = self.inserted.replace(now);
+        before.is_none_or(|before| now.saturating_sub(before) > REMEMBERED_SECONDS)
+    }
+
+    pub(super) fn contains(&mut self, key: u64, now: u32) -> bool {
+        if self.inserted.is_none() {
+            return false;
+        }
+        let (block, bits) = Self::place(key);
+        let Some(block) = &mut self.blocks[block] else { return false };
+        block.turn(now);
+        bits.iter().all(|(word, bit)| block.recent[*word] & bit != 0) || bits.iter().all(|(word, bit)| block.former[*word] & bit != 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::hash::BuildHasher;
+
+    use hashbrown::DefaultHashBuilder;
+
+    use super::*;
+
+    #[test]
+    fn a_filter_misses_no_key_for_an_hour_and_forgets_it_after_two() {
+        let hasher = DefaultHashBuilder::default();
+        let mut filter = Filter::new();
+        let mut inserted = std::collections::VecDeque::new();
+        // Keys come all the time, in steps that divide no hour.
+        for step in 0..20_000_u32 {
+            let now = step * 7;
+            let key = hasher.hash_one(step);
+            filter.insert(key, now);
+            inserted.push_back((key, now));
+            if let Some(&(key, since)) = inserted.front()
+                && now - since >= REMEMBERED_SECONDS - 7
+            {
+                inserted.pop_front();
+                assert!(filter.contains(key, now), "{step}");
+            }
+        }
+        let (mut filter, now) = (Filter::new(), 1000);
+        assert!(filter.insert(1, now));
+        assert!(!filter.insert(2, now + REMEMBERED_SECONDS));
+        assert!(filter.contains(1, now + REMEMBERED_SECONDS));
+        assert!(!filter.contains(1, now + 2 * REMEMBERED_SECONDS + 2));
+        assert!(filter.insert(3, now + 3 * REMEMBERED_SECONDS));
+    }
+
+    #[test]
+    fn a_filter_takes_few_others_for_its_keys() {
+        let hasher = DefaultHashBuilder::default();
+        let mut filter = Filter::new();
+        for at in 0..1_000_000_u32 {
+            filter.insert(hasher.hash_one(at), 0);
+        }
+        let wrong = (1_000_000..1_100_000_u32).filter(|at| filter.contains(hasher.hash_one(at), 0)).count();
+        assert!(wrong < 1000, "{wrong} of 100000");
+    }
+}

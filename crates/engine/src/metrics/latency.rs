@@ -1,0 +1,63 @@
+//! How long recent calls took.
+
+use std::time::Instant;
+
+use zentinel_wasm_contract::report;
+
+/// Upper bounds of the duration buckets, in seconds: from a call of a small module to the longest deadline that `--timeout-ms` takes.
+pub(super) const BUCKETS: [f64; 22] = [
+    0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
+    2.5, 5.0, 10.0, 30.0, 60.0,
+];
+
+/// The calls at two moments: what has come since the earlier one is recent.
+#[derive(Default)]
+pub(super) struct Recent {
+    pub(super) earlier: Calls,
+    pub(super) later: Calls,
+    /// When the later one was.
+    pub(super) at: Option<Instant>,
+}
+
+/// How long all calls took, whatever their hook.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Calls {
+    pub(super) count: u64,
+    pub(super) sum: f64,
+    /// How many lie at or below each of [`BUCKETS`].
+    pub(super) buckets: [u64; BUCKETS.len()],
+}
+
+impl Calls {
+    /// Those that have come since `earlier`.
+    pub(super) fn since(mut self, earlier: &Self) -> Self {
+        self.count -= earlier.count;
+        self.sum -= earlier.sum;
+        for (count, earlier) in self.buckets.iter_mut().zip(earlier.buckets) {
+            *count -= earlier;
+        }
+        self
+    }
+
+    /// The time below which a part of the calls lies, in seconds, taken as evenly spread within its bucket.
+    fn quantile(&self, part: f64) -> f64 {
+        let wanted = part * self.count as f64;
+        let (mut bound_below, mut below) = (0.0, 0);
+        for (bound, count) in BUCKETS.into_iter().zip(self.buckets) {
+            if count as f64 >= wanted && count > below {
+                return bound_below + (bound - bound_below) * (wanted - below as f64) / (count - below) as f64;
+            }
+            (bound_below, below) = (bound, count);
+        }
+        bound_below
+    }
+
+    pub(super) fn latency(&self) -> report::Latency {
+        const MILLISECONDS: f64 = 1000.0;
+        if self.count == 0 {
+            return report::Latency::default();
+        }
+        let [p50, p95, p99] = [0.5, 0.95, 0.99].map(|part| self.quantile(part) * MILLISECONDS);
+        report::Latency { average: self.sum / self.count as f64 * MILLISECONDS, p50, p95, p99 }
+    }
+}
