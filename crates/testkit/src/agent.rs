@@ -11,8 +11,8 @@ use tempfile::TempDir;
 
 use crate::{Connection, Log, PATIENCE, wait_for};
 
-/// The path of the agent's binary. Cargo tells it to integration tests of its package alone, so
-/// they pass it in: `Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"))`.
+/// The path of the agent's binary. Only integration tests of its package get it from Cargo, so they
+/// pass it in: `Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"))`.
 #[derive(Clone, Copy)]
 pub struct Program<P = &'static str>(pub P);
 

@@ -1,4 +1,4 @@
-//! Events as today's proxy sends them. Each is a JSON object, so that a test can change its fields.
+//! Events as today's proxy sends them. Each is a JSON object, so tests can change fields.
 
 use serde_json::{Value, json};
 
@@ -53,9 +53,9 @@ pub fn base64(bytes: &[u8]) -> String {
     out
 }
 
-/// JSON that nests no deeper than any reader accepts, but has a key after which `serde_json` may
-/// read the text of the value as more JSON, and so on in that text. Whoever follows it goes deeper
-/// than a stack has room for.
+/// JSON that nests no deeper than every reader accepts, but has a key after which `serde_json` may
+/// parse a string as JSON, which again contains such a string, and so on. A reader that follows all
+/// of them overflows its stack.
 pub fn nested_texts() -> String {
     let mut text = String::from("1");
     for _ in 0..60 {

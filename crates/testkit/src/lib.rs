@@ -2,8 +2,8 @@
 //! its socket ([`Connection`]), events ([`request`] and its siblings) and small guest modules
 //! ([`module`]).
 //!
-//! Most functions panic when something goes wrong, because a test has nothing better to do. Those
-//! whose names begin with `try_` return the error, for programs that report it.
+//! Most functions panic on failure, as tests do. Those whose names begin with `try_` return the
+//! error, for programs that report it.
 //!
 //! Nothing here sleeps for a fixed time: every wait ends when its condition holds, or fails after
 //! [`PATIENCE`].
@@ -39,7 +39,8 @@ pub use frame::{frame, kind, read_frame};
 pub use log::Log;
 pub use rustix::process::Signal;
 
-/// Longer than anything takes unless it is broken, also on a busy machine.
+/// How long to wait for a condition: longer than it takes on a busy machine, unless something is
+/// broken.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Calls `condition` until it returns something.

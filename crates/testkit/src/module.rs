@@ -80,7 +80,7 @@ pub fn answering(hooks: &[&str], json: &str) -> String {
     with_hooks(hooks, |_| result.clone(), &data)
 }
 
-/// A module that allows every request with this tag, to tell it from other modules.
+/// A module that allows every request with this tag, which identifies the module.
 pub fn tagging(tag: &str) -> String {
     answering(&["on_request_headers"], &format!(r#"{{"decision":"allow","tags":["{tag}"]}}"#))
 }
@@ -312,7 +312,7 @@ pub fn count(answer: &serde_json::Value) -> u32 {
 }
 
 /// A module that replaces every run of 16 digits in a request's body with `*`, and blocks a body
-/// that begins with `!`. It sees one chunk at a time, so a number that spans two chunks gets through.
+/// that begins with `!`. It sees one chunk at a time, so it misses a number that spans two chunks.
 pub fn masking() -> String {
     let (before, _) = text(1024, r#"{"request_body_mutation":{"action":"replace","data":""#);
     let (after, _) = text(2048, r#""}}"#);
