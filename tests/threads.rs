@@ -118,7 +118,7 @@ fn none_are_added_after_the_start() {
     wait_for("the failed reload", || (admin.metric(r#"wasm_agent_reloads_total{result="failure"}"#) > 0.0).then_some(()));
     assert!(admin.get("/healthz").1.starts_with("degraded"), "{:?}", admin.get("/healthz"));
     // A large body, which is decoded off the connection's task.
-    let body = connections[1].ask(kind::REQUEST_BODY, &request_body("c", &"y".repeat(600 << 10)));
+    let body = connections[1].ask(kind::REQUEST_BODY, &request_body("c", "y".repeat(600 << 10)));
     assert_eq!(decision(&body), "allow");
     agent.end_unharmed();
 }

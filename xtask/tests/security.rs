@@ -43,10 +43,8 @@ impl Tests {
                 (TokenTree::Ident(keyword), [TokenTree::Ident(name), TokenTree::Group(items), ..]) if keyword == "mod" => {
                     self.collect(&within(&name.to_string()), items.stream());
                 }
-                (TokenTree::Ident(keyword), [TokenTree::Ident(name), ..]) if keyword == "fn" => {
-                    if std::mem::take(&mut is_test) {
-                        self.0.push(within(&name.to_string()));
-                    }
+                (TokenTree::Ident(keyword), [TokenTree::Ident(name), ..]) if keyword == "fn" && std::mem::take(&mut is_test) => {
+                    self.0.push(within(&name.to_string()));
                 }
                 // Macros that make a test of each name, or contain tests.
                 (TokenTree::Punct(mark), [TokenTree::Group(body), ..]) if mark.as_char() == '!' && body.delimiter() == Delimiter::Brace => {
