@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use zentinel_wasm_breaker::BreakerLimits;
 use zentinel_wasm_contract::{Event, Failure, FailureKind, Hook};
 use zentinel_wasm_runtime::{Cache, Call, Context, Lease, Module, Pool, Runtime, StartError, View};
 
@@ -30,7 +31,7 @@ impl Policy {
         cache: Option<&Cache>,
     ) -> Result<Self, StartError> {
         let pool = Pool::start(runtime, &module, settings.pool(), cache).await?;
-        Ok(Self { module, pool, settings, breaker: Breaker::new() })
+        Ok(Self { module, pool, settings, breaker: Breaker::new(BreakerLimits::default()) })
     }
 
     /// The same module under other settings. It keeps its instances unless the settings concern them.
@@ -41,7 +42,7 @@ impl Policy {
     pub(crate) async fn with_settings(&self, runtime: &Runtime, settings: Settings, cache: Option<&Cache>) -> Result<Self, StartError> {
         let module = Arc::clone(&self.module);
         if settings.pool() == self.settings.pool() {
-            return Ok(Self { module, pool: self.pool.clone(), settings, breaker: Breaker::new() });
+            return Ok(Self { module, pool: self.pool.clone(), settings, breaker: Breaker::new(BreakerLimits::default()) });
         }
         Self::make(runtime, module, settings, cache).await
     }
