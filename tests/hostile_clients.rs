@@ -1,9 +1,14 @@
 //! Misbehaving clients of the socket. Whatever they send or leave out, the agent survives, other
 //! clients are served, and a blocked request is never answered with an allow.
 
+#[path = "common/short_timeouts.rs"]
+mod short_timeouts;
+
 use std::collections::HashMap;
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
+use short_timeouts::LOGGED_TIMEOUT;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -1053,17 +1058,35 @@ mod closing {
 mod timeouts {
     use super::*;
 
+    /// Like the function of the outer module, with short timeouts.
+    fn agent(options: &[&str]) -> (Agent, TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let module = module::write(folder.path(), "m.wasm", &module::judging());
+        (short_timeouts::start(&module, &[&AMPLE[..], options].concat()), folder)
+    }
+
     #[test]
     fn without_a_handshake() {
         let (agent, _folder) = agent(&[]);
         let mut silent = Connection::open_silent(&agent.socket);
         let mut good = agent.connect();
         assert_closed(&mut silent);
-        wait_for("the reason", || agent.log.lines().iter().any(|line| line.contains("no handshake within")).then_some(()));
+        let reason = format!("no handshake within {LOGGED_TIMEOUT}");
+        agent.log.wait_for_line(&reason, |line| line.contains(&reason));
         // After the handshake a connection may be idle for as long as it likes.
         assert_serves(&mut good);
         drop(good);
         agent.end_unharmed();
+    }
+
+    #[test]
+    fn without_a_handshake_while_the_agent_ends() {
+        let (mut agent, _folder) = agent(&["--shutdown-grace-ms", "3600000"]);
+        let mut silent = Connection::open_silent(&agent.socket);
+        assert_serves(&mut agent.connect());
+        agent.signal(Signal::TERM);
+        assert_closed(&mut silent);
+        assert_eq!(agent.wait().code(), Some(0));
     }
 
     #[test]

@@ -7,6 +7,9 @@ mod client;
 #[path = "common/http2.rs"]
 mod http2;
 
+#[path = "common/short_timeouts.rs"]
+mod short_timeouts;
+
 use client::{
     AMPLE, CONTROL_STREAM, Client, HEALTH_CHECK, HEALTH_WATCH, PROCESS_EVENT, PROCESS_STREAM, Stream, address, body, configure, drain, get,
     handshake, is_allow, module_error, patiently,
@@ -14,6 +17,7 @@ use client::{
 use http2::{Wire, flag, frame, framed, kind};
 use prost::Message as _;
 use serde_json::{Value, json};
+use short_timeouts::LOGGED_TIMEOUT;
 use std::collections::{BTreeSet, HashMap};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -21,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use testkit::{Agent, PATIENCE, Program, Stop, module};
+use testkit::{Agent, PATIENCE, Program, Stop, module, wait_for};
 use tokio::sync::mpsc;
 use tonic::{Code, Status, Streaming};
 use zentinel_wasm_protocol::grpc::MAX_MESSAGE;
@@ -1154,9 +1158,16 @@ mod closing {
 mod timeouts {
     use super::*;
 
+    /// Like the function of the outer module, with short timeouts.
+    fn agent() -> (Agent, TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let module = module::write(folder.path(), "module.wasm", &module::judging());
+        (short_timeouts::start(&module, &[&AMPLE[..], &["--grpc-address", "127.0.0.1:0"]].concat()), folder)
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn without_a_call_or_handshake() {
-        let (agent, _folder) = agent(&[]);
+        let (agent, _folder) = agent();
         let mut good = well_behaved(&agent).await;
         let mut silent = TcpStream::connect(address(&agent)).unwrap();
         silent.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -1181,7 +1192,7 @@ mod timeouts {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn within_a_message_and_with_unread_answers() {
-        let (agent, _folder) = agent(&[]);
+        let (agent, _folder) = agent();
         // A client that reads nothing stalls its own connection.
         let (mut unread, full) = processing(&agent);
         flood(&mut unread, full);
@@ -1243,13 +1254,11 @@ mod timeouts {
         wire.data(good, &event, false);
         assert_good(&answer(&mut wire, good));
         assert!(!wire.has_ended(silent) && !wire.has_ended(good));
-        for reason in ["message not completed within 30s", "answers not read"] {
+        for reason in [&format!("message not completed within {LOGGED_TIMEOUT}"), "answers not read"] {
             agent.log.wait_for_line(reason, |line| line.contains(reason));
         }
         for mut wire in unread_calls {
-            while wire.settle() {
-                std::thread::sleep(Duration::from_millis(100));
-            }
+            wait_for("the connection to be closed", || (!wire.settle()).then_some(()));
         }
         assert_serves(&mut well_behaved(&agent).await).await;
         drop((unread, wire));

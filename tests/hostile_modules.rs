@@ -85,32 +85,36 @@ fn ask_all(connection: &mut Connection, events: &[Value]) -> HashMap<String, Val
     answers
 }
 
+/// The isolation modes, each without and with `--fail-open`.
+const MODES: [(&str, bool); 4] = [("pooled", false), ("pooled", true), ("request", false), ("request", true)];
+
 /// Runs `check` in both failure modes and both isolation modes.
 fn in_every_mode(module: &Path, timeout_ms: &str, check: impl Fn(&Agent, &mut Connection, &str, bool)) {
+    for mode in MODES {
+        in_mode(mode, module, timeout_ms, &check);
+    }
+}
+
+fn in_mode((isolation, fail_open): (&str, bool), module: &Path, timeout_ms: &str, check: impl Fn(&Agent, &mut Connection, &str, bool)) {
+    println!("--isolation {isolation}, fail-open {fail_open}");
     let cache = module.with_extension("cache");
-    for isolation in ["pooled", "request"] {
-        for fail_open in [false, true] {
-            println!("--isolation {isolation}, fail-open {fail_open}");
-            let mut options = vec!["--isolation", isolation, "--timeout-ms", timeout_ms, "--cache-dir", cache.to_str().unwrap()];
-            if fail_open {
-                options.push("--fail-open");
-            }
-            let agent = AGENT.start(module, &options);
-            let mut connection = agent.connect();
-            check(&agent, &mut connection, isolation, fail_open);
-            drop(connection);
-            let log = agent.log.clone();
-            agent.end();
-            let log = log.whole();
-            assert!(!log.contains("panicked"), "{log}");
-            // Far more than the rate limit allows in the longest run, far less than a module can
-            // write.
-            assert!(log.lines().count() < 20_000, "{} lines", log.lines().count());
-            for line in log.lines() {
-                serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{error}: {line}"));
-                assert!(line.len() < 20_000, "a line of {} bytes", line.len());
-            }
-        }
+    let mut options = vec!["--isolation", isolation, "--timeout-ms", timeout_ms, "--cache-dir", cache.to_str().unwrap()];
+    if fail_open {
+        options.push("--fail-open");
+    }
+    let agent = AGENT.start(module, &options);
+    let mut connection = agent.connect();
+    check(&agent, &mut connection, isolation, fail_open);
+    drop(connection);
+    let log = agent.log.clone();
+    agent.end();
+    let log = log.whole();
+    assert!(!log.contains("panicked"), "{log}");
+    // Far more than the rate limit allows in the longest run, far less than a module can write.
+    assert!(log.lines().count() < 20_000, "{} lines", log.lines().count());
+    for line in log.lines() {
+        serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        assert!(line.len() < 20_000, "a line of {} bytes", line.len());
     }
 }
 
@@ -127,8 +131,8 @@ enum Outcome {
 
 fn misbehaves(name: &str, outcome: Outcome) {
     let folder = tempfile::tempdir().unwrap();
-    let endless = matches!(outcome, Error("WASM_TIMEOUT"));
-    in_every_mode(&write(folder.path(), name), if endless { TIMEOUT_MS } else { LONG_TIMEOUT_MS }, |agent, connection, _, fail_open| {
+    let module = write(folder.path(), name);
+    let check = |agent: &Agent, connection: &mut Connection, _: &str, fail_open: bool| {
         assert_good(&connection.ask(kind::REQUEST_HEADERS, &good("first")));
         let before = agent.resident();
         let answers = ask_all(connection, &[good("g1"), bad("b1", "/"), good("g2"), bad("b2", "/"), good("g3")]);
@@ -152,7 +156,18 @@ fn misbehaves(name: &str, outcome: Outcome) {
         }
         assert_good(&connection.ask(kind::REQUEST_HEADERS, &good("last")));
         wait_for("the memory to be released", || (agent.resident() < before + MEMORY_NOISE).then_some(()));
-    });
+    };
+    if matches!(outcome, Error("WASM_TIMEOUT")) {
+        // All modes wait for their deadlines at once.
+        let (module, check) = (&module, &check);
+        std::thread::scope(|scope| {
+            for mode in MODES {
+                scope.spawn(move || in_mode(mode, module, TIMEOUT_MS, check));
+            }
+        });
+    } else {
+        in_every_mode(&module, LONG_TIMEOUT_MS, check);
+    }
 }
 
 use Outcome::{Error, Good, NoOpinion};

@@ -68,3 +68,16 @@ pub(crate) const MAX_ID: usize = 64 << 10;
 
 /// Why an event with a longer id is not answered.
 pub(crate) const TOO_LONG_ID: &str = "correlation id longer than 64 KiB";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The tests of timeouts use shorter ones.
+    #[test]
+    fn the_default_timeouts_are_the_documented_ones() {
+        let Timeouts { handshake, stall, quiet, keep_alive, keep_alive_reply } = Timeouts::default();
+        assert_eq!([handshake, stall, keep_alive, keep_alive_reply].map(|timeout| timeout.as_secs()), [10, 30, 60, 20]);
+        assert_eq!(quiet.as_millis(), 100);
+    }
+}

@@ -58,9 +58,7 @@ impl<P: AsRef<OsStr>> Program<P> {
         let mut command = self.command(home.path());
         command.arg("--socket").arg(&socket).arg("--module").arg(module);
         prepare(&mut command);
-        let mut child = command.spawn().unwrap();
-        let log = Log::follow(child.stderr.take().unwrap());
-        Agent { home, socket, log, child }
+        Agent::spawn(home, socket, command)
     }
 }
 
@@ -74,6 +72,13 @@ pub struct Agent {
 }
 
 impl Agent {
+    /// Runs `command`, which must serve `socket` and pipe its standard error, without waiting.
+    pub fn spawn(home: TempDir, socket: PathBuf, mut command: Command) -> Self {
+        let mut child = command.spawn().unwrap();
+        let log = Log::follow(child.stderr.take().unwrap());
+        Self { home, socket, log, child }
+    }
+
     pub fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
