@@ -28,6 +28,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut workspace = cargo::command();
     workspace.args(["test", "--locked", "--workspace", "--no-fail-fast"]);
     steps.push(("the workspace", workspace));
+    steps.push(("every interleaving of the circuit breaker", loom()));
     for manifest in cargo::nested_workspaces(&["sdk", "examples", "fixtures"])? {
         let mut nested = cargo::command();
         nested
@@ -69,6 +70,18 @@ pub(crate) fn published_client() -> Result<()> {
     let security = cargo::guest("examples/rust/security")?;
     let bot_protection = cargo::guest("examples/rust/bot-protection")?;
     peers::test_published_client(&agent, &security, &bot_protection)
+}
+
+/// The tests that loom runs in every interleaving of their threads.
+fn loom() -> Command {
+    let flags = std::env::var("RUSTFLAGS").unwrap_or_default();
+    let mut loom = cargo::command();
+    loom.args(["test", "--locked", "--package", "zentinel-wasm-breaker", "--lib"])
+        .env("RUSTFLAGS", format!("{flags} --cfg loom"))
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        // Other flags would rebuild all of the workspace each time.
+        .env("CARGO_TARGET_DIR", tools::root().join("target/loom"));
+    loom
 }
 
 /// Another task of this program.
