@@ -124,7 +124,13 @@ impl Agent {
             command.args(["--grpc-address", &format!("127.0.0.1:{port}")]);
         }
         command.args(more);
-        let process = Process::start("agent", &mut command, &dir.join("agent.log"))?;
+        Self::start_command(&mut command, socket, grpc_port, dir)
+    }
+
+    /// Starts a command that serves `socket` and `grpc_port`, with its log in `dir`, and waits until
+    /// it accepts connections there.
+    pub fn start_command(command: &mut Command, socket: PathBuf, grpc_port: Option<u16>, dir: &Path) -> io::Result<Self> {
+        let process = Process::start("agent", command, &dir.join("agent.log"))?;
         let mut agent = Self { process, socket, grpc_port };
         wait::until_ok("the agent accepts connections", || {
             agent.process.check_running()?;
@@ -178,7 +184,7 @@ impl Proxy {
     }
 
     /// Like [`Self::start`], with a configuration as text that listens on `port`.
-    fn start_with(binary: &Path, port: u16, text: &str, dir: &Path) -> io::Result<Self> {
+    pub fn start_with(binary: &Path, port: u16, text: &str, dir: &Path) -> io::Result<Self> {
         let config = dir.join("zentinel.kdl");
         std::fs::write(&config, text)?;
         let mut command = Command::new(binary);

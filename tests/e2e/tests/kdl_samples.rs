@@ -1,27 +1,30 @@
-//! The proxy accepts every configuration in the repository.
+//! The proxy accepts every configuration in the repository, and serves requests with the samples.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use zentinel_wasm_e2e::Paths;
 use zentinel_wasm_e2e::kdl::{ALL_EVENTS, ProxyConfig, render};
+use zentinel_wasm_e2e::sample::{self, Files, SampleStack};
 
-/// Asserts that `zentinel test` accepts the configuration and ignores none of its settings.
+/// The sample for proxies before 0.6.54.
+const FOR_OLD_PROXIES: &str = "before-0.6.54.kdl";
+
+/// The warning about a setting that only those proxies need. They fail open without a failure mode
+/// on the agent; later ones take the failure mode from the filter.
+const WARNING_ABOUT_OLD_SETTING: &str = "'failure-mode \"closed\"' on agent";
+
+/// The warnings of `zentinel test` and `zentinel test --strict` about a configuration.
 #[track_caller]
-fn assert_accepted(name: &str, text: &str) {
+fn warnings(name: &str, text: &str, options: &[&str]) -> Vec<String> {
     let dir = tempfile::tempdir().expect("cannot create a directory");
     let file = dir.path().join("zentinel.kdl");
     std::fs::write(&file, with_sockets_in(dir.path(), text)).expect("cannot write the configuration");
     let proxy = Paths::from_env().proxy;
-    let output = Command::new(proxy).args(["test", "-c"]).arg(&file).output().expect("cannot run the proxy");
+    let output = Command::new(proxy).arg("test").args(options).arg("-c").arg(&file).output().expect("cannot run the proxy");
     let printed = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{name}: {printed}");
-    let ignored: Vec<&str> = printed.lines().filter(|line| line.contains('⚠') && !line.contains(FOR_OLD_PROXIES)).collect();
-    assert!(ignored.is_empty(), "{name}: {ignored:#?}");
+    printed.lines().filter(|line| line.contains('⚠') || line.contains("WARN")).map(str::to_owned).collect()
 }
-
-/// The warning about a setting that only 0.6.45 needs. It fails open without a failure mode on the
-/// agent; later proxies take the failure mode from the filter.
-const FOR_OLD_PROXIES: &str = "'failure-mode \"closed\"' on agent";
 
 /// Moves sockets to `dir`, because the proxy requires that their directories exist.
 fn with_sockets_in(dir: &Path, text: &str) -> String {
@@ -49,14 +52,59 @@ fn kdl_files(dir: &Path) -> Vec<PathBuf> {
     files
 }
 
+/// The samples for the proxy: name and text.
+fn samples() -> Vec<(String, String)> {
+    let files = kdl_files(&sample::path("kdl"));
+    assert!(!files.is_empty(), "deploy/kdl contains no samples");
+    let named = files.into_iter().map(|file| {
+        let text = std::fs::read_to_string(&file).expect("cannot read the sample");
+        (file.file_name().expect("a file has a name").to_string_lossy().into_owned(), text)
+    });
+    named.collect()
+}
+
+fn files() -> Files {
+    let Paths { agent, proxy, mirror, .. } = Paths::from_env();
+    Files { agent, proxy, module: mirror }
+}
+
 #[test]
 #[ignore = "needs the real proxy: cargo xtask e2e"]
-fn accepts_the_samples_for_operators() {
-    let files = kdl_files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy"));
-    assert!(!files.is_empty(), "deploy/ contains no samples");
-    for file in files {
-        let text = std::fs::read_to_string(&file).expect("cannot read the sample");
-        assert_accepted(&file.display().to_string(), &text);
+fn accepts_the_samples_without_a_warning() {
+    for (name, text) in samples().into_iter().filter(|(name, _)| name != FOR_OLD_PROXIES) {
+        assert_eq!(warnings(&name, &text, &["--strict"]), [""; 0], "{name}");
+    }
+}
+
+#[test]
+#[ignore = "needs the real proxy: cargo xtask e2e"]
+fn warns_about_one_setting_of_the_sample_for_old_proxies() {
+    let text = sample::read(&format!("kdl/{FOR_OLD_PROXIES}"));
+    let warnings = warnings(FOR_OLD_PROXIES, &text, &[]);
+    assert!(matches!(&warnings[..], [warning] if warning.contains(WARNING_ABOUT_OLD_SETTING)), "{warnings:#?}");
+}
+
+#[test]
+#[ignore = "needs the real proxy: cargo xtask e2e"]
+fn serves_a_request_with_each_sample() {
+    for (name, text) in samples() {
+        if let Err(error) = SampleStack::start(&files(), &text) {
+            panic!("{name}: {error}");
+        }
+    }
+}
+
+/// The failed requests would open the proxy's default circuit breaker for 30 s.
+#[test]
+#[ignore = "needs the real proxy: cargo xtask e2e"]
+fn serves_again_after_a_crash_of_the_agent() {
+    for name in ["kdl/wasm-agent.kdl", "kdl/grpc.kdl"] {
+        let mut stack = SampleStack::start(&files(), &sample::read(name)).expect("cannot start the sample");
+        stack.kill_agent();
+        let meanwhile = stack.get("/").expect("no response").status();
+        assert!(meanwhile >= 500, "{name}: the proxy allowed a request without its agent: {meanwhile}");
+        stack.start_agent().expect("cannot start the agent again");
+        stack.wait_until_ready().unwrap_or_else(|error| panic!("{name}: {error}"));
     }
 }
 
@@ -74,6 +122,8 @@ fn accepts_the_configurations_of_these_tests() {
             audit_log: None,
             route_lines: String::new(),
         });
-        assert_accepted("the tests' configuration", &text);
+        let warnings = warnings("the tests' configuration", &text, &[]);
+        let others: Vec<_> = warnings.iter().filter(|warning| !warning.contains(WARNING_ABOUT_OLD_SETTING)).collect();
+        assert!(others.is_empty(), "{others:#?}");
     }
 }
