@@ -1,6 +1,6 @@
 //! `cargo xtask e2e`: tests the agent behind the real proxy.
 
-use crate::{cargo, proxy, tools};
+use crate::{cargo, proxy, tools, validators};
 use anyhow::Result;
 
 #[derive(clap::Args)]
@@ -21,6 +21,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mirror = cargo::guest("fixtures/mirror")?;
     let security = cargo::guest("examples/rust/security")?;
     let bot_protection = cargo::guest("examples/rust/bot-protection")?;
+    let python = validators::python()?;
     tools::announce(&format!("end-to-end tests behind zentinel {version}"));
     let mut test = cargo::command();
     test.args(["test", "--locked", "--package", "zentinel-wasm-e2e", "--no-fail-fast"])
@@ -28,7 +29,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .env("E2E_PROXY", proxy)
         .env("E2E_MIRROR", mirror)
         .env("E2E_SECURITY", security)
-        .env("E2E_BOT_PROTECTION", bot_protection);
+        .env("E2E_BOT_PROTECTION", bot_protection)
+        .env("E2E_PYTHON", python);
     // The old proxy applies answers differently, so it has its own tests.
     for file in test_files()? {
         if (file == "old_proxy") == (version == "0.6.45") {

@@ -18,6 +18,7 @@ mod table;
 mod target;
 mod test;
 mod tools;
+mod validators;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

