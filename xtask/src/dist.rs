@@ -16,7 +16,7 @@ const BINARY: &str = "zentinel-wasm-agent";
 const FILES: [&str; 3] = ["LICENSE", "README.md", "CHANGELOG.md"];
 
 /// Folders of samples in the archive.
-const SAMPLES: [&str; 4] = ["deploy/grafana", "deploy/kdl", "deploy/prometheus", "deploy/systemd"];
+const SAMPLES: [&str; 5] = ["deploy/grafana", "deploy/kdl", "deploy/kubernetes", "deploy/prometheus", "deploy/systemd"];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -96,12 +96,16 @@ fn check_version(binary: &Path, version: &str) -> Result<()> {
     Ok(())
 }
 
+/// Copies a folder with its subfolders.
 fn copy_folder(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from).with_context(|| format!("reading {}", from.display()))? {
         let path = entry?.path();
-        if path.is_file() {
-            fs::copy(&path, to.join(path.file_name().unwrap_or_default()))?;
+        let to = to.join(path.file_name().unwrap_or_default());
+        if path.is_dir() {
+            copy_folder(&path, &to)?;
+        } else {
+            fs::copy(&path, to)?;
         }
     }
     Ok(())
@@ -163,6 +167,19 @@ mod tests {
                 "zentinel-wasm-agent-0.5.0-darwin-aarch64",
             ]
         );
+    }
+
+    #[test]
+    fn archives_contain_all_samples() {
+        let entries = fs::read_dir(root().join("deploy")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        // The manual is in the archive as it is generated, and not as its generator.
+        let mut folders: Vec<_> = entries.filter(|name| name != "manual").map(|name| format!("deploy/{name}")).collect();
+        folders.sort();
+        assert_eq!(folders, SAMPLES);
+
+        let stage = tempfile::tempdir().unwrap();
+        copy_folder(&root().join("deploy/systemd"), stage.path()).unwrap();
+        assert!(stage.path().join("sysusers.d/zentinel-wasm-agent.conf").is_file());
     }
 
     #[test]
