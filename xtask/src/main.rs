@@ -3,6 +3,7 @@
 mod bench;
 mod cargo;
 mod circles;
+mod crash;
 mod demo;
 mod dist;
 mod e2e;
@@ -43,6 +44,8 @@ enum Task {
     E2e(e2e::Args),
     /// Measure the agent's cost relative to an agent that does nothing
     Bench(bench::Args),
+    /// Measure how long requests fail after a crash of the agent, with the samples for the proxy
+    Crash(crash::Args),
     /// Build, test and measure the example policies in every language
     Guests(guests::Args),
     /// Build release archives and their checksums into target/dist
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Task::Peers => test::published_client(),
         Task::E2e(args) => e2e::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Crash(args) => crash::run(&args),
         Task::Guests(args) => guests::run(&args),
         Task::Dist(args) => dist::run(&args),
         Task::Fuzz(args) => fuzz::fuzz(&args),
