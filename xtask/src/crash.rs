@@ -15,8 +15,8 @@ const DOWNTIME: Duration = Duration::from_secs(1);
 /// 50 requests per second: enough to open a circuit breaker at once, as traffic does.
 const REQUEST_INTERVAL: Duration = Duration::from_millis(20);
 
-/// The outage has ended when all requests succeed for this long. It exceeds the second for which the
-/// samples' circuit breaker stays open.
+/// The outage has ended when all requests succeed for this long. It exceeds the second for which
+/// the samples' circuit breaker stays open.
 const STABLE: Duration = Duration::from_secs(3);
 
 /// Longer than the proxy's default circuit breaker stays open twice.

@@ -42,8 +42,8 @@ pub fn without_metrics(text: &str) -> String {
     format!("{text}\nobservability {{ metrics {{ enabled #false; }} }}\n")
 }
 
-/// The configuration with longer timeouts of an agent and of its `config` block, because other tests
-/// on the machine must not cause timeouts.
+/// The configuration with longer timeouts of an agent and of its `config` block, because other
+/// tests on the machine must not cause timeouts.
 pub fn patient(text: &str) -> String {
     let longer = |line: &str| if line.trim_start().starts_with("timeout-ms ") { "timeout-ms 5000".into() } else { line.to_owned() };
     text.lines().map(longer).collect::<Vec<_>>().join("\n")
@@ -83,10 +83,8 @@ impl SampleStack {
         let grpc_port = text.contains("grpc address").then(free_port);
         let agent = start_agent(files, dir.path(), grpc_port)?;
         let port = free_port();
-        let mut replacements = vec![
-            ("127.0.0.1:8080", format!("127.0.0.1:{port}")),
-            ("127.0.0.1:8081", format!("127.0.0.1:{}", upstream.port())),
-        ];
+        let mut replacements =
+            vec![("127.0.0.1:8080", format!("127.0.0.1:{port}")), ("127.0.0.1:8081", format!("127.0.0.1:{}", upstream.port()))];
         match grpc_port {
             Some(port) => replacements.push(("127.0.0.1:50051", format!("127.0.0.1:{port}"))),
             None => replacements.push(("/run/zentinel-agents/wasm.sock", agent.socket().display().to_string())),

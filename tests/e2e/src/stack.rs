@@ -127,8 +127,8 @@ impl Agent {
         Self::start_command(&mut command, socket, grpc_port, dir)
     }
 
-    /// Starts a command that serves `socket` and `grpc_port`, with its log in `dir`, and waits until
-    /// it accepts connections there.
+    /// Starts a command that serves `socket` and `grpc_port`, with its log in `dir`, and waits
+    /// until it accepts connections there.
     pub fn start_command(command: &mut Command, socket: PathBuf, grpc_port: Option<u16>, dir: &Path) -> io::Result<Self> {
         let process = Process::start("agent", command, &dir.join("agent.log"))?;
         let mut agent = Self { process, socket, grpc_port };

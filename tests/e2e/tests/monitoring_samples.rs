@@ -1,5 +1,6 @@
-//! The samples for Prometheus and Grafana, with a real Prometheus that scrapes the agent behind the
-//! real proxy. Without Prometheus (`apt-get install prometheus`), the tests print that they skip it.
+//! The samples for Prometheus and Grafana, with a real Prometheus that scrapes the agent behind
+//! the real proxy. Without Prometheus (`apt-get install prometheus`), the tests print that they
+//! skip it.
 
 use serde_json::{Value, json};
 use std::fs::File;
@@ -108,60 +109,64 @@ fn queries() -> Vec<(String, String)> {
     queries
 }
 
-#[test]
-#[ignore = "needs the real proxy: cargo xtask e2e"]
-fn shows_data_in_every_panel() {
-    if !has("prometheus") {
-        return;
-    }
-    let admin_port = free_port();
-    let address = format!("127.0.0.1:{admin_port}");
-    let stack = Stack::over(Transport::UnixSocket).agent_args(&["--admin-address", &address]).start();
-    let prometheus = Prometheus::start(admin_port);
-    let queries = queries();
-    assert!(!queries.is_empty(), "the dashboard has no queries");
-    let blocked = HttpRequest::get("/").answer("on_request_headers", &json!({"decision": "block"}));
-    let trapped = HttpRequest::get("/").query("on_request_headers", "!trap");
-    wait::until("every panel has data", || {
-        assert_eq!([200, 403, 500], [&HttpRequest::get("/"), &blocked, &trapped].map(|request| stack.send(request).status()));
-        let empty: Vec<_> = queries.iter().filter(|(_, query)| prometheus.series(query) == 0).collect();
-        // Shown by a test that fails.
-        println!("without data: {empty:?}");
-        empty.is_empty().then_some(())
-    });
+mod monitoring {
+    use super::*;
 
-    wait::until("the alerts are evaluated", || {
-        let rules = prometheus.api("/api/v1/rules").to_string();
-        assert!(rules.contains("WasmAgent") && !rules.contains(r#""health":"err""#), "{rules}");
-        (!rules.contains(r#""health":"unknown""#)).then_some(())
-    });
-}
+    #[test]
+    #[ignore = "needs the real proxy: cargo xtask e2e"]
+    fn shows_data_in_every_panel() {
+        if !has("prometheus") {
+            return;
+        }
+        let admin_port = free_port();
+        let address = format!("127.0.0.1:{admin_port}");
+        let stack = Stack::over(Transport::UnixSocket).agent_args(&["--admin-address", &address]).start();
+        let prometheus = Prometheus::start(admin_port);
+        let queries = queries();
+        assert!(!queries.is_empty(), "the dashboard has no queries");
+        let blocked = HttpRequest::get("/").answer("on_request_headers", &json!({"decision": "block"}));
+        let trapped = HttpRequest::get("/").query("on_request_headers", "!trap");
+        wait::until("every panel has data", || {
+            assert_eq!([200, 403, 500], [&HttpRequest::get("/"), &blocked, &trapped].map(|request| stack.send(request).status()));
+            let empty: Vec<_> = queries.iter().filter(|(_, query)| prometheus.series(query) == 0).collect();
+            // Shown by a test that fails.
+            println!("without data: {empty:?}");
+            empty.is_empty().then_some(())
+        });
 
-#[test]
-#[ignore = "needs the real proxy: cargo xtask e2e"]
-fn accepts_the_configurations_of_prometheus() {
-    if !has("promtool") {
-        return;
+        wait::until("the alerts are evaluated", || {
+            let rules = prometheus.api("/api/v1/rules").to_string();
+            assert!(rules.contains("WasmAgent") && !rules.contains(r#""health":"err""#), "{rules}");
+            (!rules.contains(r#""health":"unknown""#)).then_some(())
+        });
     }
-    for name in ["prometheus.yml", "prometheus-kubernetes.yml"] {
-        let path = sample::path("prometheus").join(name);
-        let output = Command::new("promtool").args(["check", "config"]).arg(&path).output().expect("cannot run promtool");
-        let printed = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && !printed.contains("WARN"), "{name}: {printed}");
-    }
-}
 
-/// The Service that Prometheus looks up in Kubernetes is the one of the manifests, and the admin
-/// port is the same in all samples.
-#[test]
-#[ignore = "needs the real proxy: cargo xtask e2e"]
-fn agrees_with_the_other_samples() {
-    let kubernetes = sample::read("prometheus/prometheus-kubernetes.yml");
-    for manifest in ["kubernetes/sidecar.yaml", "kubernetes/grpc.yaml"] {
-        assert!(sample::read(manifest).contains("name: zentinel-wasm-agent-metrics\n"), "{manifest}");
+    #[test]
+    #[ignore = "needs the real proxy: cargo xtask e2e"]
+    fn accepts_the_configurations_of_prometheus() {
+        if !has("promtool") {
+            return;
+        }
+        for name in ["prometheus.yml", "prometheus-kubernetes.yml"] {
+            let path = sample::path("prometheus").join(name);
+            let output = Command::new("promtool").args(["check", "config"]).arg(&path).output().expect("cannot run promtool");
+            let printed = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() && !printed.contains("WARN"), "{name}: {printed}");
+        }
     }
-    assert!(kubernetes.contains("zentinel-wasm-agent-metrics.default.svc") && kubernetes.contains("port: 9191"), "{kubernetes}");
-    for name in ["systemd/zentinel-wasm-agent.service", "prometheus/prometheus.yml"] {
-        assert!(sample::read(name).contains(ADMIN), "{name} does not contain {ADMIN}");
+
+    /// The Service that Prometheus looks up in Kubernetes is the one of the manifests, and the
+    /// admin port is the same in all samples.
+    #[test]
+    #[ignore = "needs the real proxy: cargo xtask e2e"]
+    fn agrees_with_the_other_samples() {
+        let kubernetes = sample::read("prometheus/prometheus-kubernetes.yml");
+        for manifest in ["kubernetes/sidecar.yaml", "kubernetes/grpc.yaml"] {
+            assert!(sample::read(manifest).contains("name: zentinel-wasm-agent-metrics\n"), "{manifest}");
+        }
+        assert!(kubernetes.contains("zentinel-wasm-agent-metrics.default.svc") && kubernetes.contains("port: 9191"), "{kubernetes}");
+        for name in ["systemd/zentinel-wasm-agent.service", "prometheus/prometheus.yml"] {
+            assert!(sample::read(name).contains(ADMIN), "{name} does not contain {ADMIN}");
+        }
     }
 }

@@ -106,87 +106,91 @@ fn settings(root: &Path, name: &str) -> Vec<String> {
     lines.map(str::to_owned).collect()
 }
 
-#[test]
-#[ignore = "needs the real proxy: cargo xtask e2e"]
-fn installs_without_a_warning() {
-    let root = TempDir::new().expect("cannot create a directory");
-    install(root.path());
-    if has("systemd-tmpfiles") {
-        assert!(root.path().join("run/zentinel-agents").is_dir(), "tmpfiles.d does not create the folder of the sockets");
-    }
-    if has("systemd-sysusers") {
-        let users = std::fs::read_to_string(root.path().join("etc/passwd")).expect("sysusers.d creates no user");
-        assert!(users.contains("zentinel:"), "{users}");
-    }
-    let unit = root.path().join(UNIT);
-    for name in OTHER_UNITS {
-        std::fs::write(unit.with_file_name(name), "[Unit]\nDescription=empty\n").expect("cannot write a unit");
-    }
-    // Named by `ExecReload=`.
-    std::fs::create_dir_all(root.path().join("bin")).expect("cannot create a directory");
-    std::fs::copy("/bin/kill", root.path().join("bin/kill")).expect("cannot copy `kill`");
-    if has("systemd-analyze") {
-        if systemd_version() < NOTIFY_RELOAD {
-            std::fs::remove_dir_all(unit.with_extension("service.d")).expect("the drop-in is not installed");
+mod systemd {
+    use super::*;
+
+    #[test]
+    #[ignore = "needs the real proxy: cargo xtask e2e"]
+    fn installs_without_a_warning() {
+        let root = TempDir::new().expect("cannot create a directory");
+        install(root.path());
+        if has("systemd-tmpfiles") {
+            assert!(root.path().join("run/zentinel-agents").is_dir(), "tmpfiles.d does not create the folder of the sockets");
         }
-        run_quietly(Command::new("systemd-analyze").arg("verify").arg("--man=no").arg("--root").arg(root.path()).arg(&unit));
+        if has("systemd-sysusers") {
+            let users = std::fs::read_to_string(root.path().join("etc/passwd")).expect("sysusers.d creates no user");
+            assert!(users.contains("zentinel:"), "{users}");
+        }
+        let unit = root.path().join(UNIT);
+        for name in OTHER_UNITS {
+            std::fs::write(unit.with_file_name(name), "[Unit]\nDescription=empty\n").expect("cannot write a unit");
+        }
+        // Named by `ExecReload=`.
+        std::fs::create_dir_all(root.path().join("bin")).expect("cannot create a directory");
+        std::fs::copy("/bin/kill", root.path().join("bin/kill")).expect("cannot copy `kill`");
+        if has("systemd-analyze") {
+            if systemd_version() < NOTIFY_RELOAD {
+                std::fs::remove_dir_all(unit.with_extension("service.d")).expect("the drop-in is not installed");
+            }
+            run_quietly(Command::new("systemd-analyze").arg("verify").arg("--man=no").arg("--root").arg(root.path()).arg(&unit));
+        }
     }
-}
 
-#[test]
-#[ignore = "needs the real proxy: cargo xtask e2e"]
-fn serves_a_request_with_the_unit_s_command() {
-    let root = TempDir::new().expect("cannot create a directory");
-    install(root.path());
-    let sockets = root.path().join("run/zentinel-agents");
-    std::fs::create_dir_all(&sockets).expect("cannot create a directory");
-    let (port, admin_port) = (free_port(), free_port());
-    let moved = |text: &str| {
-        let root = root.path().display().to_string();
-        text.replace("=/", &format!("={root}/")).replace("127.0.0.1:9191", &format!("127.0.0.1:{admin_port}"))
-    };
+    #[test]
+    #[ignore = "needs the real proxy: cargo xtask e2e"]
+    fn serves_a_request_with_the_unit_s_command() {
+        let root = TempDir::new().expect("cannot create a directory");
+        install(root.path());
+        let sockets = root.path().join("run/zentinel-agents");
+        std::fs::create_dir_all(&sockets).expect("cannot create a directory");
+        let (port, admin_port) = (free_port(), free_port());
+        let moved = |text: &str| {
+            let root = root.path().display().to_string();
+            text.replace("=/", &format!("={root}/")).replace("127.0.0.1:9191", &format!("127.0.0.1:{admin_port}"))
+        };
 
-    let commands = settings(root.path(), "ExecStart");
-    let [command] = &commands[..] else { panic!("not one command: {commands:?}") };
-    let words: Vec<&str> = command.split_whitespace().collect();
-    let program: PathBuf = root.path().join(words[0].strip_prefix('/').expect("an absolute path"));
-    let mut agent = Command::new(program);
-    agent.args(&words[1..]).env_clear().env("CACHE_DIRECTORY", root.path().join("cache")).env("WASM_TIMEOUT_MS", "3000");
-    for variable in settings(root.path(), "Environment") {
-        let variable = moved(&variable);
-        let (name, value) = variable.split_once('=').expect("a variable has a value");
-        agent.env(name, value);
+        let commands = settings(root.path(), "ExecStart");
+        let [command] = &commands[..] else { panic!("not one command: {commands:?}") };
+        let words: Vec<&str> = command.split_whitespace().collect();
+        let program: PathBuf = root.path().join(words[0].strip_prefix('/').expect("an absolute path"));
+        let mut agent = Command::new(program);
+        agent.args(&words[1..]).env_clear().env("CACHE_DIRECTORY", root.path().join("cache")).env("WASM_TIMEOUT_MS", "3000");
+        for variable in settings(root.path(), "Environment") {
+            let variable = moved(&variable);
+            let (name, value) = variable.split_once('=').expect("a variable has a value");
+            agent.env(name, value);
+        }
+        let _agent = Agent::start_command(&mut agent, sockets.join("wasm.sock"), None, root.path()).expect("cannot start the agent");
+        wait::until("the agent is ready", || {
+            let response = HttpRequest::get("/readyz").send(admin_port).ok()?;
+            (response.status() == 200).then_some(())
+        });
+
+        let upstream = Upstream::start().expect("cannot start the upstream");
+        let config = std::fs::read_to_string(root.path().join("etc/zentinel/zentinel.kdl")).expect("the configuration is not installed");
+        let config = adapt(
+            &config,
+            &[
+                ("/run/zentinel-agents", sockets.display().to_string()),
+                ("127.0.0.1:8080", format!("127.0.0.1:{port}")),
+                ("127.0.0.1:8081", format!("127.0.0.1:{}", upstream.port())),
+            ],
+        );
+        let proxy = Proxy::start_with(&Paths::from_env().proxy, port, &patient(&without_metrics(&config)), root.path());
+        let proxy = proxy.expect("cannot start the proxy");
+        wait::until("a request succeeds", || {
+            let response = HttpRequest::get("/").send(proxy.port()).ok()?;
+            (response.status() == 200).then_some(())
+        });
     }
-    let _agent = Agent::start_command(&mut agent, sockets.join("wasm.sock"), None, root.path()).expect("cannot start the agent");
-    wait::until("the agent is ready", || {
-        let response = HttpRequest::get("/readyz").send(admin_port).ok()?;
-        (response.status() == 200).then_some(())
-    });
 
-    let upstream = Upstream::start().expect("cannot start the upstream");
-    let config = std::fs::read_to_string(root.path().join("etc/zentinel/zentinel.kdl")).expect("the configuration is not installed");
-    let config = adapt(
-        &config,
-        &[
-            ("/run/zentinel-agents", sockets.display().to_string()),
-            ("127.0.0.1:8080", format!("127.0.0.1:{port}")),
-            ("127.0.0.1:8081", format!("127.0.0.1:{}", upstream.port())),
-        ],
-    );
-    let proxy = Proxy::start_with(&Paths::from_env().proxy, port, &patient(&without_metrics(&config)), root.path());
-    let proxy = proxy.expect("cannot start the proxy");
-    wait::until("a request succeeds", || {
-        let response = HttpRequest::get("/").send(proxy.port()).ok()?;
-        (response.status() == 200).then_some(())
-    });
-}
-
-/// The drop-in replaces settings of the unit, so they must exist there.
-#[test]
-#[ignore = "needs the real proxy: cargo xtask e2e"]
-fn replaces_the_type_of_the_unit_in_the_drop_in() {
-    let unit = sample::read("systemd/zentinel-wasm-agent.service");
-    let drop_in = sample::read("systemd/zentinel-wasm-agent.service.d/notify-reload.conf");
-    assert!(unit.contains("\nType=notify\n") && unit.contains("\nExecReload="), "{unit}");
-    assert!(drop_in.contains("\nType=notify-reload\nExecReload=\n"), "{drop_in}");
+    /// The drop-in replaces settings of the unit, so they must exist there.
+    #[test]
+    #[ignore = "needs the real proxy: cargo xtask e2e"]
+    fn replaces_the_type_of_the_unit_in_the_drop_in() {
+        let unit = sample::read("systemd/zentinel-wasm-agent.service");
+        let drop_in = sample::read("systemd/zentinel-wasm-agent.service.d/notify-reload.conf");
+        assert!(unit.contains("\nType=notify\n") && unit.contains("\nExecReload="), "{unit}");
+        assert!(drop_in.contains("\nType=notify-reload\nExecReload=\n"), "{drop_in}");
+    }
 }
