@@ -273,13 +273,22 @@ impl<H: Handler> Connection<H> {
     fn receive(&mut self, frame: Frame<'_>) -> Result<(), SocketError> {
         let Frame { kind, payload } = frame;
         let (dispatcher, session) = (&mut self.dispatcher, &mut self.session);
+        let call = match kind {
+            kind::CONFIGURE => run_blocking_if_large(payload.len(), || dispatcher.configuration(session, payload)),
+            _ if kind::is_event(kind) => run_blocking_if_large(payload.len(), || dispatcher.event(session, kind, payload)),
+            _ => return self.receive_control(kind, payload),
+        };
+        if let Some(call) = call {
+            self.batch.push_back(call);
+        }
+        Ok(())
+    }
+
+    /// Handles a frame that is not an event.
+    fn receive_control(&mut self, kind: u8, payload: &[u8]) -> Result<(), SocketError> {
         match kind {
-            kind::CONFIGURE => self.batch.extend(run_blocking_if_large(payload.len(), || dispatcher.configuration(session, payload))),
-            _ if kind::is_event(kind) => {
-                self.batch.extend(run_blocking_if_large(payload.len(), || dispatcher.event(session, kind, payload)))
-            }
             kind::CANCEL => {
-                let encoding = dispatcher.encoding;
+                let encoding = self.dispatcher.encoding;
                 if let Some(id) = run_blocking_if_large(payload.len(), || decode::correlation_id(encoding, kind, payload)) {
                     self.cancel(&id);
                 }
