@@ -16,7 +16,7 @@ use crate::generation::{Generations, ReloadError};
 use crate::health::Conditions;
 use crate::metrics::Metrics;
 use crate::policy::Policy;
-use crate::prepare::{Arrived, Failed, Prepared, PreparedCall, Requests};
+use crate::prepare::{Failed, IncomingEvent, Prepared, PreparedCall, Requests};
 use crate::reply::{Reply, Subject, module_error};
 use crate::settings::Settings;
 
@@ -309,7 +309,7 @@ impl Handler for Agent {
         if arrival == Arrival::Superseding {
             self.requests.superseded(&policy, at, &encode);
         }
-        let prepared = self.requests.prepare(&Arrived { policy: &policy, event, at, arrival, encode: &encode });
+        let prepared = self.requests.prepare(&IncomingEvent { policy: &policy, event, at, arrival, encode: &encode });
         self.metrics.requests.inc();
         async move {
             let result = match prepared {

@@ -59,7 +59,7 @@ impl Length {
 
 /// What becomes of a change to the body at hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Body {
+pub(crate) enum EventBody {
     /// The event is not one of a body.
     None,
     /// A chunk of a request's body.
@@ -80,7 +80,7 @@ pub(crate) enum Body {
     },
 }
 
-impl Body {
+impl EventBody {
     /// A chunk of a request's body.
     pub(crate) fn request(chunk: &BodyChunk<'_>, length: Length) -> Self {
         let size = chunk.data.size() as u64;
@@ -102,11 +102,11 @@ pub(crate) fn is_buffered(chunk: &BodyChunk<'_>) -> bool {
 
 /// Checks that the proxy does to the body what `answer` says, and makes the answer to the last chunk
 /// final.
-pub(crate) fn settle(answer: &mut Answer<'_>, hook: Hook, body: Body) -> Result<(), Failure> {
+pub(crate) fn settle(answer: &mut Answer<'_>, hook: Hook, body: EventBody) -> Result<(), Failure> {
     if answer.request_body_mutation.is_none() && answer.response_body_mutation.is_none() && !answer.needs_more {
         return Ok(());
     }
-    if let Body::Request { is_last: true, .. } = body {
+    if let EventBody::Request { is_last: true, .. } = body {
         // The proxy does not act on a refusal that needs more, although no more will come.
         answer.needs_more = false;
     }
@@ -115,7 +115,7 @@ pub(crate) fn settle(answer: &mut Answer<'_>, hook: Hook, body: Body) -> Result<
         return Ok(());
     }
     if let Some(replaced) = replaced(answer.request_body_mutation.as_ref()) {
-        let Body::Request { size, applied, length, .. } = body else {
+        let EventBody::Request { size, applied, length, .. } = body else {
             return Err(out_of_place("request_body_mutation", hook, Hook::RequestBody));
         };
         if !applied {
@@ -127,7 +127,7 @@ pub(crate) fn settle(answer: &mut Answer<'_>, hook: Hook, body: Body) -> Result<
         length.check(size, replaced)?;
     }
     if let Some(replaced) = replaced(answer.response_body_mutation.as_ref()) {
-        let Body::Response { size } = body else {
+        let EventBody::Response { size } = body else {
             return Err(out_of_place("response_body_mutation", hook, Hook::ResponseBody));
         };
         if replaced == 0 && size > 0 {
@@ -173,12 +173,12 @@ mod tests {
     use super::*;
     use zentinel_wasm_contract::event::Data;
 
-    fn request(length: Length) -> Body {
-        Body::Request { size: 4, is_last: false, applied: true, length }
+    fn request(length: Length) -> EventBody {
+        EventBody::Request { size: 4, is_last: false, applied: true, length }
     }
 
     #[track_caller]
-    fn settled(answer: &str, hook: Hook, body: Body) -> Result<bool, String> {
+    fn settled(answer: &str, hook: Hook, body: EventBody) -> Result<bool, String> {
         let mut answer = zentinel_wasm_guest_json::answer::read(answer.as_bytes()).unwrap();
         settle(&mut answer, hook, body).map(|()| answer.needs_more).map_err(|failure| failure.detail)
     }
@@ -205,14 +205,14 @@ mod tests {
 
     #[test]
     fn what_would_be_ignored_is_an_error() {
-        let buffered = Body::Request { size: 4, is_last: true, applied: false, length: Length::Open };
+        let buffered = EventBody::Request { size: 4, is_last: true, applied: false, length: Length::Open };
         settled(PASS, Hook::RequestBody, buffered).unwrap();
         assert!(settled(SAME, Hook::RequestBody, buffered).unwrap_err().contains(r#"set `request-body-mode "stream"`"#));
-        assert!(settled(SAME, Hook::RequestHeaders, Body::None).unwrap_err().contains("in an answer of `on_request_headers`"));
-        assert!(settled(SAME, Hook::ResponseBody, Body::Response { size: 4 }).unwrap_err().contains("would be ignored"));
+        assert!(settled(SAME, Hook::RequestHeaders, EventBody::None).unwrap_err().contains("in an answer of `on_request_headers`"));
+        assert!(settled(SAME, Hook::ResponseBody, EventBody::Response { size: 4 }).unwrap_err().contains("would be ignored"));
         assert!(settled(RESPONSE_DROP, Hook::RequestBody, request(Length::Open)).unwrap_err().contains("would be ignored"));
-        assert!(settled(RESPONSE_DROP, Hook::ResponseBody, Body::Response { size: 4 }).unwrap_err().contains("sends the original"));
-        settled(RESPONSE_DROP, Hook::ResponseBody, Body::Response { size: 0 }).unwrap();
+        assert!(settled(RESPONSE_DROP, Hook::ResponseBody, EventBody::Response { size: 4 }).unwrap_err().contains("sends the original"));
+        settled(RESPONSE_DROP, Hook::ResponseBody, EventBody::Response { size: 0 }).unwrap();
     }
 
     #[test]
@@ -227,9 +227,9 @@ mod tests {
     fn nothing_more_is_needed_after_the_last_chunk() {
         let answer = r#"{"decision":"block","needs_more":true}"#;
         assert_eq!(settled(answer, Hook::RequestBody, request(Length::Open)), Ok(true));
-        let last = Body::Request { size: 0, is_last: true, applied: true, length: Length::Open };
+        let last = EventBody::Request { size: 0, is_last: true, applied: true, length: Length::Open };
         assert_eq!(settled(answer, Hook::RequestBody, last), Ok(false));
-        assert_eq!(settled(answer, Hook::RequestHeaders, Body::None), Ok(true));
+        assert_eq!(settled(answer, Hook::RequestHeaders, EventBody::None), Ok(true));
     }
 
     #[test]

@@ -38,14 +38,14 @@ pub(crate) struct Generations {
     cache: Option<Cache>,
     current: ArcSwap<Policy>,
     /// Held while a policy is made, so changes come one after another.
-    configured: tokio::sync::Mutex<Configured>,
+    sources: tokio::sync::Mutex<SettingsSources>,
     /// Instances that pools of earlier generations have discarded. Held during a swap, so no count is
     /// seen on both sides.
     discarded_before: Mutex<u64>,
 }
 
 /// Where the settings that serve come from.
-struct Configured {
+struct SettingsSources {
     /// The settings of the command line and of the files that it names.
     base: Settings,
     /// The proxy's last configuration, which goes on top of them.
@@ -64,7 +64,7 @@ impl Generations {
             runtime,
             cache,
             current: ArcSwap::from_pointee(policy),
-            configured: tokio::sync::Mutex::new(Configured { base: settings, proxy: Value::Null }),
+            sources: tokio::sync::Mutex::new(SettingsSources { base: settings, proxy: Value::Null }),
             discarded_before: Mutex::new(0),
         })
     }
@@ -91,19 +91,19 @@ impl Generations {
         module_config: Option<Arc<[u8]>>,
         installing: impl FnOnce(&Policy),
     ) -> Result<(), ReloadError> {
-        let mut configured = self.configured.lock().await;
+        let mut sources = self.sources.lock().await;
         let current = self.current.load_full();
         if module.digest() == current.module.digest() {
             // This one is compiled already.
             module = Arc::clone(&current.module);
         }
-        let base = configured.base.clone().with_module_config(module_config);
-        let settings = base.with_proxy_config(&configured.proxy).map_err(ReloadError::Settings)?;
+        let base = sources.base.clone().with_module_config(module_config);
+        let settings = base.with_proxy_config(&sources.proxy).map_err(ReloadError::Settings)?;
         let policy = Policy::make(&self.runtime, module, settings, self.cache.as_ref()).await?;
         policy.warm(WARM_TIMEOUT).await;
         installing(&policy);
         self.install(policy);
-        configured.base = base;
+        sources.base = base;
         Ok(())
     }
 
@@ -114,8 +114,8 @@ impl Generations {
     ///
     /// The configuration is invalid, or the module cannot be served under it. Nothing changes then.
     pub(crate) async fn apply(&self, config: Value, installing: impl FnOnce(&Policy)) -> Result<bool, String> {
-        let mut configured = self.configured.lock().await;
-        let settings = configured.base.with_proxy_config(&config)?;
+        let mut sources = self.sources.lock().await;
+        let settings = sources.base.with_proxy_config(&config)?;
         let current = self.current.load_full();
         let changes = settings != current.settings;
         if changes {
@@ -127,7 +127,7 @@ impl Generations {
             installing(&policy);
             self.install(policy);
         }
-        configured.proxy = config;
+        sources.proxy = config;
         Ok(changes)
     }
 

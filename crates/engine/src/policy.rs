@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use zentinel_wasm_breaker::BreakerLimits;
 use zentinel_wasm_contract::{Event, Failure, FailureKind, Hook};
-use zentinel_wasm_runtime::{Cache, Call, Context, Lease, Module, Pool, Runtime, StartError, View};
+use zentinel_wasm_runtime::{Cache, Call, Lease, Module, Pool, RequestContext, Runtime, StartError, View};
 
 use crate::breaker::Breaker;
 use crate::settings::Settings;
@@ -73,7 +73,7 @@ impl Policy {
     /// # Errors
     ///
     /// The body is over the limit or invalid base64.
-    pub(crate) fn prepare(&self, event: &Event<'_>, context: Option<&Context>) -> Result<Call, Failure> {
+    pub(crate) fn prepare(&self, event: &Event<'_>, context: Option<&RequestContext>) -> Result<Call, Failure> {
         let Settings { header_case, max_body, .. } = self.settings;
         self.pool.prepare(&View { event, context, header_case, max_body })
     }

@@ -9,8 +9,8 @@ use zentinel_wasm_contract::event::{BodyChunk, Data, RequestHeaders};
 use zentinel_wasm_contract::{Answer, Arrival, BodyAction, BodyMutation, Encode, Event, Failure, FailureKind, Hook, Text};
 use zentinel_wasm_runtime::Call;
 
-use crate::bodies::{self, Body, Length};
-use crate::collect::{self, Bodies, Collected, Rescue};
+use crate::bodies::{self, EventBody, Length};
+use crate::collect::{self, BodyCollector, Collected, Rescue};
 use crate::context::{Contexts, Remembered};
 use crate::policy::Policy;
 use crate::reply::{FAIL_OPEN, Subject};
@@ -22,7 +22,7 @@ const PROMPT: Duration = Duration::from_millis(10);
 /// What is remembered of requests between their events.
 pub(crate) struct Requests {
     contexts: Contexts,
-    bodies: Bodies,
+    bodies: BodyCollector,
     id_collisions: IntCounter,
 }
 
@@ -71,7 +71,7 @@ impl From<Failure> for Failed {
 }
 
 /// One event on its way to the module.
-pub(crate) struct Arrived<'a, E> {
+pub(crate) struct IncomingEvent<'a, E> {
     pub(crate) policy: &'a Policy,
     pub(crate) event: &'a Event<'a>,
     pub(crate) at: Instant,
@@ -82,7 +82,7 @@ pub(crate) struct Arrived<'a, E> {
 impl Requests {
     /// Nothing yet. Events whose id belongs to another live request are counted in `id_collisions`.
     pub(crate) fn new(id_collisions: IntCounter) -> Self {
-        Self { contexts: Contexts::new(), bodies: Bodies::new(), id_collisions }
+        Self { contexts: Contexts::new(), bodies: BodyCollector::new(), id_collisions }
     }
 
     /// Prepares an event.
@@ -90,7 +90,7 @@ impl Requests {
     /// # Errors
     ///
     /// The event cannot be handed to the module.
-    pub(crate) fn prepare<E: Encode>(&self, arrived: &Arrived<'_, E>) -> Result<Prepared, Failed> {
+    pub(crate) fn prepare<E: Encode>(&self, arrived: &IncomingEvent<'_, E>) -> Result<Prepared, Failed> {
         match arrived.event {
             Event::RequestBody(chunk) if self.is_collected(arrived, chunk) => self.collect(arrived, chunk),
             _ => Ok(self.call(arrived)?.into()),
@@ -98,8 +98,8 @@ impl Requests {
     }
 
     /// Prepares the call for an event. None: the module does not export its hook.
-    fn call<E: Encode>(&self, arrived: &Arrived<'_, E>) -> Result<Option<PreparedCall>, Failure> {
-        let Arrived { policy, event, at, arrival, encode } = *arrived;
+    fn call<E: Encode>(&self, arrived: &IncomingEvent<'_, E>) -> Result<Option<PreparedCall>, Failure> {
+        let IncomingEvent { policy, event, at, arrival, encode } = *arrived;
         let id = encode.correlation_id();
         let wanted = policy.takes(event.hook());
         let has_later_hooks = policy.has_later_hooks();
@@ -119,9 +119,9 @@ impl Requests {
         };
         let length = known.as_ref().map_or(Length::Unknown, |known| known.length);
         let body = match event {
-            Event::RequestBody(chunk) if wanted => Body::request(chunk, length),
-            Event::ResponseBody(chunk) if wanted => Body::response(chunk),
-            _ => Body::None,
+            Event::RequestBody(chunk) if wanted => EventBody::request(chunk, length),
+            Event::ResponseBody(chunk) if wanted => EventBody::response(chunk),
+            _ => EventBody::None,
         };
         let is_remembered = matches!(event, Event::RequestHeaders(_)) && has_later_hooks;
         let call = if wanted || is_remembered { Some(policy.prepare(event, known.as_ref().map(|known| &known.context))?) } else { None };
@@ -169,14 +169,14 @@ impl Requests {
 
     /// Whether a chunk of a request's body goes to [`collect`](Self::collect): the module takes whole bodies, or a part of this one
     /// is held already.
-    fn is_collected<E: Encode>(&self, arrived: &Arrived<'_, E>, chunk: &BodyChunk<'_>) -> bool {
+    fn is_collected<E: Encode>(&self, arrived: &IncomingEvent<'_, E>, chunk: &BodyChunk<'_>) -> bool {
         let wanted = arrived.policy.settings.collect_request_body && arrived.policy.takes(Hook::RequestBody);
         wanted || arrived.encode.connection().is_some_and(|connection| self.bodies.knows(connection, &chunk.correlation_id))
     }
 
     /// Collects a chunk of a request's body.
-    fn collect<E: Encode>(&self, arrived: &Arrived<'_, E>, chunk: &BodyChunk<'_>) -> Result<Prepared, Failed> {
-        let Arrived { policy, at, encode, .. } = *arrived;
+    fn collect<E: Encode>(&self, arrived: &IncomingEvent<'_, E>, chunk: &BodyChunk<'_>) -> Result<Prepared, Failed> {
+        let IncomingEvent { policy, at, encode, .. } = *arrived;
         let id = &*chunk.correlation_id;
         let Some(connection) = encode.connection() else {
             if chunk.is_last && chunk.chunk_index == 0 {
@@ -198,7 +198,7 @@ impl Requests {
                 return Err(failed(error.into(), Rescue::Refuse));
             }
         };
-        let collected = self.bodies.take(collect::Chunk {
+        let collected = self.bodies.take(collect::RequestChunk {
             connection,
             id,
             number,
@@ -238,7 +238,7 @@ impl Requests {
         let call = run_blocking_if_large(whole.len(), || policy.prepare(&event, context));
         let whole = Arc::new(whole);
         let call = call.map_err(|failure| failed(failure, Rescue::Replace(Arc::clone(&whole))))?;
-        let body = Body::Request { size, is_last: true, applied: true, length };
+        let body = EventBody::Request { size, is_last: true, applied: true, length };
         let subject = Subject { hook: Hook::RequestBody, body, whole: Some(whole) };
         Ok(Prepared::Call(PreparedCall { call, subject, traceparent, number }))
     }

@@ -6,7 +6,7 @@ use zentinel_wasm_contract::answer::{CloseCode, CloseReason, Printable};
 use zentinel_wasm_contract::{Answer, BlockStatus, Decision, Encode, Failure, FailureKind, Hook, WebsocketDecision};
 use zentinel_wasm_runtime::Lease;
 
-use crate::bodies::{self, Body};
+use crate::bodies::{self, EventBody};
 
 /// Tag of an event that a module error let through.
 pub(crate) const FAIL_OPEN: Printable<'_> = Printable::from_static("fail-open");
@@ -15,7 +15,7 @@ pub(crate) const FAIL_OPEN: Printable<'_> = Printable::from_static("fail-open");
 #[derive(Clone, Debug)]
 pub(crate) struct Subject {
     pub(crate) hook: Hook,
-    pub(crate) body: Body,
+    pub(crate) body: EventBody,
     /// The body that was collected, which the answer puts back.
     pub(crate) whole: Option<Arc<Vec<u8>>>,
 }

@@ -4,7 +4,7 @@ use wasmtime::{Engine, InstancePre, ModuleExport};
 use zentinel_wasm_contract::Hooks;
 
 use crate::cache::Cache;
-use crate::guest::Interface;
+use crate::guest::GuestInterface;
 use crate::host::state::HostState;
 use crate::inspect::{check_imports, elements};
 use crate::module::{LoadError, Module};
@@ -23,7 +23,7 @@ pub(crate) struct Artifact {
     pub(crate) engine: Engine,
     pub(crate) guest: InstancePre<HostState>,
     pub(crate) initialize: Option<ModuleExport>,
-    pub(crate) interface: Interface,
+    pub(crate) interface: GuestInterface,
 }
 
 impl Artifact {
@@ -43,7 +43,7 @@ impl Artifact {
 
         let linker = host::linker(&engine, &compiled).map_err(|error| module.error(format!("{error:#}")))?;
         let mut problems = Vec::new();
-        let interface = Interface::of(&engine, &compiled, max_memory, &mut problems);
+        let interface = GuestInterface::of(&engine, &compiled, max_memory, &mut problems);
         check_imports(&compiled, &linker, &engine, &mut problems);
         let Some(interface) = interface.filter(|_| problems.is_empty()) else {
             let more = problems.len().saturating_sub(MAX_PROBLEMS);

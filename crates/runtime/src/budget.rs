@@ -21,7 +21,7 @@ pub(crate) fn thread_cpu_time() -> Duration {
 pub(crate) struct DeadlineExceeded;
 
 /// Time used by one call so far.
-pub(crate) struct Budget {
+pub(crate) struct CallBudget {
     deadline: Instant,
     slice: Slice,
     /// Estimated CPU time that host functions have used since the last tick.
@@ -46,7 +46,7 @@ pub(crate) enum Next {
     Yield,
 }
 
-impl Budget {
+impl CallBudget {
     /// The time of a call that must end before `deadline`.
     pub(crate) fn new(deadline: Instant) -> Self {
         Self { deadline, slice: Slice::Fresh, hosted: Duration::ZERO }
@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn host_functions_yield_after_a_slice() {
-        let mut budget = Budget::new(Instant::now() + LATER);
+        let mut budget = CallBudget::new(Instant::now() + LATER);
         assert_eq!(budget.spend(FIRST_SLICE / 2).unwrap(), Next::Continue);
         assert_eq!(budget.spend(FIRST_SLICE / 2).unwrap(), Next::Yield);
         assert_eq!(budget.spend(FIRST_SLICE / 2).unwrap(), Next::Continue);
@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn a_call_in_the_slow_lane_yields_at_each_tick() {
-        let mut budget = Budget::new(Instant::now() + LATER);
+        let mut budget = CallBudget::new(Instant::now() + LATER);
         assert_eq!(budget.tick().unwrap(), Next::Continue);
         budget.leave();
         assert_eq!([budget.tick().unwrap(), budget.tick().unwrap()], [Next::Yield; 2]);
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn a_call_past_its_deadline_ends() {
-        let mut budget = Budget::new(Instant::now());
+        let mut budget = CallBudget::new(Instant::now());
         assert!(budget.check().is_err() && budget.tick().is_err() && budget.spend(Duration::ZERO).is_err());
     }
 }

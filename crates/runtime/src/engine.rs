@@ -67,8 +67,8 @@ pub(crate) fn new(slots: u32) -> wasmtime::Result<Engine> {
         Ok(engine) => Ok(engine),
         Err(error) => {
             // It stays so: one line says it.
-            static SAID: Once = Once::new();
-            SAID.call_once(|| warn!("cannot reserve address space for {slots} instances, creating them on demand: {error:#}"));
+            static WARNED: Once = Once::new();
+            WARNED.call_once(|| warn!("cannot reserve address space for {slots} instances, creating them on demand: {error:#}"));
             Engine::new(&base())
         }
     }

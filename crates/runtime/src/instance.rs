@@ -8,8 +8,8 @@ use wasmtime::{Store, WasmBacktrace};
 use zentinel_wasm_contract::{Failure, FailureKind, Hook};
 
 use crate::artifact::Artifact;
-use crate::guest::exchange::Exchange;
-use crate::guest::{Call, Functions};
+use crate::guest::exchange::GuestExchange;
+use crate::guest::{Call, GuestFunctions};
 use crate::host::guest_log::GuestLog;
 use crate::host::state::{HostState, InstanceLimits};
 
@@ -18,13 +18,13 @@ const FRAMES: usize = 6;
 
 /// What an instance runs before it serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum StartStep {
     Start,
     Initialize,
     Configure,
 }
 
-impl fmt::Display for Step {
+impl fmt::Display for StartStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Start => f.write_str("its start function"),
@@ -37,7 +37,7 @@ impl fmt::Display for Step {
 /// An instance that is ready to be called.
 pub(crate) struct Instance {
     store: Store<HostState>,
-    functions: Functions,
+    functions: GuestFunctions,
 }
 
 impl Instance {
@@ -52,13 +52,13 @@ impl Instance {
         log: Arc<GuestLog>,
         correlation_id: Arc<str>,
         deadline: Instant,
-    ) -> Result<Self, (Step, Failure)> {
+    ) -> Result<Self, (StartStep, Failure)> {
         let mut store = Store::new(&artifact.engine, HostState::new(Some(log), limits, artifact.interface.exchange()));
         store.limiter(|state| state);
         store.epoch_deadline_callback(|mut context| context.data_mut().tick());
         store.set_epoch_deadline(1);
         store.data_mut().begin(correlation_id, deadline);
-        let mut step = Step::Start;
+        let mut step = StartStep::Start;
         match link(&mut store, artifact, &mut step).await {
             Ok(functions) => Ok(Self { store, functions }),
             Err(error) => Err((step, failure(&mut store, &error))),
@@ -79,11 +79,11 @@ impl Instance {
     }
 
     /// What the last call was handed, and what it has answered.
-    pub(crate) fn exchange(&self) -> &Exchange {
+    pub(crate) fn exchange(&self) -> &GuestExchange {
         &self.store.data().exchange
     }
 
-    pub(crate) fn exchange_mut(&mut self) -> &mut Exchange {
+    pub(crate) fn exchange_mut(&mut self) -> &mut GuestExchange {
         &mut self.store.data_mut().exchange
     }
 
@@ -93,13 +93,13 @@ impl Instance {
     }
 }
 
-async fn link(store: &mut Store<HostState>, artifact: &Artifact, step: &mut Step) -> wasmtime::Result<Functions> {
+async fn link(store: &mut Store<HostState>, artifact: &Artifact, step: &mut StartStep) -> wasmtime::Result<GuestFunctions> {
     let instance = artifact.guest.instantiate_async(&mut *store).await?;
     store.data_mut().memory = instance.get_memory(&mut *store, "memory");
     if let Some(initialize) = &artifact.initialize
         && let Some(initialize) = instance.get_module_export(&mut *store, initialize).and_then(wasmtime::Extern::into_func)
     {
-        *step = Step::Initialize;
+        *step = StartStep::Initialize;
         initialize.typed::<(), ()>(&*store)?.call_async(&mut *store, ()).await?;
     }
     artifact.interface.bind(store, &instance).await

@@ -32,7 +32,7 @@ mod sched;
 pub mod threads;
 
 pub use cache::Cache;
-pub use guest::{Call, Context, ResponseContext, View};
+pub use guest::{Call, RequestContext, ResponseContext, View};
 pub use module::{LoadError, Module};
 pub use runtime::Runtime;
 pub use sched::instances::{Isolation, PoolSettings, StartError};

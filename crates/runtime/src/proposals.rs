@@ -33,7 +33,7 @@ pub(crate) const ALLOWED: WasmFeatures = union(&[
 ]);
 
 /// A proposal that no module may use.
-struct LeftOff {
+struct DisabledProposal {
     feature: WasmFeatures,
     /// Its public name.
     name: &'static str,
@@ -49,52 +49,52 @@ const NO_EXCEPTIONS: &str = "build without exceptions: clang++ and Zig with `-fn
 const EXPERIMENTAL: &str = "build without this experimental feature";
 
 /// What a core module may not use.
-const LEFT_OFF: &[LeftOff] = &[
+const DISABLED: &[DisabledProposal] = &[
     // A call runs on one thread.
-    LeftOff {
+    DisabledProposal {
         feature: WasmFeatures::THREADS,
         name: "threads",
         remedy: "build without threads: clang without `-pthread` and `-matomics`, rustc without `-C target-feature=+atomics`, Zig with \
                  `-fsingle-threaded`, asc without `--enable threads`",
     },
-    LeftOff { feature: WasmFeatures::SHARED_EVERYTHING_THREADS, name: "shared-everything-threads", remedy: EXPERIMENTAL },
+    DisabledProposal { feature: WasmFeatures::SHARED_EVERYTHING_THREADS, name: "shared-everything-threads", remedy: EXPERIMENTAL },
     // Results depend on the processor.
-    LeftOff {
+    DisabledProposal {
         feature: WasmFeatures::RELAXED_SIMD,
         name: "relaxed-simd",
         remedy: "build with plain SIMD: clang without `-mrelaxed-simd`, rustc without `-C target-feature=+relaxed-simd`, Zig without \
                  `relaxed_simd` in `-mcpu`, asc without `--enable relaxed-simd`",
     },
     // The guest interface has one memory with 32-bit addresses.
-    LeftOff { feature: WasmFeatures::MULTI_MEMORY, name: "multi-memory", remedy: "build and link it with one memory" },
-    LeftOff { feature: WasmFeatures::MEMORY64, name: "memory64", remedy: "build for `wasm32`, not `wasm64`" },
+    DisabledProposal { feature: WasmFeatures::MULTI_MEMORY, name: "multi-memory", remedy: "build and link it with one memory" },
+    DisabledProposal { feature: WasmFeatures::MEMORY64, name: "memory64", remedy: "build for `wasm32`, not `wasm64`" },
     // Limits count in pages of 64 KiB.
-    LeftOff {
+    DisabledProposal {
         feature: WasmFeatures::CUSTOM_PAGE_SIZES,
         name: "custom-page-sizes",
         remedy: "link it with pages of 64 KiB: `wasm-ld` without `--page-size`",
     },
-    LeftOff { feature: WasmFeatures::MEMORY_CONTROL, name: "memory-control", remedy: EXPERIMENTAL },
+    DisabledProposal { feature: WasmFeatures::MEMORY_CONTROL, name: "memory-control", remedy: EXPERIMENTAL },
     // Exceptions and all that follows live on a collector's heap, which the agent neither bounds nor resets.
-    LeftOff { feature: WasmFeatures::EXCEPTIONS, name: "exceptions", remedy: NO_EXCEPTIONS },
-    LeftOff { feature: WasmFeatures::LEGACY_EXCEPTIONS, name: "legacy-exceptions", remedy: NO_EXCEPTIONS },
+    DisabledProposal { feature: WasmFeatures::EXCEPTIONS, name: "exceptions", remedy: NO_EXCEPTIONS },
+    DisabledProposal { feature: WasmFeatures::LEGACY_EXCEPTIONS, name: "legacy-exceptions", remedy: NO_EXCEPTIONS },
     // Subtypes and recursive types, of functions too, are part of it.
-    LeftOff { feature: WasmFeatures::GC, name: "gc", remedy: NO_COLLECTOR },
-    LeftOff { feature: WasmFeatures::FUNCTION_REFERENCES, name: "function-references", remedy: NO_COLLECTOR },
-    LeftOff {
+    DisabledProposal { feature: WasmFeatures::GC, name: "gc", remedy: NO_COLLECTOR },
+    DisabledProposal { feature: WasmFeatures::FUNCTION_REFERENCES, name: "function-references", remedy: NO_COLLECTOR },
+    DisabledProposal {
         feature: WasmFeatures::GC_TYPES,
         name: "externref",
         remedy: "use numbers as handles, and build without wasm-bindgen, which is for browsers",
     },
-    LeftOff { feature: WasmFeatures::CUSTOM_DESCRIPTORS, name: "custom-descriptors", remedy: NO_COLLECTOR },
-    LeftOff { feature: WasmFeatures::STACK_SWITCHING, name: "stack-switching", remedy: EXPERIMENTAL },
-    LeftOff {
+    DisabledProposal { feature: WasmFeatures::CUSTOM_DESCRIPTORS, name: "custom-descriptors", remedy: NO_COLLECTOR },
+    DisabledProposal { feature: WasmFeatures::STACK_SWITCHING, name: "stack-switching", remedy: EXPERIMENTAL },
+    DisabledProposal {
         feature: WasmFeatures::WIDE_ARITHMETIC,
         name: "wide-arithmetic",
         remedy: "build without it: clang without `-mwide-arithmetic`, rustc without `-C target-feature=+wide-arithmetic`, Zig without \
                  `wide_arithmetic` in `-mcpu`",
     },
-    LeftOff { feature: WasmFeatures::COMPACT_IMPORTS, name: "compact-import-section", remedy: EXPERIMENTAL },
+    DisabledProposal { feature: WasmFeatures::COMPACT_IMPORTS, name: "compact-import-section", remedy: EXPERIMENTAL },
 ];
 
 /// What only components can use, which are refused by their header. Off as well.
@@ -142,12 +142,12 @@ pub(crate) fn check(module: &[u8]) -> Result<(), String> {
 }
 
 /// The proposals without which `module` fails with `error`. Empty when it is not valid with them either.
-fn needed(module: &[u8], error: &wasmparser::Error) -> Vec<&'static LeftOff> {
-    let mut needed: Vec<&LeftOff> = Vec::new();
+fn needed(module: &[u8], error: &wasmparser::Error) -> Vec<&'static DisabledProposal> {
+    let mut needed: Vec<&DisabledProposal> = Vec::new();
     let mut features = ALLOWED;
     let (mut offset, mut missing) = (error.offset(), error.missing_wasm_feature());
     while needed.len() < MAX_NAMED {
-        let candidates = LEFT_OFF.iter().filter(|proposal| !features.contains(proposal.feature));
+        let candidates = DISABLED.iter().filter(|proposal| !features.contains(proposal.feature));
         let (proposal, outcome) = match missing.and_then(|feature| candidates.clone().find(|proposal| proposal.feature == feature)) {
             Some(proposal) => (proposal, validate(module, features | proposal.feature)),
             // Not every check names its feature; then the one that gets further is it.
@@ -193,15 +193,15 @@ mod tests {
 
     #[test]
     fn every_proposal_is_decided_on() {
-        let left_off = LEFT_OFF.iter().fold(OF_COMPONENTS, |all, proposal| {
+        let disabled = DISABLED.iter().fold(OF_COMPONENTS, |all, proposal| {
             assert!(!all.intersects(proposal.feature), "{} is listed twice", proposal.name);
             all | proposal.feature
         });
         for (name, feature) in WasmFeatures::all().iter_names() {
             // A new one: find out what it reaches, and who emits it, before it is put into either list.
-            assert!(ALLOWED.contains(feature) != left_off.contains(feature), "{name} is in both lists or in none");
+            assert!(ALLOWED.contains(feature) != disabled.contains(feature), "{name} is in both lists or in none");
         }
-        assert_eq!((ALLOWED | left_off, ALLOWED & left_off), (WasmFeatures::all(), WasmFeatures::empty()));
+        assert_eq!((ALLOWED | disabled, ALLOWED & disabled), (WasmFeatures::all(), WasmFeatures::empty()));
     }
 
     fn fixture(name: &str) -> Vec<u8> {
@@ -212,10 +212,10 @@ mod tests {
 
     #[test]
     fn what_is_left_off_is_named_with_a_remedy() {
-        for proposal in LEFT_OFF {
+        for proposal in DISABLED {
             let module = fixture(proposal.name);
             let message = check(&module).unwrap_err();
-            let LeftOff { name, remedy, .. } = proposal;
+            let DisabledProposal { name, remedy, .. } = proposal;
             assert!(message.contains(&format!("`{name}`")) && message.contains(remedy), "{name}: {message}");
             // The engine refuses it by itself as well.
             let engine = crate::engine::new(1).unwrap();

@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
-use super::chunk::Chunk;
+use super::chunk::RequestChunk;
 use super::pieces::Pieces;
 use super::tail::Tail;
 use crate::bodies::Length;
 
-pub(super) struct Body {
+pub(super) struct PartialBody {
     pub(super) number: Option<u64>,
     /// Index of the next chunk.
     pub(super) next: u32,
@@ -29,7 +29,7 @@ pub(super) enum Progress {
     Ended(usize),
 }
 
-impl Body {
+impl PartialBody {
     /// Whether its request has ended, by what is known of the one of a new chunk.
     pub(super) fn is_over(&self, number: Option<u64>) -> bool {
         matches!(self.state, Progress::Ended(_)) || self.number.zip(number).is_some_and(|(own, other)| own != other)
@@ -41,7 +41,7 @@ impl Body {
     }
 
     /// Why a chunk does not go on where this body stands.
-    pub(super) fn rejects(&self, chunk: &Chunk<'_>) -> Option<String> {
+    pub(super) fn problem_with(&self, chunk: &RequestChunk<'_>) -> Option<String> {
         let size = chunk.bytes.len() as u64;
         let in_turn = chunk.index == self.next
             && chunk.received.is_none_or(|received| received == self.received + size)
@@ -71,7 +71,7 @@ impl Body {
     }
 
     /// Gives it up, and returns how much memory that frees.
-    pub(super) fn spoil(&mut self) -> usize {
+    pub(super) fn mark_broken(&mut self) -> usize {
         match std::mem::replace(&mut self.state, Progress::Broken) {
             Progress::Held(pieces, _) => pieces.capacity,
             Progress::Passing(_) | Progress::Broken | Progress::Ended(_) => 0,

@@ -5,7 +5,7 @@ use zentinel_wasm_contract::{Failure, FailureKind};
 use crate::bodies::Length;
 
 /// A chunk of a request's body.
-pub(crate) struct Chunk<'a> {
+pub(crate) struct RequestChunk<'a> {
     /// The connection it came on.
     pub(crate) connection: u64,
     pub(crate) id: &'a str,

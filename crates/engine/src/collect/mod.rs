@@ -26,17 +26,17 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-pub(crate) use chunk::{Chunk, Collected, Lost, Rescue};
-use store::{Inner, KEPT, Outcome};
+pub(crate) use chunk::{Collected, Lost, RequestChunk, Rescue};
+use store::{KEPT, PartialBodies, Taken};
 
 /// The bodies that are being collected.
-pub(crate) struct Bodies {
-    inner: Mutex<Inner>,
+pub(crate) struct BodyCollector {
+    inner: Mutex<PartialBodies>,
     /// As many as there are. Requests without the option look here and go on.
     known: AtomicUsize,
 }
 
-impl Bodies {
+impl BodyCollector {
     pub(crate) fn new() -> Self {
         Self { inner: Mutex::default(), known: AtomicUsize::new(0) }
     }
@@ -46,12 +46,12 @@ impl Bodies {
         self.known.load(Relaxed) == 0
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, PartialBodies> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes the bodies, and counts them.
-    fn change<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut PartialBodies) -> T) -> T {
         let mut inner = self.lock();
         let result = change(&mut inner);
         self.known.store(inner.bodies.len(), Relaxed);
@@ -71,16 +71,16 @@ impl Bodies {
     /// # Errors
     ///
     /// It cannot be collected.
-    pub(crate) fn take(&self, chunk: Chunk<'_>) -> Result<Collected, Lost> {
+    pub(crate) fn take(&self, chunk: RequestChunk<'_>) -> Result<Collected, Lost> {
         self.take_at(chunk, Instant::now())
     }
 
-    fn take_at(&self, chunk: Chunk<'_>, now: Instant) -> Result<Collected, Lost> {
+    fn take_at(&self, chunk: RequestChunk<'_>, now: Instant) -> Result<Collected, Lost> {
         // What is large is put together when others can go on.
         match self.change(|inner| inner.take(chunk, now))? {
-            Outcome::Chunk(collected) => Ok(collected),
-            Outcome::Whole(pieces) => Ok(Collected::Whole(pieces.join())),
-            Outcome::GiveBack(failure, pieces) => Err(Lost { failure, rescue: Rescue::Replace(std::sync::Arc::new(pieces.join())) }),
+            Taken::Chunk(collected) => Ok(collected),
+            Taken::Whole(pieces) => Ok(Collected::Whole(pieces.join())),
+            Taken::GiveBack(failure, pieces) => Err(Lost { failure, rescue: Rescue::Replace(std::sync::Arc::new(pieces.join())) }),
         }
     }
 
@@ -92,7 +92,7 @@ impl Bodies {
         self.change(|inner| {
             let key = inner.key(connection, id);
             if let Some(body) = inner.bodies.get_mut(&key).filter(|body| body.is_open()) {
-                inner.bytes -= body.spoil();
+                inner.bytes -= body.mark_broken();
             }
         });
     }
@@ -107,7 +107,7 @@ impl Bodies {
             inner.bodies.retain(|(of, _), body| {
                 let stays = *of != connection;
                 if !stays {
-                    *bytes -= body.spoil();
+                    *bytes -= body.mark_broken();
                 }
                 stays
             });

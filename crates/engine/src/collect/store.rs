@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use hashbrown::{DefaultHashBuilder, HashMap};
 use zentinel_wasm_contract::{Failure, FailureKind};
 
-use super::body::{Body, Progress};
-use super::chunk::{Chunk, Collected, Lost, Rescue};
+use super::body::{PartialBody, Progress};
+use super::chunk::{Collected, Lost, RequestChunk, Rescue};
 use super::pieces::Pieces;
 use super::tail::{NotText, Tail};
 use crate::bodies::Length;
@@ -42,9 +42,9 @@ pub(super) const NOT_TEXT: &str =
     "the body is not UTF-8: the proxy accepts only text as a replacement, so `--collect-request-body` cannot put it back";
 
 #[derive(Default)]
-pub(super) struct Inner {
+pub(super) struct PartialBodies {
     pub(super) hasher: DefaultHashBuilder,
-    pub(super) bodies: HashMap<Key, Body>,
+    pub(super) bodies: HashMap<Key, PartialBody>,
     /// Memory that they hold, in bytes.
     pub(super) bytes: usize,
     pub(super) searched: Option<Instant>,
@@ -54,31 +54,31 @@ pub(super) struct Inner {
 pub(super) type Key = (u64, u64);
 
 /// What a chunk comes to, before anything large is put together.
-pub(super) enum Outcome {
+pub(super) enum Taken {
     Chunk(Collected),
     Whole(Pieces),
     /// An error that may give back what was held.
     GiveBack(Failure, Pieces),
 }
 
-impl Inner {
+impl PartialBodies {
     pub(super) fn key(&self, connection: u64, id: &str) -> Key {
         (connection, self.hasher.hash_one(id))
     }
 
-    pub(super) fn take(&mut self, chunk: Chunk<'_>, now: Instant) -> Result<Outcome, Lost> {
+    pub(super) fn take(&mut self, chunk: RequestChunk<'_>, now: Instant) -> Result<Taken, Lost> {
         let key = self.key(chunk.connection, chunk.id);
         let is_new = match self.bodies.get(&key) {
             None => true,
             // The request that it belonged to has surely ended.
             Some(body) => chunk.index == 0 && body.is_over(chunk.number),
         };
-        if is_new { self.begin(key, chunk, now) } else { self.go_on(key, chunk, now) }
+        if is_new { self.begin(key, chunk, now) } else { self.append(key, chunk, now) }
     }
 
-    pub(super) fn begin(&mut self, key: Key, chunk: Chunk<'_>, now: Instant) -> Result<Outcome, Lost> {
+    pub(super) fn begin(&mut self, key: Key, chunk: RequestChunk<'_>, now: Instant) -> Result<Taken, Lost> {
         if let Some(mut old) = self.bodies.remove(&key) {
-            self.bytes -= old.spoil();
+            self.bytes -= old.mark_broken();
         }
         if chunk.index > 0 {
             return Err(Lost::bytes(format!(
@@ -88,7 +88,7 @@ impl Inner {
         }
         if chunk.buffered {
             if chunk.is_last {
-                return Ok(Outcome::Chunk(Collected::Alone));
+                return Ok(Taken::Chunk(Collected::Alone));
             }
             let detail = "the proxy has buffered a part of the body and withholds the rest: `--collect-request-body` needs \
                           `request-body-mode \"stream\"` on every agent of the route";
@@ -104,13 +104,13 @@ impl Inner {
         let size = chunk.bytes.len();
         let received = chunk.received.unwrap_or(size as u64);
         let mut body =
-            Body { number: chunk.number, next: 1, received, state: Progress::Passing(Tail::default()), began: now, touched: now };
+            PartialBody { number: chunk.number, next: 1, received, state: Progress::Passing(Tail::default()), began: now, touched: now };
         let result = if received != size as u64 {
             let detail = "the proxy sent the body without its beginning: `--collect-request-body` needs `request-body-mode \"stream\"`";
             Err(Lost::new(FailureKind::BodyNotCollected, detail, Rescue::Pass))
         } else if chunk.is_last {
             body.state = Progress::Ended(size);
-            Ok(Outcome::Chunk(Collected::Alone))
+            Ok(Taken::Chunk(Collected::Alone))
         } else {
             match self.room(&chunk, 0, now) {
                 Err(failure) => Err(Lost { failure, rescue: Rescue::Pass }),
@@ -119,7 +119,7 @@ impl Inner {
                         let mut pieces = Pieces::default();
                         self.bytes += pieces.push(chunk.bytes);
                         body.state = Progress::Held(pieces, tail);
-                        Ok(Outcome::Chunk(Collected::Held))
+                        Ok(Taken::Chunk(Collected::Held))
                     }
                     Err(NotText) => Err(Lost::new(FailureKind::BodyNotCollected, NOT_TEXT, Rescue::Pass)),
                 },
@@ -134,11 +134,11 @@ impl Inner {
         result
     }
 
-    pub(super) fn go_on(&mut self, key: Key, chunk: Chunk<'_>, now: Instant) -> Result<Outcome, Lost> {
+    pub(super) fn append(&mut self, key: Key, chunk: RequestChunk<'_>, now: Instant) -> Result<Taken, Lost> {
         let Some(body) = self.bodies.get_mut(&key) else { unreachable!("it was found before") };
         // It must not give way to itself.
         body.touched = now;
-        let mut problem = body.rejects(&chunk);
+        let mut problem = body.problem_with(&chunk);
         let (held, tail) = match &body.state {
             Progress::Held(pieces, tail) => (pieces.len, *tail),
             Progress::Passing(tail) => (0, *tail),
@@ -153,20 +153,20 @@ impl Inner {
             problem = Some(format!("the body took longer than {LONGEST:?}"));
         }
         if let Some(problem) = problem {
-            self.bytes -= body.spoil();
+            self.bytes -= body.mark_broken();
             return Err(Lost::bytes(problem));
         }
         body.next = body.next.saturating_add(1);
         body.received += chunk.bytes.len() as u64;
         let after = match &body.state {
             // As it came at first, or a second time: the whole.
-            Progress::Ended(_) => return Ok(Outcome::Chunk(Collected::Alone)),
+            Progress::Ended(_) => return Ok(Taken::Chunk(Collected::Alone)),
             // No text is needed.
             Progress::Passing(tail) if tail.is_empty() => {
                 if chunk.is_last {
                     body.state = Progress::Ended(body.received as usize);
                 }
-                return Ok(Outcome::Chunk(Collected::Pass));
+                return Ok(Taken::Chunk(Collected::Pass));
             }
             Progress::Passing(_) | Progress::Held(..) | Progress::Broken => tail.after(&chunk.bytes),
         };
@@ -174,18 +174,18 @@ impl Inner {
             Ok(after) if after.is_empty() || !chunk.is_last => after,
             // Also with `--fail-open`: what is held cannot be put before bytes that are not text.
             _ => {
-                self.bytes -= body.spoil();
+                self.bytes -= body.mark_broken();
                 return Err(Lost::bytes(NOT_TEXT));
             }
         };
-        let ended = |body: &Body| Progress::Ended(body.received as usize);
+        let ended = |body: &PartialBody| Progress::Ended(body.received as usize);
         match std::mem::replace(&mut body.state, Progress::Broken) {
             Progress::Passing(tail) => {
                 let mut text = tail.bytes().to_vec();
                 text.extend_from_slice(&chunk.bytes);
                 text.truncate(text.len() - after.bytes().len());
                 body.state = if chunk.is_last { ended(body) } else { Progress::Passing(after) };
-                Ok(Outcome::Chunk(Collected::Forward(text)))
+                Ok(Taken::Chunk(Collected::Forward(text)))
             }
             Progress::Held(mut pieces, _) => {
                 self.bytes -= pieces.capacity;
@@ -196,23 +196,23 @@ impl Inner {
                     pieces.push(chunk.bytes);
                     pieces.cut(after.bytes().len());
                     body.state = if chunk.is_last { ended(body) } else { Progress::Passing(after) };
-                    return Ok(Outcome::GiveBack(failure, pieces));
+                    return Ok(Taken::GiveBack(failure, pieces));
                 }
                 pieces.push(chunk.bytes);
                 if chunk.is_last {
                     body.state = ended(body);
-                    return Ok(Outcome::Whole(pieces));
+                    return Ok(Taken::Whole(pieces));
                 }
                 self.bytes += pieces.capacity;
                 body.state = Progress::Held(pieces, after);
-                Ok(Outcome::Chunk(Collected::Held))
+                Ok(Taken::Chunk(Collected::Held))
             }
             Progress::Broken | Progress::Ended(_) => unreachable!("these were answered above"),
         }
     }
 
     /// Whether the chunk may be added to a body of `held` bytes.
-    pub(super) fn room(&mut self, chunk: &Chunk<'_>, held: usize, now: Instant) -> Result<(), Failure> {
+    pub(super) fn room(&mut self, chunk: &RequestChunk<'_>, held: usize, now: Instant) -> Result<(), Failure> {
         let size = held + chunk.bytes.len();
         let announced = match chunk.length {
             Length::Announced(Some(length)) => usize::try_from(length).unwrap_or(usize::MAX),
@@ -259,7 +259,7 @@ impl Inner {
                 return silent <= kept;
             }
             if silent > kept || now.duration_since(body.began) > LONGEST {
-                *bytes -= body.spoil();
+                *bytes -= body.mark_broken();
             }
             silent <= REMEMBERED
         });

@@ -11,13 +11,13 @@ use crate::bodies::Length;
 
 const LIMIT: usize = 1 << 20;
 
-fn store() -> Bodies {
-    Bodies::new()
+fn store() -> BodyCollector {
+    BodyCollector::new()
 }
 
 /// A chunk of a body whose length nobody announced, after `before` bytes.
-fn chunk<'a>(id: &'a str, index: u32, before: u64, bytes: &[u8], is_last: bool) -> Chunk<'a> {
-    Chunk {
+fn chunk<'a>(id: &'a str, index: u32, before: u64, bytes: &[u8], is_last: bool) -> RequestChunk<'a> {
+    RequestChunk {
         connection: 1,
         id,
         number: None,
@@ -33,11 +33,11 @@ fn chunk<'a>(id: &'a str, index: u32, before: u64, bytes: &[u8], is_last: bool) 
 }
 
 #[track_caller]
-fn take(bodies: &Bodies, chunk: Chunk<'_>) -> Result<Collected, (FailureKind, Rescue)> {
+fn take(bodies: &BodyCollector, chunk: RequestChunk<'_>) -> Result<Collected, (FailureKind, Rescue)> {
     bodies.take(chunk).map_err(|lost| (lost.failure.kind, lost.rescue))
 }
 
-fn bytes(bodies: &Bodies) -> usize {
+fn bytes(bodies: &BodyCollector) -> usize {
     bodies.lock().bytes
 }
 
@@ -60,7 +60,7 @@ fn a_body_of_one_chunk_is_left_alone() {
     // And the same a second time, or the next of the same id.
     assert_eq!(take(&bodies, chunk("a", 1, 1, b"\xff", true)), Ok(Collected::Alone));
     assert_eq!(take(&bodies, chunk("a", 0, 0, b"x", true)), Ok(Collected::Alone));
-    assert_eq!(take(&bodies, Chunk { buffered: true, ..chunk("b", 0, 0, b"x", true) }), Ok(Collected::Alone));
+    assert_eq!(take(&bodies, RequestChunk { buffered: true, ..chunk("b", 0, 0, b"x", true) }), Ok(Collected::Alone));
 }
 
 #[test]
@@ -104,14 +104,14 @@ fn bytes_that_are_not_text_are_refused_once_something_is_held() {
     {
         for fail_open in [false, true] {
             let bodies = store();
-            assert_eq!(take(&bodies, Chunk { fail_open, ..chunk("a", 0, 0, first, false) }), Ok(Collected::Held));
-            let second = Chunk { fail_open, ..chunk("a", 1, first.len() as u64, second, is_last) };
+            assert_eq!(take(&bodies, RequestChunk { fail_open, ..chunk("a", 0, 0, first, false) }), Ok(Collected::Held));
+            let second = RequestChunk { fail_open, ..chunk("a", 1, first.len() as u64, second, is_last) };
             assert_eq!(take(&bodies, second), LOST);
             assert_eq!(bytes(&bodies), 0);
         }
     }
     let bodies = store();
-    let first = take(&bodies, Chunk { fail_open: true, ..chunk("a", 0, 0, b"\xff", false) });
+    let first = take(&bodies, RequestChunk { fail_open: true, ..chunk("a", 0, 0, b"\xff", false) });
     assert_eq!(first, Err((FailureKind::BodyNotCollected, Rescue::Pass)));
     // Nothing of it is held, so the rest passes.
     assert_eq!(take(&bodies, chunk("a", 1, 1, b"\xff", false)), Ok(Collected::Pass));
@@ -130,13 +130,13 @@ fn two_live_bodies_of_one_id_are_both_refused() {
     assert_eq!(take(&bodies, chunk("a", 0, 0, b"six", true)), LOST);
     // Others have nothing to do with it.
     assert_eq!(take(&bodies, chunk("b", 0, 0, b"one", false)), Ok(Collected::Held));
-    assert_eq!(take(&bodies, Chunk { connection: 2, ..chunk("a", 0, 0, b"one", false) }), Ok(Collected::Held));
+    assert_eq!(take(&bodies, RequestChunk { connection: 2, ..chunk("a", 0, 0, b"one", false) }), Ok(Collected::Held));
 }
 
 #[test]
 fn a_request_that_surely_came_later_begins_anew() {
     let bodies = store();
-    let of = |number, chunk| Chunk { number: Some(number), ..chunk };
+    let of = |number, chunk| RequestChunk { number: Some(number), ..chunk };
     assert_eq!(take(&bodies, of(1, chunk("a", 0, 0, b"one", false))), Ok(Collected::Held));
     assert_eq!(take(&bodies, of(2, chunk("a", 1, 3, b"two", false))), LOST);
     assert_eq!(take(&bodies, of(2, chunk("a", 0, 0, b"two", false))), Ok(Collected::Held));
@@ -157,7 +157,7 @@ fn a_chunk_out_of_turn_is_refused() {
 fn a_length_that_was_announced_must_come() {
     for (announced, is_last) in [(5, false), (7, true), (5, true)] {
         let bodies = store();
-        let of = |chunk| Chunk { length: Length::Announced(Some(announced)), ..chunk };
+        let of = |chunk| RequestChunk { length: Length::Announced(Some(announced)), ..chunk };
         assert_eq!(take(&bodies, of(chunk("a", 0, 0, b"one", false))), Ok(Collected::Held));
         assert_eq!(take(&bodies, of(chunk("a", 1, 3, b"two", is_last))), LOST, "{announced}");
     }
@@ -178,7 +178,7 @@ fn a_body_that_comes_a_second_time_is_not_doubled() {
 #[test]
 fn a_body_over_the_limit_is_given_back_where_errors_are_allowed() {
     let rest = vec![b'x'; LIMIT];
-    let of = |fail_open, chunk| Chunk { fail_open, ..chunk };
+    let of = |fail_open, chunk| RequestChunk { fail_open, ..chunk };
     let bodies = store();
     assert_eq!(take(&bodies, of(false, chunk("a", 0, 0, b"one", false))), Ok(Collected::Held));
     let refused = take(&bodies, of(false, chunk("a", 1, 3, &rest, false)));
@@ -199,14 +199,14 @@ fn a_body_over_the_limit_is_given_back_where_errors_are_allowed() {
     assert_eq!(take(&bodies, of(true, chunk("b", 5, after + 6, b"\xff", false))), Ok(Collected::Pass));
     assert_eq!(take(&bodies, of(true, chunk("b", 6, after + 7, b"", true))), Ok(Collected::Pass));
 
-    let announced = Chunk { length: Length::Announced(Some(LIMIT as u64 + 1)), ..chunk("c", 0, 0, b"one", false) };
+    let announced = RequestChunk { length: Length::Announced(Some(LIMIT as u64 + 1)), ..chunk("c", 0, 0, b"one", false) };
     assert_eq!(take(&bodies, announced), Err((FailureKind::BodyLimit, Rescue::Pass)));
 }
 
 #[test]
 fn a_body_that_the_proxy_keeps_from_the_agent_is_not_collected() {
     let bodies = store();
-    let part = Chunk { buffered: true, ..chunk("a", 0, 0, b"one", false) };
+    let part = RequestChunk { buffered: true, ..chunk("a", 0, 0, b"one", false) };
     assert_eq!(take(&bodies, part), Err((FailureKind::BodyNotCollected, Rescue::Pass)));
     let middle = chunk("b", 0, 4096, b"two", false);
     assert_eq!(take(&bodies, middle), Err((FailureKind::BodyNotCollected, Rescue::Pass)));
@@ -216,7 +216,7 @@ fn a_body_that_the_proxy_keeps_from_the_agent_is_not_collected() {
 fn ends_and_cancels_free_memory() {
     let bodies = store();
     for (connection, id) in [(1, "a"), (1, "b"), (2, "a")] {
-        assert_eq!(take(&bodies, Chunk { connection, ..chunk(id, 0, 0, b"one", false) }), Ok(Collected::Held));
+        assert_eq!(take(&bodies, RequestChunk { connection, ..chunk(id, 0, 0, b"one", false) }), Ok(Collected::Held));
     }
     let all = bytes(&bodies);
     bodies.cancelled(1, "a");
@@ -261,7 +261,7 @@ fn memory_is_bounded_and_the_idle_give_way() {
     let mut taken = 0;
     let full = loop {
         let id = format!("{taken}");
-        match bodies.take_at(Chunk { fail_open: true, ..chunk(&id, 0, 0, &large, false) }, now) {
+        match bodies.take_at(RequestChunk { fail_open: true, ..chunk(&id, 0, 0, &large, false) }, now) {
             Ok(_) => taken += 1,
             Err(lost) => break lost,
         }

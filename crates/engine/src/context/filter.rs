@@ -10,13 +10,13 @@ pub(super) const BLOCK_BITS: usize = 1 << 15;
 
 /// A set of keys that takes none for absent for [`REMEMBERED`] after it was inserted, and forgets it after twice that time. Others may be taken
 /// for present: a Bloom filter with two bits per key, in blocks.
-pub(super) struct Filter {
-    pub(super) blocks: Box<[Option<Box<Block>>]>,
+pub(super) struct IdFilter {
+    pub(super) blocks: Box<[Option<Box<FilterBlock>>]>,
     /// When a key was last inserted.
     pub(super) inserted: Option<u32>,
 }
 
-pub(super) struct Block {
+pub(super) struct FilterBlock {
     /// When `recent` was begun.
     pub(super) since: u32,
     pub(super) recent: [u64; BLOCK_BITS / 64],
@@ -24,7 +24,7 @@ pub(super) struct Block {
     pub(super) former: [u64; BLOCK_BITS / 64],
 }
 
-impl Block {
+impl FilterBlock {
     const EMPTY: [u64; BLOCK_BITS / 64] = [0; BLOCK_BITS / 64];
 
     pub(super) fn turn(&mut self, now: u32) {
@@ -37,7 +37,7 @@ impl Block {
     }
 }
 
-impl Filter {
+impl IdFilter {
     pub(super) fn new() -> Self {
         Self { blocks: std::iter::repeat_with(|| None).take(BLOCKS).collect(), inserted: None }
     }
@@ -54,7 +54,8 @@ impl Filter {
     /// True when there had been no key for so long that it was empty.
     pub(super) fn insert(&mut self, key: u64, now: u32) -> bool {
         let (block, bits) = Self::place(key);
-        let block = self.blocks[block].get_or_insert_with(|| Box::new(Block { since: now, recent: Block::EMPTY, former: Block::EMPTY }));
+        let block = self.blocks[block]
+            .get_or_insert_with(|| Box::new(FilterBlock { since: now, recent: FilterBlock::EMPTY, former: FilterBlock::EMPTY }));
         block.turn(now);
         for (word, bit) in bits {
             block.recent[word] |= bit;
@@ -85,7 +86,7 @@ mod tests {
     #[test]
     fn a_filter_misses_no_key_for_an_hour_and_forgets_it_after_two() {
         let hasher = DefaultHashBuilder::default();
-        let mut filter = Filter::new();
+        let mut filter = IdFilter::new();
         let mut inserted = std::collections::VecDeque::new();
         // Keys come all the time, in steps that divide no hour.
         for step in 0..20_000_u32 {
@@ -100,7 +101,7 @@ mod tests {
                 assert!(filter.contains(key, now), "{step}");
             }
         }
-        let (mut filter, now) = (Filter::new(), 1000);
+        let (mut filter, now) = (IdFilter::new(), 1000);
         assert!(filter.insert(1, now));
         assert!(!filter.insert(2, now + REMEMBERED_SECONDS));
         assert!(filter.contains(1, now + REMEMBERED_SECONDS));
@@ -111,7 +112,7 @@ mod tests {
     #[test]
     fn a_filter_takes_few_others_for_its_keys() {
         let hasher = DefaultHashBuilder::default();
-        let mut filter = Filter::new();
+        let mut filter = IdFilter::new();
         for at in 0..1_000_000_u32 {
             filter.insert(hasher.hash_one(at), 0);
         }

@@ -6,7 +6,7 @@
 //! * an id that is seen again while it is remembered becomes *ambiguous*: neither request gets a context;
 //! * an id is removed only when its request has surely ended, or after [`REMEMBERED`] without an event;
 //! * where memory for contexts runs out, the least recently used are dropped, but their ids stay remembered;
-//! * where memory for ids runs out, the least recently used id is evicted into a [`Filter`], which may take another id for it, but never
+//! * where memory for ids runs out, the least recently used id is evicted into a [`IdFilter`], which may take another id for it, but never
 //!   misses it within [`REMEMBERED`].
 //!
 //! There are two filters, because an evicted id means one of two things:
@@ -39,19 +39,19 @@ use tracing::warn;
 use zentinel_wasm_runtime::ResponseContext;
 
 pub(crate) use remembered::Remembered;
-use table::{Begun, Evicted, Inner, MAX_IDS};
+use table::{Begun, Evicted, IdTable, MAX_IDS};
 
 /// The store.
 pub(crate) struct Contexts {
     hasher: DefaultHashBuilder,
     started: Instant,
     /// Held for a few list operations at most: every request waits for it.
-    inner: Mutex<Inner>,
+    inner: Mutex<IdTable>,
 }
 
 impl Contexts {
     pub(crate) fn new() -> Self {
-        Self { hasher: DefaultHashBuilder::default(), started: Instant::now(), inner: Mutex::new(Inner::new()) }
+        Self { hasher: DefaultHashBuilder::default(), started: Instant::now(), inner: Mutex::new(IdTable::new()) }
     }
 
     /// The id's key. Two ids of one key are taken for one, and are ambiguous then; the hash is keyed, so that a client cannot look for them.
@@ -63,7 +63,7 @@ impl Contexts {
         now.saturating_duration_since(self.started).as_secs() as u32
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, IdTable> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use zentinel_wasm_runtime::Context;
+use zentinel_wasm_runtime::RequestContext;
 
 use crate::bodies::Length;
 
@@ -22,7 +22,7 @@ pub(super) const OVERHEAD: usize = size_of::<Remembered>() + 6 * 24;
 /// What of a request its later hooks are told, and the logs of them.
 #[derive(Debug)]
 pub(crate) struct Remembered {
-    pub(crate) context: Context,
+    pub(crate) context: RequestContext,
     pub(crate) traceparent: Option<Arc<str>>,
     /// Whether the upstream knows how long the request's body is.
     pub(crate) length: Length,
@@ -32,7 +32,7 @@ pub(crate) struct Remembered {
 }
 
 impl Remembered {
-    pub(crate) fn new(id: Arc<str>, context: Context, traceparent: Option<Arc<str>>, length: Length) -> Self {
+    pub(crate) fn new(id: Arc<str>, context: RequestContext, traceparent: Option<Arc<str>>, length: Length) -> Self {
         Self { context, traceparent, length, id, number: 0 }
     }
 

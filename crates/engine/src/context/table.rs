@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use zentinel_wasm_runtime::ResponseContext;
 
-use super::filter::Filter;
+use super::filter::IdFilter;
 use super::remembered::{KEPT_SECONDS, REMEMBERED_SECONDS, Remembered};
 
 /// Memory of all contexts, in bytes: some ten thousand requests under way.
@@ -62,7 +62,7 @@ pub(super) enum Evicted {
     BodyOpen,
 }
 
-pub(super) struct Inner {
+pub(super) struct IdTable {
     pub(super) entries: Vec<Entry>,
     /// For each value of a key's lowest bits, the first entry.
     pub(super) table: Box<[Index]>,
@@ -72,12 +72,12 @@ pub(super) struct Inner {
     /// How many requests have begun.
     pub(super) begun: u64,
     /// Ids of requests that may be live.
-    pub(super) live: Filter,
+    pub(super) live: IdFilter,
     /// Ids of requests that have ended, but not their bodies.
-    pub(super) bodies: Filter,
+    pub(super) bodies: IdFilter,
 }
 
-impl Inner {
+impl IdTable {
     pub(super) fn new() -> Self {
         // Address space; memory is taken as entries are used.
         let mut entries = Vec::with_capacity(MAX_IDS + IdState::ALL.len());
@@ -85,7 +85,16 @@ impl Inner {
             let end = state as Index;
             entries.push(Entry { key: 0, remembered: None, touched: 0, before: end, behind: end, chained: 0, state, body_open: false });
         }
-        Self { entries, table: vec![0; MAX_IDS].into(), free: 0, len: 0, bytes: 0, begun: 0, live: Filter::new(), bodies: Filter::new() }
+        Self {
+            entries,
+            table: vec![0; MAX_IDS].into(),
+            free: 0,
+            len: 0,
+            bytes: 0,
+            begun: 0,
+            live: IdFilter::new(),
+            bodies: IdFilter::new(),
+        }
     }
 
     pub(super) fn at(&mut self, index: Index) -> &mut Entry {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use zentinel_wasm_guest_json::input;
-use zentinel_wasm_runtime::Context;
+use zentinel_wasm_runtime::RequestContext;
 
 use super::remembered::{KEPT, REMEMBERED};
 use super::table::{IdState, Index, MAX_BYTES};
@@ -13,7 +13,7 @@ use crate::bodies::Length;
 fn about(id: &str, uri: &str) -> Remembered {
     Remembered::new(
         id.into(),
-        Context::Json(input::Context { request: uri.as_bytes().into(), ..input::Context::default() }),
+        RequestContext::Json(input::Context { request: uri.as_bytes().into(), ..input::Context::default() }),
         None,
         Length::Open,
     )
@@ -21,7 +21,7 @@ fn about(id: &str, uri: &str) -> Remembered {
 
 fn text(known: Option<Arc<Remembered>>) -> Option<String> {
     known.map(|known| {
-        let Context::Json(context) = &known.context;
+        let RequestContext::Json(context) = &known.context;
         String::from_utf8(context.request.to_vec()).unwrap()
     })
 }
@@ -38,7 +38,7 @@ fn store() -> (Contexts, Instant) {
 }
 
 /// Checks what holds between any two operations.
-fn check(inner: &Inner) {
+fn check(inner: &IdTable) {
     let mut seen = 0;
     let mut bytes = 0;
     for state in IdState::ALL {

@@ -12,23 +12,23 @@ pub(super) const BUCKETS: [f64; 22] = [
 
 /// The calls at two moments: what has come since the earlier one is recent.
 #[derive(Default)]
-pub(super) struct Recent {
-    pub(super) earlier: Calls,
-    pub(super) later: Calls,
+pub(super) struct RecentCalls {
+    pub(super) earlier: CallTotals,
+    pub(super) later: CallTotals,
     /// When the later one was.
     pub(super) at: Option<Instant>,
 }
 
 /// How long all calls took, whatever their hook.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Calls {
+pub(super) struct CallTotals {
     pub(super) count: u64,
     pub(super) sum: f64,
     /// How many lie at or below each of [`BUCKETS`].
     pub(super) buckets: [u64; BUCKETS.len()],
 }
 
-impl Calls {
+impl CallTotals {
     /// Those that have come since `earlier`.
     pub(super) fn since(mut self, earlier: &Self) -> Self {
         self.count -= earlier.count;

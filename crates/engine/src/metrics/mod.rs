@@ -13,7 +13,7 @@ use zentinel_wasm_contract::report::{self, REPORT_INTERVAL};
 use zentinel_wasm_contract::{FailureKind, Hook};
 use zentinel_wasm_runtime::PoolStats;
 
-use latency::{BUCKETS, Calls, Recent};
+use latency::{BUCKETS, CallTotals, RecentCalls};
 
 /// The agent's metrics.
 pub struct Metrics {
@@ -46,7 +46,7 @@ pub struct Metrics {
     module_info: IntGaugeVec,
     circuit_open: IntGauge,
     connections: IntGauge,
-    recent: Mutex<Recent>,
+    recent: Mutex<RecentCalls>,
 }
 
 impl Default for Metrics {
@@ -196,8 +196,8 @@ impl Metrics {
         calls.since(&recent.earlier).latency()
     }
 
-    fn calls(&self) -> Calls {
-        let mut calls = Calls::default();
+    fn calls(&self) -> CallTotals {
+        let mut calls = CallTotals::default();
         for metric in self.durations.iter().map(prometheus::core::Metric::metric) {
             let histogram = metric.get_histogram();
             calls.count += histogram.get_sample_count();

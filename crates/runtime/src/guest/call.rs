@@ -11,7 +11,7 @@ pub struct View<'a> {
     /// The event.
     pub event: &'a Event<'a>,
     /// What is remembered of its request's earlier events.
-    pub context: Option<&'a Context>,
+    pub context: Option<&'a RequestContext>,
     /// How header names are written.
     pub header_case: HeaderCase,
     /// Largest body, in bytes.
@@ -20,7 +20,7 @@ pub struct View<'a> {
 
 /// What is remembered of a request for its later hooks, in the form of the module's kind.
 #[derive(Clone, Debug)]
-pub enum Context {
+pub enum RequestContext {
     /// For the JSON interface.
     Json(input::Context),
     #[cfg(test)]
@@ -38,7 +38,7 @@ pub enum ResponseContext {
     Verdict,
 }
 
-impl Context {
+impl RequestContext {
     /// Memory that it holds, in bytes.
     pub fn size(&self) -> usize {
         match self {

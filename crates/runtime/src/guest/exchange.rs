@@ -7,13 +7,13 @@ use super::buffers;
 pub(crate) const MAX_KEPT_OUTPUT: usize = 64 << 10;
 
 /// The exchange of one instance.
-pub(crate) enum Exchange {
+pub(crate) enum GuestExchange {
     Json(JsonExchange),
     #[cfg(test)]
     Verdict(i32),
 }
 
-impl Default for Exchange {
+impl Default for GuestExchange {
     fn default() -> Self {
         Self::Json(JsonExchange::default())
     }
@@ -28,7 +28,7 @@ pub(crate) struct JsonExchange {
     pub(crate) output: Vec<u8>,
 }
 
-impl Exchange {
+impl GuestExchange {
     /// The bytes that the guest has answered with, for kinds that answer with bytes.
     pub(crate) fn output(&self) -> &[u8] {
         match self {

@@ -4,7 +4,7 @@ use wasmtime::{Engine, ExternType, Linker, Module, ModuleExport, Result, Store, 
 use zentinel_wasm_contract::{Answer, Event, Failure, FailureKind, Hook, Hooks};
 use zentinel_wasm_guest_json::{answer, input};
 
-use super::call::{Context, View};
+use super::call::{RequestContext, View};
 use super::exchange::JsonExchange;
 use super::{adapter, buffers};
 use crate::host::state::HostState;
@@ -114,9 +114,9 @@ fn check_exports(module: &Module, max_memory: usize, problems: &mut Vec<String>)
 pub(crate) fn prepare(view: &View<'_>) -> Result<Vec<u8>, Failure> {
     let View { event, context, header_case: case, max_body: limit } = *view;
     let context = context.map(|context| match context {
-        Context::Json(context) => context,
+        RequestContext::Json(context) => context,
         #[cfg(test)]
-        Context::Verdict => unreachable!("the context is that of another module"),
+        RequestContext::Verdict => unreachable!("the context is that of another module"),
     });
     let mut out = buffers::take();
     match event {

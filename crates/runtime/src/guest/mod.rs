@@ -3,11 +3,11 @@
 //! the deadlines and the host functions are the same for all.
 //!
 //! ```text
-//! Interface::of(module)                at load, once a module
-//! Interface::bind(instance)            once an instance
-//! Interface::prepare(view) -> Call     once an event, without an instance
-//! Functions::call(store, call)         once an event, on an instance
-//! Interface::answer(exchange)          once an event, borrowing from the instance
+//! GuestInterface::of(module)                at load, once a module
+//! GuestInterface::bind(instance)            once an instance
+//! GuestInterface::prepare(view) -> Call     once an event, without an instance
+//! GuestFunctions::call(store, call)         once an event, on an instance
+//! GuestInterface::answer(exchange)          once an event, borrowing from the instance
 //! ```
 //!
 //! Kinds are told apart by enums: a call costs no allocation and no dynamic dispatch for it.
@@ -22,7 +22,7 @@ pub(crate) mod verdict;
 
 use std::sync::Arc;
 
-pub use call::{Call, Context, ResponseContext, View};
+pub use call::{Call, RequestContext, ResponseContext, View};
 
 use wasmtime::{Engine, Module, Result, Store};
 use zentinel_wasm_contract::event::{RequestHeaders, ResponseHeaders};
@@ -31,17 +31,17 @@ use zentinel_wasm_guest_json::input;
 
 use crate::host::state::HostState;
 use call::Payload;
-use exchange::Exchange;
+use exchange::GuestExchange;
 use json::{JsonFunctions, JsonInterface};
 
 /// How the modules of one kind are called; one module's exports among it.
-pub(crate) enum Interface {
+pub(crate) enum GuestInterface {
     Json(JsonInterface),
     #[cfg(test)]
     Verdict(verdict::VerdictInterface),
 }
 
-impl Interface {
+impl GuestInterface {
     /// Finds the module's kind and checks its exports. Problems go to `problems`, for the module's
     /// author; there are some whenever the result is `None`.
     pub(crate) fn of(engine: &Engine, module: &Module, max_memory: usize, problems: &mut Vec<String>) -> Option<Self> {
@@ -62,20 +62,20 @@ impl Interface {
     }
 
     /// An exchange for an instance.
-    pub(crate) fn exchange(&self) -> Exchange {
+    pub(crate) fn exchange(&self) -> GuestExchange {
         match self {
-            Self::Json(_) => Exchange::default(),
+            Self::Json(_) => GuestExchange::default(),
             #[cfg(test)]
-            Self::Verdict(_) => Exchange::Verdict(0),
+            Self::Verdict(_) => GuestExchange::Verdict(0),
         }
     }
 
     /// The functions of an instance.
-    pub(crate) async fn bind(&self, store: &mut Store<HostState>, instance: &wasmtime::Instance) -> Result<Functions> {
+    pub(crate) async fn bind(&self, store: &mut Store<HostState>, instance: &wasmtime::Instance) -> Result<GuestFunctions> {
         match self {
-            Self::Json(interface) => interface.bind(store, instance).await.map(Functions::Json),
+            Self::Json(interface) => interface.bind(store, instance).await.map(GuestFunctions::Json),
             #[cfg(test)]
-            Self::Verdict(interface) => interface.bind(store, instance).map(Functions::Verdict),
+            Self::Verdict(interface) => interface.bind(store, instance).map(GuestFunctions::Verdict),
         }
     }
 
@@ -94,11 +94,11 @@ impl Interface {
     }
 
     /// What later hooks get to see of a request, whose call was prepared.
-    pub(crate) fn request_context(&self, event: &RequestHeaders<'_>, call: &Call) -> Context {
+    pub(crate) fn request_context(&self, event: &RequestHeaders<'_>, call: &Call) -> RequestContext {
         match (self, &call.payload) {
-            (Self::Json(_), Payload::Json(input)) => Context::Json(input::context(event, input)),
+            (Self::Json(_), Payload::Json(input)) => RequestContext::Json(input::context(event, input)),
             #[cfg(test)]
-            _ => Context::Verdict,
+            _ => RequestContext::Verdict,
         }
     }
 
@@ -125,7 +125,7 @@ impl Interface {
     /// # Errors
     ///
     /// Its answer is invalid.
-    pub(crate) fn configured(&self, exchange: &Exchange) -> Result<Option<String>, Failure> {
+    pub(crate) fn configured(&self, exchange: &GuestExchange) -> Result<Option<String>, Failure> {
         match self {
             Self::Json(_) => json::configured(exchange.json()),
             #[cfg(test)]
@@ -138,7 +138,7 @@ impl Interface {
     /// # Errors
     ///
     /// It breaks a rule of the contract.
-    pub(crate) fn answer<'a>(&self, exchange: &'a Exchange) -> Result<Answer<'a>, Failure> {
+    pub(crate) fn answer<'a>(&self, exchange: &'a GuestExchange) -> Result<Answer<'a>, Failure> {
         match self {
             Self::Json(_) => json::answer(exchange.json()),
             #[cfg(test)]
@@ -148,13 +148,13 @@ impl Interface {
 }
 
 /// The functions of one instance.
-pub(crate) enum Functions {
+pub(crate) enum GuestFunctions {
     Json(JsonFunctions),
     #[cfg(test)]
     Verdict(verdict::VerdictFunction),
 }
 
-impl Functions {
+impl GuestFunctions {
     /// Calls the guest. A failure of the host's own is left in the store's state, as for any trap.
     ///
     /// # Errors

@@ -5,7 +5,7 @@
 use wasmtime::{Module, ModuleExport, Result, Store, TypedFunc};
 use zentinel_wasm_contract::{Answer, BlockStatus, Decision, Failure, FailureKind, Hook};
 
-use super::exchange::Exchange;
+use super::exchange::GuestExchange;
 use crate::host::state::HostState;
 
 /// The hooks of every guest of this kind.
@@ -30,15 +30,15 @@ pub(crate) struct VerdictFunction(TypedFunc<(), i32>);
 impl VerdictFunction {
     pub(crate) async fn call(&self, store: &mut Store<HostState>) -> Result<()> {
         let status = self.0.call_async(&mut *store, ()).await?;
-        store.data_mut().exchange = Exchange::Verdict(status);
+        store.data_mut().exchange = GuestExchange::Verdict(status);
         Ok(())
     }
 }
 
-pub(crate) fn answer(exchange: &Exchange) -> Result<Answer<'static>, Failure> {
+pub(crate) fn answer(exchange: &GuestExchange) -> Result<Answer<'static>, Failure> {
     match exchange {
-        Exchange::Verdict(0) => Ok(Answer::default()),
-        Exchange::Verdict(403) => Ok(Answer { decision: Decision::Block(BlockStatus::FORBIDDEN.into()), ..Answer::default() }),
+        GuestExchange::Verdict(0) => Ok(Answer::default()),
+        GuestExchange::Verdict(403) => Ok(Answer { decision: Decision::Block(BlockStatus::FORBIDDEN.into()), ..Answer::default() }),
         _ => Err(Failure::new(FailureKind::InvalidResult, "the verdict is neither 0 nor 403")),
     }
 }

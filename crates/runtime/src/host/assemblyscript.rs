@@ -14,7 +14,7 @@ use zentinel_wasm_contract::FailureKind;
 use crate::host::clock;
 use crate::host::guest_log::{Level, MAX_LINE};
 use crate::host::state::HostState;
-use crate::host::timers::Action;
+use crate::host::timers::TimerAction;
 use crate::memory::slice;
 
 const MODULE: &str = "env";
@@ -85,7 +85,9 @@ fn define_console(linker: &mut Linker<HostState>) -> Result<()> {
             write(caller, "console.assert", Level::Error, text, "assertion failed: ").await
         })
     })?;
-    for (name, action) in [("console.time", Action::Start), ("console.timeLog", Action::Show), ("console.timeEnd", Action::End)] {
+    for (name, action) in
+        [("console.time", TimerAction::Start), ("console.timeLog", TimerAction::Show), ("console.timeEnd", TimerAction::End)]
+    {
         linker.func_wrap_async(MODULE, name, move |caller, (label,): (i32,)| Box::new(time(caller, name, action, label)))?;
     }
     Ok(())
@@ -154,7 +156,7 @@ async fn milliseconds(mut caller: Caller<'_, HostState>, clock: i32, name: &str)
     }
 }
 
-async fn time(mut caller: Caller<'_, HostState>, name: &str, action: Action, label: i32) -> Result<()> {
+async fn time(mut caller: Caller<'_, HostState>, name: &str, action: TimerAction, label: i32) -> Result<()> {
     let (memory, state) = HostState::memory(&mut caller)?;
     let Some(label) = string(memory, label, MAX_LABEL_UNITS) else { return Err(outside(state, name)) };
     let mut cost = CLOCK_COST + UNIT_COST * label.len() as u32;

@@ -15,18 +15,18 @@ use wasmtime::{Engine, Linker, Module, Result};
 use state::HostState;
 
 /// One interface of the host.
-struct Interface {
+struct HostInterface {
     /// The module name of its imports.
     namespace: &'static str,
     define: fn(&mut Linker<HostState>) -> Result<()>,
 }
 
 /// Every interface.
-const INTERFACES: [Interface; 4] = [
-    Interface { namespace: "zentinel", define: log::define },
-    Interface { namespace: "env", define: emscripten::define },
-    Interface { namespace: "env", define: assemblyscript::define },
-    Interface { namespace: wasi::MODULE, define: wasi::define },
+const INTERFACES: [HostInterface; 4] = [
+    HostInterface { namespace: "zentinel", define: log::define },
+    HostInterface { namespace: "env", define: emscripten::define },
+    HostInterface { namespace: "env", define: assemblyscript::define },
+    HostInterface { namespace: wasi::MODULE, define: wasi::define },
 ];
 
 /// A linker with the interfaces that `module` imports from.
@@ -36,7 +36,7 @@ const INTERFACES: [Interface; 4] = [
 /// Two functions have the same name, which is an error in this crate.
 pub(crate) fn linker(engine: &Engine, module: &Module) -> Result<Linker<HostState>> {
     let mut linker = Linker::new(engine);
-    for Interface { namespace, define } in INTERFACES {
+    for HostInterface { namespace, define } in INTERFACES {
         if module.imports().any(|import| import.module() == namespace) {
             define(&mut linker)?;
         }

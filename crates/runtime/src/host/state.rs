@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use wasmtime::{Caller, Extern, Memory, ResourceLimiter, Result, UpdateDeadline};
 use zentinel_wasm_contract::{Failure, FailureKind};
 
-use crate::budget::{Budget, DeadlineExceeded, Next};
+use crate::budget::{CallBudget, DeadlineExceeded, Next};
 use crate::engine::MAX_TABLE_ELEMENTS;
-use crate::guest::exchange::Exchange;
+use crate::guest::exchange::GuestExchange;
 use crate::host::guest_log::{GuestLog, Level, LineBuffer};
 use crate::host::timers::Timers;
 
@@ -27,9 +27,9 @@ pub(crate) struct HostState {
     pub(crate) limits: InstanceLimits,
     /// The exported memory, once the instance is complete.
     pub(crate) memory: Option<Memory>,
-    pub(crate) exchange: Exchange,
+    pub(crate) exchange: GuestExchange,
     correlation_id: Arc<str>,
-    pub(crate) budget: Budget,
+    pub(crate) budget: CallBudget,
     /// Growth was refused during this call.
     pub(crate) growth_refused: bool,
     failure: Option<Failure>,
@@ -42,17 +42,17 @@ pub(crate) struct HostState {
 impl HostState {
     /// The state of a store that runs nothing.
     pub(crate) fn probe() -> Self {
-        Self::new(None, InstanceLimits { memory: 0, output: 0 }, Exchange::default())
+        Self::new(None, InstanceLimits { memory: 0, output: 0 }, GuestExchange::default())
     }
 
-    pub(crate) fn new(log: Option<Arc<GuestLog>>, limits: InstanceLimits, exchange: Exchange) -> Self {
+    pub(crate) fn new(log: Option<Arc<GuestLog>>, limits: InstanceLimits, exchange: GuestExchange) -> Self {
         Self {
             log,
             limits,
             memory: None,
             exchange,
             correlation_id: Arc::from(""),
-            budget: Budget::new(Instant::now()),
+            budget: CallBudget::new(Instant::now()),
             growth_refused: false,
             failure: None,
             stdout: LineBuffer::default(),
@@ -64,7 +64,7 @@ impl HostState {
     /// Starts a call.
     pub(crate) fn begin(&mut self, correlation_id: Arc<str>, deadline: Instant) {
         self.correlation_id = correlation_id;
-        self.budget = Budget::new(deadline);
+        self.budget = CallBudget::new(deadline);
         self.growth_refused = false;
         self.failure = None;
         self.timers.clear();

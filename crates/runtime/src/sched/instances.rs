@@ -15,7 +15,7 @@ use crate::artifact::Artifact;
 use crate::budget::thread_cpu_time;
 use crate::host::guest_log::GuestLog;
 use crate::host::state::InstanceLimits;
-use crate::instance::{Instance, Step};
+use crate::instance::{Instance, StartStep};
 use crate::module::LoadError;
 use crate::runtime::Runtime;
 
@@ -285,7 +285,7 @@ impl Instances {
         &self,
         correlation_id: &Arc<str>,
         deadline: Instant,
-    ) -> Result<Result<Box<Instance>, String>, (Step, Failure)> {
+    ) -> Result<Result<Box<Instance>, String>, (StartStep, Failure)> {
         let limits = InstanceLimits { memory: self.settings.max_memory, output: self.settings.max_output };
         let made = Instance::new(&self.artifact, limits, Arc::clone(&self.log), Arc::clone(correlation_id), deadline).await?;
         let mut instance = Box::new(made);
@@ -300,7 +300,7 @@ impl Instances {
                 Ok(Ok(instance))
             }
             Ok(Some(reason)) => Ok(Err(reason)),
-            Err(failure) => Err((Step::Configure, failure)),
+            Err(failure) => Err((StartStep::Configure, failure)),
         }
     }
 
@@ -354,7 +354,7 @@ impl Instances {
             let (instances, left) = (Arc::clone(self), Arc::clone(&left));
             self.home.spawn(async move {
                 while left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok() && !instances.permits.is_closed() {
-                    let _attempt = Attempt(&instances.missing);
+                    let _attempt = FirstAttempt(&instances.missing);
                     match instances.make_ready().await {
                         Ok(instance) => instances.put(instance),
                         Err(error) => {
@@ -398,9 +398,9 @@ impl Instances {
 }
 
 /// The first attempt to make an instance. It counts as made however it ends.
-struct Attempt<'a>(&'a watch::Sender<u32>);
+struct FirstAttempt<'a>(&'a watch::Sender<u32>);
 
-impl Drop for Attempt<'_> {
+impl Drop for FirstAttempt<'_> {
     fn drop(&mut self) {
         self.0.send_modify(|missing| *missing = missing.saturating_sub(1));
     }
@@ -408,11 +408,11 @@ impl Drop for Attempt<'_> {
 
 /// The failure of a step before the first call, with the step's name. `limit` is what a timeout has
 /// exceeded.
-pub(crate) fn step_failed(step: Step, failure: Failure, limit: fmt::Arguments<'_>) -> Failure {
+pub(crate) fn step_failed(step: StartStep, failure: Failure, limit: fmt::Arguments<'_>) -> Failure {
     let detail = match (failure.kind, step) {
         (FailureKind::Timeout, _) => format!("{step} did not end {limit}"),
         // Copying segments is part of the same step, and the failure names the cause.
-        (_, Step::Start) => failure.detail,
+        (_, StartStep::Start) => failure.detail,
         _ => format!("{step}: {}", failure.detail),
     };
     Failure::new(failure.kind, detail)

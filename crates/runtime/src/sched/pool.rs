@@ -10,7 +10,7 @@ use zentinel_wasm_contract::{Failure, FailureKind, HeaderCase, Hook, Hooks};
 
 use crate::artifact::Artifact;
 use crate::cache::Cache;
-use crate::guest::{Call, Context, ResponseContext, View};
+use crate::guest::{Call, RequestContext, ResponseContext, View};
 use crate::module::Module;
 use crate::runtime::Runtime;
 use crate::sched::instances::{Instances, PoolSettings, StartError, first_slice};
@@ -37,13 +37,13 @@ pub struct PoolStats {
 
 /// The instances of one module. Clones share them.
 #[derive(Clone)]
-pub struct Pool(Arc<Front>);
+pub struct Pool(Arc<PoolHandle>);
 
 /// Shared by the clones of a pool, but not by its calls and replacements: when it is dropped, nobody
 /// waits for instances any more.
-struct Front(Arc<Instances>);
+struct PoolHandle(Arc<Instances>);
 
-impl Drop for Front {
+impl Drop for PoolHandle {
     fn drop(&mut self) {
         self.0.close();
     }
@@ -74,7 +74,7 @@ impl Pool {
                 .call_once(|| warn!("ignoring the module's configuration, because it does not export `{}`", Hook::Configure));
         }
         let instances = Instances::start(runtime.clone(), artifact, settings, Arc::clone(&module.log)).await?;
-        Ok(Self(Arc::new(Front(instances))))
+        Ok(Self(Arc::new(PoolHandle(instances))))
     }
 
     /// Waits until each instance was made, or has failed once and is retried from now on.
@@ -137,7 +137,7 @@ impl Pool {
     }
 
     /// What later hooks get to see of a request, whose call was prepared.
-    pub fn request_context(&self, event: &RequestHeaders<'_>, call: &Call) -> Context {
+    pub fn request_context(&self, event: &RequestHeaders<'_>, call: &Call) -> RequestContext {
         self.instances().artifact().interface.request_context(event, call)
     }
 

@@ -47,12 +47,12 @@ impl Ticker {
     }
 
     /// Ticks until the guard is dropped, for a running call.
-    pub(crate) fn running(&self) -> Running {
+    pub(crate) fn running(&self) -> RunningCall {
         self.state.started.fetch_add(1, SeqCst);
         if self.state.asleep.load(SeqCst) {
             self.thread.unpark();
         }
-        Running(Arc::clone(&self.state))
+        RunningCall(Arc::clone(&self.state))
     }
 }
 
@@ -63,9 +63,9 @@ impl Drop for Ticker {
     }
 }
 
-pub(crate) struct Running(Arc<TickerState>);
+pub(crate) struct RunningCall(Arc<TickerState>);
 
-impl Drop for Running {
+impl Drop for RunningCall {
     fn drop(&mut self) {
         self.0.ended.fetch_add(1, SeqCst);
     }
