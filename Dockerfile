@@ -2,8 +2,9 @@
 # The agent in an empty image: one static binary and an unprivileged user.
 #
 #   docker build -t zentinel-wasm-agent .
-#   docker run --read-only --user 65532:65532 -v /etc/zentinel/modules:/modules:ro -v /run/zentinel-agents:/run/zentinel-agents \
-#       zentinel-wasm-agent --socket /run/zentinel-agents/wasm.sock --module /modules/security.wasm
+#   docker run --read-only -v ./modules:/modules:ro -v sockets:/run/zentinel-agents zentinel-wasm-agent
+#
+# deploy/container has a compose file with the proxy, deploy/kubernetes has manifests.
 
 FROM rust:1.95-slim-bookworm AS build
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
@@ -21,13 +22,17 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,targe
     target="$(rustc -vV | sed -n 's/^host: //p')" \
     && RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --bin zentinel-wasm-agent --target "$target" \
     && install -D "target/$target/release/zentinel-wasm-agent" /out/usr/bin/zentinel-wasm-agent \
-    # The folder for compiled modules, owned by the agent alone, and that of the default socket.
+    # The folder for compiled modules, owned by the agent alone, and that of the socket. A new volume
+    # at one of these paths gets its owner and mode.
     && install -d -m 0700 -o 65532 -g 65532 /out/cache \
+    && install -d -m 0750 -o 65532 -g 65532 /out/run/zentinel-agents \
     && install -d -m 1777 /out/tmp
 
 FROM scratch
 COPY --from=build /out /
-ENV CACHE_DIRECTORY=/cache
+ENV AGENT_SOCKET=/run/zentinel-agents/wasm.sock \
+    WASM_MODULE=/modules/wasm.wasm \
+    CACHE_DIRECTORY=/cache
 USER 65532:65532
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/bin/zentinel-wasm-agent"]

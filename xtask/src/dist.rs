@@ -16,7 +16,7 @@ const BINARY: &str = "zentinel-wasm-agent";
 const FILES: [&str; 3] = ["LICENSE", "README.md", "CHANGELOG.md"];
 
 /// Folders of samples in the archive.
-const SAMPLES: [&str; 5] = ["deploy/grafana", "deploy/kdl", "deploy/kubernetes", "deploy/prometheus", "deploy/systemd"];
+const SAMPLES: [&str; 6] = ["deploy/container", "deploy/grafana", "deploy/kdl", "deploy/kubernetes", "deploy/prometheus", "deploy/systemd"];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

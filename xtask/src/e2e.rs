@@ -22,6 +22,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let security = cargo::guest("examples/rust/security")?;
     let bot_protection = cargo::guest("examples/rust/bot-protection")?;
     let python = validators::python()?;
+    let dclint = validators::dclint()?;
     tools::announce(&format!("end-to-end tests behind zentinel {version}"));
     let mut test = cargo::command();
     test.args(["test", "--locked", "--package", "zentinel-wasm-e2e", "--no-fail-fast"])
@@ -30,7 +31,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .env("E2E_MIRROR", mirror)
         .env("E2E_SECURITY", security)
         .env("E2E_BOT_PROTECTION", bot_protection)
-        .env("E2E_PYTHON", python);
+        .env("E2E_PYTHON", python)
+        .env("E2E_DCLINT", dclint);
     // The old proxy applies answers differently, so it has its own tests.
     for file in test_files()? {
         if (file == "old_proxy") == (version == "0.6.45") {

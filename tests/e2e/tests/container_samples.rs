@@ -1,4 +1,4 @@
-//! The Dockerfile and the Kubernetes manifests: valid, and their commands serve a
+//! The Dockerfile, the compose file and the Kubernetes manifests: valid, and their commands serve a
 //! request behind the real proxy. No container is started.
 
 use serde_json::Value;
@@ -275,6 +275,37 @@ mod kubernetes {
         let upstream = Upstream::start().expect("cannot start the upstream");
         let grpc_port = agent.grpc_port.expect("the container serves no gRPC");
         let proxy = start_proxy(&config, &[(address, format!("http://127.0.0.1:{grpc_port}"))], &upstream, dir.path());
+        assert_serves(&proxy, "/");
+    }
+}
+
+mod compose {
+    use super::*;
+
+    #[test]
+    #[ignore = "needs the real proxy: cargo xtask e2e"]
+    fn accepts_the_file() {
+        // The linter's only error that is a matter of taste: with both, the built image has a name.
+        run(tool("E2E_DCLINT").arg(sample::path("container")).args(["--quiet", "--disable-rule", "no-build-and-image"]));
+    }
+
+    #[test]
+    #[ignore = "needs the real proxy: cargo xtask e2e"]
+    fn serves_a_request() {
+        let documents = documents("container/compose.yml");
+        let services = &documents[0]["services"];
+        let dir = TempDir::new().expect("cannot create a directory");
+        let agent = FromImage::start(&strings(&services["agent"]["command"]), dir.path());
+        agent.wait_until_200("/readyz");
+
+        let config = sample::read("container/zentinel.kdl");
+        assert_strict(&config);
+        let mounted = strings(&services["proxy"]["volumes"]);
+        let path = strings(&services["proxy"]["command"]).pop().expect("no configuration");
+        assert!(mounted.contains(&format!("./zentinel.kdl:{path}:ro")), "the proxy does not read the configuration: {mounted:?}");
+        let upstream = Upstream::start().expect("cannot start the upstream");
+        let socket = (format!("{SOCKETS}/wasm.sock"), agent.agent.socket().display().to_string());
+        let proxy = start_proxy(&config, &[(&socket.0, socket.1)], &upstream, dir.path());
         assert_serves(&proxy, "/");
     }
 }
