@@ -115,6 +115,19 @@ impl SampleStack {
         Ok(())
     }
 
+    /// The warnings and errors in the logs of the agent and the proxy.
+    ///
+    /// # Panics
+    ///
+    /// Between [`Self::kill_agent`] and [`Self::start_agent`].
+    pub fn warnings(&self) -> Vec<String> {
+        let logs = self.agent.as_ref().expect("the agent is stopped").log() + &self.proxy.log();
+        let is_warning = |line: &str| line.contains("WARN") || line.contains("ERROR");
+        // `Agent::start` connects to see whether gRPC is served.
+        let is_ours = |line: &str| line.contains("connection closed before reading preface");
+        logs.lines().filter(|line| is_warning(line) && !is_ours(line)).map(str::to_owned).collect()
+    }
+
     /// Ends the agent with SIGKILL, as a crash does.
     pub fn kill_agent(&mut self) {
         self.agent = None;
