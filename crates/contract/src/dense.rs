@@ -1,14 +1,16 @@
-//! Escapes text that is JSON itself, as bodies often are, with a quote every few bytes: sixteen bytes at a time, however many of them are special.
+//! Escapes text that is JSON itself, as bodies often are, with a quote every few bytes: 16 bytes at
+//! a time, regardless of how many of them are special.
 //!
-//! The library that escapes everything else is made for text with few special bytes, and faster there.
+//! All other text is escaped by a library, which is faster if few bytes are special.
 
-/// Text with more than one special byte in so many is dense.
+/// Text is dense if more than one of this many bytes is special.
 const DENSE: usize = 16;
 
-/// Bytes of a text's beginning by which it is judged.
+/// Bytes at the start of a text that are examined.
 const SAMPLE: usize = 256;
 
-/// Appends `text` as the inside of a JSON string, if it is dense and the processor has the instructions for it.
+/// Appends `text` as the inside of a JSON string, if it is dense and the processor has the
+/// necessary instructions. False if it appends nothing.
 pub(crate) fn escape(out: &mut Vec<u8>, text: &[u8]) -> bool {
     let sample = &text[..text.len().min(SAMPLE)];
     let specials = sample.iter().filter(|&&byte| byte < 0x20 || byte == b'"' || byte == b'\\').count();
@@ -33,13 +35,14 @@ mod wide {
     const WIDTH: usize = 16;
     /// Bytes that are escaped before they are appended.
     const BLOCK: usize = 256;
-    /// An escape has six bytes at most; sixteen are written where fewer count.
+    /// An escape has at most 6 bytes; 16 are always written, of which fewer may count.
     const ROOM: usize = 6 * BLOCK + WIDTH;
 
-    /// The control characters that text has, and the letters that stand for them after a backslash.
+    /// Control characters that are common in text, with the letters of their escapes.
     const NAMES: [(u8, u8); 3] = [(b'\n', b'n'), (b'\r', b'r'), (b'\t', b't')];
 
-    /// For each set of special bytes among eight, which byte stands where; from 8 on a backslash.
+    /// For each set of special bytes among 8, the source of each output byte; 8 and above is a
+    /// backslash.
     static SPREAD: [[u8; WIDTH]; 256] = {
         let mut spread = [[8; WIDTH]; 256];
         let mut set = 0;
@@ -60,7 +63,8 @@ mod wide {
     pub(super) fn escape(out: &mut Vec<u8>, text: &[u8]) -> bool {
         let able = std::arch::is_x86_feature_detected!("ssse3") && std::arch::is_x86_feature_detected!("popcnt");
         if able {
-            // SAFETY: the processor has the instructions. Nothing else is unsafe in there.
+            // SAFETY: the processor has the instructions, as just detected. The function requires
+            // nothing else.
             unsafe { escape_wide(out, text) }
         }
         able
@@ -84,7 +88,7 @@ mod wide {
         }
     }
 
-    /// Escapes sixteen bytes, and tells how many that has made.
+    /// Escapes 16 bytes, and returns how many bytes that makes.
     #[target_feature(enable = "ssse3,popcnt")]
     #[inline]
     fn escape_chunk(room: &mut [u8], chunk: &[u8; WIDTH]) -> usize {
@@ -114,7 +118,7 @@ mod wide {
         len
     }
 
-    /// The same byte by byte, for chunks with other control characters.
+    /// The same, byte by byte, for chunks with other control characters.
     fn escape_each(room: &mut [u8], chunk: &[u8; WIDTH]) -> usize {
         const HEX: &[u8; 16] = b"0123456789abcdef";
 
@@ -155,7 +159,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_escaped_reads_back(value in "[\\x00-\\x22\\x5c é\u{7f}a]{0,600}") {
+        fn special_bytes_read_back(value in "[\\x00-\\x22\\x5c é\u{7f}a]{0,600}") {
             let mut out = b"\"".to_vec();
             prop_assume!(super::wide::escape(&mut out, value.as_bytes()));
             out.push(b'"');
@@ -163,7 +167,7 @@ mod tests {
         }
 
         #[test]
-        fn the_text_of_json_reads_back(value in "([a-zé]{0,9}[\"\\\\\n]){0,200}") {
+        fn json_in_a_string_reads_back(value in "([a-zé]{0,9}[\"\\\\\n]){0,200}") {
             let mut out = b"\"".to_vec();
             prop_assume!(super::wide::escape(&mut out, value.as_bytes()));
             out.push(b'"');

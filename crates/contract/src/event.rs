@@ -1,7 +1,7 @@
-//! What the proxy says, borrowed from the message that it came in.
+//! The events of the proxy, borrowed from their messages.
 //!
-//! Field names are those of the agent protocol, version 2, on the Unix socket; the types read from JSON and from MessagePack alike. gRPC messages
-//! are turned into the same types.
+//! The fields are named as in version 2 of the agent protocol on the Unix socket, and the types can
+//! be read from JSON and from MessagePack. gRPC messages are converted to the same types.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -18,17 +18,17 @@ use crate::text::{self, Object, Pairs, Text};
 pub enum Event<'a> {
     /// The request line and headers are known.
     RequestHeaders(RequestHeaders<'a>),
-    /// A part of the request body is known.
+    /// A chunk of the request body has arrived.
     RequestBody(BodyChunk<'a>),
-    /// The upstream has answered.
+    /// The status and headers of the response are known.
     ResponseHeaders(ResponseHeaders<'a>),
-    /// A part of the response body is known.
+    /// A chunk of the response body has arrived.
     ResponseBody(BodyChunk<'a>),
-    /// A frame of an upgraded connection.
+    /// A frame of an upgraded connection has arrived.
     WebsocketFrame(WebsocketFrame<'a>),
-    /// Text to be inspected.
+    /// A text is to be inspected.
     GuardrailInspect(GuardrailInspect<'a>),
-    /// The request is over.
+    /// The request is complete.
     RequestComplete(RequestComplete<'a>),
 }
 
@@ -46,7 +46,7 @@ impl Event<'_> {
         }
     }
 
-    /// The id by which the proxy finds the request that an answer is for. A client may have chosen it.
+    /// The id by which the proxy finds the request of an answer. The client may have chosen it.
     pub fn correlation_id(&self) -> &str {
         match self {
             Self::RequestHeaders(event) => &event.metadata.correlation_id,
@@ -59,11 +59,11 @@ impl Event<'_> {
     }
 }
 
-/// Event 0x10.
+/// Event 0x10: the request line and headers.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
 pub struct RequestHeaders<'a> {
-    /// Where the request comes from and which way it takes.
+    /// Where the request comes from and where it goes.
     #[serde(deserialize_with = "object")]
     pub metadata: Metadata<'a>,
     /// HTTP method.
@@ -74,22 +74,22 @@ pub struct RequestHeaders<'a> {
     pub headers: Headers<'a>,
 }
 
-/// What is known of a request beside its headers.
+/// What is known of a request besides its headers.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
 pub struct Metadata<'a> {
-    /// Id of the request in the proxy's dealings with agents.
+    /// Id of the request between the proxy and its agents.
     pub correlation_id: Text<'a>,
     /// Id of the request within the proxy.
     #[serde(default)]
     pub request_id: Option<Text<'a>>,
-    /// Address of the client; the proxy appends its port.
+    /// Address of the client, to which the proxy appends the port.
     #[serde(default)]
     pub client_ip: Text<'a>,
-    /// Port of the client; 0 when it stands in `client_ip`.
+    /// Port of the client; 0 if it is part of `client_ip`.
     #[serde(default)]
     pub client_port: u32,
-    /// Name that the client asked for.
+    /// Server name that the client asked for.
     #[serde(default)]
     pub server_name: Option<Text<'a>>,
     /// HTTP version.
@@ -104,15 +104,15 @@ pub struct Metadata<'a> {
     /// Upstream that was chosen.
     #[serde(default)]
     pub upstream_id: Option<Text<'a>>,
-    /// RFC 3339.
+    /// Time of the request (RFC 3339).
     #[serde(default)]
     pub timestamp: Option<Text<'a>>,
-    /// W3C trace context.
+    /// Trace context (W3C).
     #[serde(default)]
     pub traceparent: Option<Text<'a>>,
 }
 
-/// Event 0x12.
+/// Event 0x12: the status and headers of the response.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
 pub struct ResponseHeaders<'a> {
@@ -124,7 +124,7 @@ pub struct ResponseHeaders<'a> {
     pub headers: Headers<'a>,
 }
 
-/// Events 0x11 and 0x13.
+/// Events 0x11 and 0x13: a chunk of a request or response body.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
 pub struct BodyChunk<'a> {
@@ -132,23 +132,23 @@ pub struct BodyChunk<'a> {
     pub correlation_id: Text<'a>,
     /// The bytes.
     pub data: Data<'a>,
-    /// Whether this is the end of the body.
+    /// Whether the body ends here.
     pub is_last: bool,
-    /// Size of the whole body, where known.
+    /// Size of the whole body in bytes, if known.
     #[serde(default)]
     pub total_size: Option<u64>,
-    /// Place of this chunk, from 0.
+    /// Index of this chunk, from 0.
     #[serde(default)]
     pub chunk_index: u32,
-    /// Bytes of the body so far, request direction.
+    /// Bytes of a request body so far.
     #[serde(default)]
     pub bytes_received: Option<u64>,
-    /// Bytes of the body so far, response direction.
+    /// Bytes of a response body so far.
     #[serde(default)]
     pub bytes_sent: Option<u64>,
 }
 
-/// Event 0x15.
+/// Event 0x15: a WebSocket frame.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
 pub struct WebsocketFrame<'a> {
@@ -158,9 +158,9 @@ pub struct WebsocketFrame<'a> {
     pub opcode: Text<'a>,
     /// The payload.
     pub data: Data<'a>,
-    /// Direction.
+    /// Whether the client sent the frame.
     pub client_to_server: bool,
-    /// Place of this frame in its direction, from 0.
+    /// Index of this frame in its direction, from 0.
     #[serde(default)]
     pub frame_index: u64,
     /// Whether this is the last frame of its message.
@@ -178,7 +178,7 @@ const fn yes() -> bool {
     true
 }
 
-/// Event 0x16.
+/// Event 0x16: a text to be inspected.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
 pub struct GuardrailInspect<'a> {
@@ -189,7 +189,7 @@ pub struct GuardrailInspect<'a> {
     pub inspection_type: Text<'a>,
     /// The text.
     pub content: Text<'a>,
-    /// Language model that it goes to or comes from.
+    /// Language model that the text goes to or comes from.
     #[serde(default)]
     pub model: Option<Text<'a>>,
     /// Kinds of personal data to look for.
@@ -198,18 +198,18 @@ pub struct GuardrailInspect<'a> {
     /// Route that matched.
     #[serde(default)]
     pub route_id: Option<Text<'a>>,
-    /// More about the request.
+    /// Further information about the request.
     #[serde(default)]
     pub metadata: Pairs<'a>,
 }
 
-/// Event 0x14.
+/// Event 0x14: the request is complete.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
 pub struct RequestComplete<'a> {
     /// See [`Metadata::correlation_id`].
     pub correlation_id: Text<'a>,
-    /// HTTP status that the client got.
+    /// HTTP status that the client received.
     #[serde(default)]
     pub status: u16,
     /// Duration, in milliseconds.
@@ -221,7 +221,7 @@ pub struct RequestComplete<'a> {
     /// Bytes of the response body.
     #[serde(default)]
     pub response_body_size: u64,
-    /// How often an upstream was tried.
+    /// Number of attempts to reach an upstream.
     #[serde(default)]
     pub upstream_attempts: u32,
     /// What went wrong.
@@ -233,18 +233,18 @@ fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Re
     Object::deserialize(deserializer).map(|Object(value)| value)
 }
 
-/// Headers in the order in which they came: a name and its values.
+/// Headers in the order received, each with its values.
 #[derive(Clone, Debug, Default)]
 pub struct Headers<'a>(pub Vec<(Text<'a>, HeaderValues<'a>)>);
 
 impl<'a> Headers<'a> {
-    /// The values of the first header of this name, in any case.
+    /// The values of the first header of this name, regardless of case.
     pub fn get(&self, name: &str) -> Option<&[Text<'a>]> {
         self.0.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, values)| values.as_slice())
     }
 }
 
-/// The values of one header: nearly always one.
+/// The values of one header, nearly always one.
 #[derive(Clone, Debug)]
 pub enum HeaderValues<'a> {
     /// One value.
@@ -283,11 +283,12 @@ impl<'de: 'a, 'a> Deserialize<'de> for Headers<'a> {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                // Most requests have ten to twenty headers; what a client claims of its map's size is not believed.
+                // Most requests have 10 to 20 headers. A client's claim about the size is not
+                // trusted.
                 let mut headers = Vec::with_capacity(16);
                 let mut entries = 0;
                 while let Some((name, values)) = map.next_entry::<_, HeaderValues<'de>>()? {
-                    // A name without values takes as much as one with a value.
+                    // A name without values takes as much memory as one with a value.
                     entries += values.as_slice().len().max(1);
                     text::check_entries(entries)?;
                     headers.push((name, values));
@@ -328,17 +329,17 @@ impl<'de: 'a, 'a> Deserialize<'de> for HeaderValues<'a> {
     }
 }
 
-/// Bytes of a body: base64 where the encoding knows only text, as they are where it knows bytes.
+/// Bytes of a body: base64 if the encoding carries only text, else raw.
 #[derive(Clone, Debug)]
 pub enum Data<'a> {
-    /// RFC 4648 with padding.
+    /// Base64 with padding (RFC 4648).
     Base64(Text<'a>),
     /// The bytes themselves.
     Raw(&'a [u8]),
 }
 
 impl Data<'_> {
-    /// Number of bytes that these are, decoded; of invalid base64, about as many.
+    /// Number of bytes, decoded. Approximate for invalid base64.
     pub fn size(&self) -> usize {
         match self {
             Self::Raw(bytes) => bytes.len(),
@@ -353,12 +354,12 @@ impl Data<'_> {
     ///
     /// # Errors
     ///
-    /// They are more than `limit`, or invalid base64.
+    /// There are more than `limit` bytes, or the base64 is invalid.
     pub fn bytes(&self, limit: usize) -> Result<Cow<'_, [u8]>, BodyError> {
         let bytes = match self {
             Self::Raw(bytes) => Cow::Borrowed(*bytes),
             Self::Base64(text) => {
-                // Checked before anything is decoded.
+                // Check the size before decoding.
                 BodyError::check((text.len() / 4 * 3).saturating_sub(2), limit)?;
                 Cow::Owned(base64_simd::STANDARD.decode_to_vec(text.as_bytes()).map_err(|_| BodyError::InvalidBase64)?)
             }
@@ -368,12 +369,12 @@ impl Data<'_> {
     }
 }
 
-/// Why a body cannot be handed to a module.
+/// Why a body cannot be given to a module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BodyError {
-    /// It is larger than the limit.
+    /// The body is larger than the limit.
     TooLarge {
-        /// Its size, in bytes.
+        /// Size of the body, in bytes.
         size: usize,
         /// The limit, in bytes.
         limit: usize,
@@ -385,8 +386,10 @@ pub enum BodyError {
 impl fmt::Display for BodyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TooLarge { size, limit } => write!(f, "the body has {size} bytes, the limit is {limit}: raise `--max-body-bytes`"),
-            Self::InvalidBase64 => f.write_str("the proxy sent a body that is not base64"),
+            Self::TooLarge { size, limit } => {
+                write!(f, "the body has {size} bytes, more than the limit of {limit}: raise `--max-body-bytes`")
+            }
+            Self::InvalidBase64 => f.write_str("the proxy sent a body of invalid base64"),
         }
     }
 }
@@ -408,7 +411,7 @@ impl BodyError {
     ///
     /// # Errors
     ///
-    /// It is over `limit`.
+    /// The size is over `limit`.
     pub fn check(size: usize, limit: usize) -> Result<(), Self> {
         if size > limit { Err(Self::TooLarge { size, limit }) } else { Ok(()) }
     }

@@ -1,34 +1,36 @@
-//! Module errors: an event for which the module gave no answer that may be used.
+//! Module errors: the module gave no usable answer to an event.
 
 use std::fmt;
 
 use crate::limits::MAX_DETAIL;
 use crate::text::shortened;
 
-/// Why a module gave no usable answer. Each kind has a code that does not change between versions.
+/// Why a module gave no usable answer. The code of each kind is stable across versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FailureKind {
-    /// It trapped: `unreachable`, an access out of bounds, a stack overflow, an abort, `proc_exit`.
+    /// The module trapped: `unreachable`, an access out of bounds, a stack overflow, an abort,
+    /// `proc_exit`.
     Trap,
-    /// It did not end before the deadline.
+    /// The deadline was exceeded.
     Timeout,
-    /// It trapped after it had been refused more memory.
+    /// The module trapped after it was refused more memory.
     MemoryLimit,
-    /// Its answer is larger than the limit.
+    /// The answer is larger than the limit.
     OutputLimit,
-    /// Its `alloc` returned nothing, or memory that it does not have.
+    /// The module's `alloc` returned null, or a region outside of its memory.
     AllocFailed,
-    /// Its answer is not one that the contract allows.
+    /// The answer breaks a rule of the contract.
     InvalidResult,
     /// The body is larger than the limit; the module was not called.
     BodyLimit,
-    /// A body that the module is to see whole cannot be collected, or cannot be put back; the module was not called.
+    /// A body that the module is to see whole cannot be collected, or cannot be put back; the
+    /// module was not called.
     BodyNotCollected,
-    /// No instance was free before the deadline, or too many events were waiting.
+    /// No instance became free before the deadline, or too many events were waiting.
     Overloaded,
-    /// The module has failed every call for a while and is being left alone.
+    /// The circuit is open: the module failed every call for a while, so it was not called.
     CircuitOpen,
-    /// The event itself cannot be understood; the module was not called.
+    /// The event cannot be decoded; the module was not called.
     InvalidEvent,
 }
 
@@ -48,7 +50,7 @@ impl FailureKind {
         Self::InvalidEvent,
     ];
 
-    /// The stable code, as it stands in `reason_codes`.
+    /// The stable code, as in `reason_codes`.
     pub const fn code(self) -> &'static str {
         match self {
             Self::Trap => "WASM_TRAP",
@@ -65,7 +67,7 @@ impl FailureKind {
         }
     }
 
-    /// The kind as a metric's label: the code in lower case, without its prefix.
+    /// The label of metrics: the code in lower case, without its prefix.
     pub const fn label(self) -> &'static str {
         match self {
             Self::Trap => "trap",
@@ -86,14 +88,14 @@ impl FailureKind {
 /// A module error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// What kind it is.
+    /// Why.
     pub kind: FailureKind,
     /// One line for the log.
     pub detail: String,
 }
 
 impl Failure {
-    /// A module error of `kind`, told in one line of at most a thousand characters.
+    /// A module error of `kind`. `detail` is shortened to one line of [`MAX_DETAIL`] characters.
     pub fn new(kind: FailureKind, detail: impl Into<String>) -> Self {
         Self { kind, detail: shortened(&detail.into(), MAX_DETAIL) }
     }

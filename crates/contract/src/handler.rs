@@ -1,4 +1,4 @@
-//! Where a transport meets whoever decides: [`Handler`] takes events, [`Encode`] takes the answers.
+//! Where transports meet the engine: a [`Handler`] takes events, an [`Encode`] takes answers.
 
 use std::sync::Arc;
 
@@ -15,54 +15,58 @@ use crate::report::Reports;
 pub struct Capabilities {
     /// Hooks that the module exports.
     pub hooks: Hooks,
-    /// Largest body handed to the module, in bytes.
+    /// Largest body that the module is given, in bytes.
     pub max_body: usize,
 }
 
-/// Turns an answer into what goes over one transport.
+/// Encodes the answer to one event for a transport.
 ///
-/// An answer borrows from the memory of the instance that gave it, so that it is written while it exists: by the handler, not by the transport.
+/// An answer borrows from the memory of the instance that gave it. So the handler encodes it,
+/// before it lets the instance go.
 pub trait Encode: Clone + Send + Sync + 'static {
     /// What the transport sends.
     type Encoded: Send + 'static;
 
-    /// The id of the event that is answered.
+    /// The id of the event.
     fn correlation_id(&self) -> &Arc<str>;
 
-    /// The connection that the event came on, where its answers can change a body. No two connections have the same number.
+    /// The number of the event's connection, unique in the process. None if answers on this
+    /// transport cannot change a body.
     fn connection(&self) -> Option<u64> {
         None
     }
 
-    /// Writes `answer`.
+    /// Encodes `answer`.
     ///
     /// # Errors
     ///
-    /// The answer holds something that this transport cannot carry.
+    /// The answer contains something that this transport cannot carry.
     fn encode(&self, answer: &Answer<'_>) -> Result<Self::Encoded, Failure>;
 
-    /// Whether this transport leaves out the answer's routing metadata, which no proxy decides by.
+    /// Whether this transport drops the answer's routing metadata, which no proxy bases a decision
+    /// on.
     fn loses_routing_metadata(&self, _answer: &Answer<'_>) -> bool {
         false
     }
 }
 
-/// Whether an event has met another of its correlation id on its connection.
+/// Whether another event with the same correlation id was pending on the connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Arrival {
-    /// It has not.
+    /// None was.
     #[default]
     Alone,
-    /// One had not been answered, and will not be.
+    /// One was, and its answer will not be sent.
     Superseding,
 }
 
-/// Who decides about events.
+/// Decides about events.
 pub trait Handler: Send + Sync + 'static {
-    /// What the agent tells of itself in the handshake.
+    /// What the agent announces in the handshake.
     fn capabilities(&self) -> Capabilities;
 
-    /// Decides about an event. What it needs of the event it takes before it returns; the future is polled on the connection's task.
+    /// Decides about an event. The handler copies what it needs of the event before it returns. The
+    /// future is polled on the connection's task.
     fn handle<E: Encode>(
         self: &Arc<Self>,
         event: &Event<'_>,
@@ -70,25 +74,26 @@ pub trait Handler: Send + Sync + 'static {
         encode: E,
     ) -> impl Future<Output = E::Encoded> + Send + 'static;
 
-    /// Answers an event for `hook` that could not be decoded: the module-error answer of its kind,
-    /// never a silent allow.
+    /// Answers an event for `hook` that cannot be decoded, like any module error: never a silent
+    /// allow.
     fn reject<E: Encode>(self: &Arc<Self>, hook: Hook, failure: Failure, encode: E) -> E::Encoded;
 
-    /// Applies the proxy's configuration: a JSON object. The error is the reason for which it is rejected. It bounds its own time: the limits
-    /// for clients do not count it.
+    /// Applies the proxy's configuration, a JSON object. The error is the reason why it is
+    /// rejected. The future bounds its own time, because the limits for clients do not count it.
     fn configure(self: &Arc<Self>, config: serde_json::Value) -> impl Future<Output = Result<(), String>> + Send + 'static;
 
-    /// The proxy wants no more answers to the events of this id on this connection.
+    /// The proxy cancelled the events of this id on this connection.
     fn cancelled(&self, _connection: u64, _correlation_id: &str) {}
 
-    /// A connection has ended, whose number [`Encode::connection`] has told.
+    /// A connection closed. Its number is that of [`Encode::connection`].
     fn disconnected(&self, _connection: u64) {}
 
-    /// Whether more events of a request on this connection are awaited, so that it is not to be closed while the agent drains.
+    /// Whether a request on this connection has more events to come, so that the connection must
+    /// stay open while the agent drains.
     fn awaits_more(&self, _connection: u64) -> bool {
         false
     }
 
-    /// What the agent reports without being asked, whenever it changes.
+    /// Health and metrics, which change whenever the agent publishes new ones.
     fn reports(&self) -> watch::Receiver<Arc<Reports>>;
 }

@@ -1,16 +1,17 @@
-//! Header names and values: how they are written, and which may leave the agent.
+//! Header names and values: how they are written for modules, and which may leave the agent.
 
-/// How header names are written in the objects that a module is given.
+/// How header names are written for a module.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HeaderCase {
-    /// `User-Agent`: as browsers and RFCs write it. The default, so that a module may look names up as people write them.
+    /// `User-Agent`, like browsers and RFCs. The default, so a module can look names up the way
+    /// people write them.
     #[default]
     Canonical,
-    /// As received. The proxy hands all names over in lower case.
+    /// As received. The proxy sends all names in lower case.
     Lower,
 }
 
-/// Names whose usual spelling is not "each word capitalised", beside their lower-case form.
+/// Names whose usual spelling does not just capitalise each word, with their lower-case form.
 const SPECIAL_NAMES: &[(&str, &str)] = &[
     ("a-im", "A-IM"),
     ("alpn", "ALPN"),
@@ -49,7 +50,8 @@ const SPECIAL_NAMES: &[(&str, &str)] = &[
     ("x-xss-protection", "X-XSS-Protection"),
 ];
 
-/// Client hints (<https://wicg.github.io/ua-client-hints/>) share this prefix; the rest is capitalised word by word.
+/// Prefix of client hints (<https://wicg.github.io/ua-client-hints/>). What follows it is
+/// capitalised word by word.
 const CLIENT_HINT: (&str, &str) = ("sec-ch-", "Sec-CH-");
 
 /// Appends `name` in the spelling of `case`, without quotes.
@@ -66,7 +68,7 @@ pub fn write_name(out: &mut Vec<u8>, name: &str, case: HeaderCase) {
     }
 }
 
-/// Appends the canonical spelling, or nothing and false when `name` is not a token.
+/// Appends the canonical spelling. False if `name` is not a token; nothing is appended then.
 fn write_canonical(out: &mut Vec<u8>, name: &str) -> bool {
     let at = out.len();
     if !write_words(out, name) {
@@ -83,7 +85,8 @@ fn write_canonical(out: &mut Vec<u8>, name: &str) -> bool {
     true
 }
 
-/// Capitalises eight bytes at a time. False where the name holds something else than lower-case letters, digits and hyphens, or is empty.
+/// Capitalises 8 bytes at a time. False if the name is empty, or contains anything but lower-case
+/// letters, digits and hyphens.
 fn write_words(out: &mut Vec<u8>, name: &str) -> bool {
     let mut start = true;
     let (words, rest) = name.as_bytes().as_chunks::<8>();
@@ -101,7 +104,8 @@ fn write_words(out: &mut Vec<u8>, name: &str) -> bool {
     !name.is_empty()
 }
 
-/// Capitalises eight bytes of a name, of which the first begins a word or does not. None where one of them is no lower-case letter, digit or hyphen.
+/// Capitalises 8 bytes of a name; `start` is whether the first begins a word. None if any byte is
+/// not a lower-case letter, digit or hyphen.
 #[inline]
 fn capitalized(word: u64, start: bool) -> Option<u64> {
     const ONES: u64 = u64::from_le_bytes([0x01; 8]);
@@ -123,7 +127,7 @@ fn capitalized(word: u64, start: bool) -> Option<u64> {
     Some(word ^ ((letters & starts) >> 2))
 }
 
-/// Capitalises byte by byte. False where the name is not a token.
+/// Capitalises byte by byte. False if the name is not a token.
 fn write_bytes(out: &mut Vec<u8>, name: &str) -> bool {
     let mut start = true;
     let mut token = true;
@@ -136,9 +140,10 @@ fn write_bytes(out: &mut Vec<u8>, name: &str) -> bool {
     token
 }
 
-/// Whether a name may be spelled unusually: its first letter and length are those of an exception. Spares most names the search.
+/// Whether a name may have a special spelling, because its first letter and length are those of
+/// one. Most names need no search then.
 fn may_be_special(written: &[u8]) -> bool {
-    /// For each first letter, the lengths of the exceptions that begin with it.
+    /// For each first letter, the lengths of the special names that begin with it.
     const LENGTHS: [u32; 26] = {
         let mut lengths = [0; 26];
         let mut at = 0;
@@ -190,9 +195,10 @@ const TOKEN: [bool; 256] = {
     table
 };
 
-/// Whether `value` may stand in a header or a line of a log: no control characters but the tab.
+/// Whether `value` may be part of a header or a log line: no control characters except tab.
 ///
-/// Stricter than "no CR, LF or NUL" (RFC 9110, 5.5): the other control characters have no honest use there either.
+/// Stricter than "no CR, LF or NUL" (RFC 9110, 5.5), because the other control characters have no
+/// legitimate use there either.
 pub fn is_value(value: &str) -> bool {
     value.bytes().all(|byte| (byte >= 0x20 && byte != 0x7f) || byte == b'\t')
 }
@@ -210,25 +216,26 @@ pub(crate) const fn is_static_value(value: &str) -> bool {
     true
 }
 
-/// Names of headers that frame a message or concern one connection alone (RFC 9112, 6; RFC 9110,
-/// 7.6.1). Only the proxy may write them: a module that could would make the next hop wait for a
-/// body that never comes, or take one request for two.
+/// Names of headers that frame a message or apply to a single connection (RFC 9112, 6; RFC 9110,
+/// 7.6.1). Only the proxy may write them: with them, a module could make the next hop wait for a
+/// body that never comes, or read one request as two.
 const FRAMING: [&str; 9] =
     ["connection", "content-length", "http2-settings", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
 
-/// Whether a header of this name frames its message or concerns one connection alone.
+/// Whether a header of this name frames its message or applies to a single connection.
 ///
-/// An underscore counts as a hyphen, because servers that hand headers over as variables (RFC 3875, 4.1.18) do not tell them apart.
+/// An underscore counts as a hyphen, because servers that pass headers as variables (RFC 3875,
+/// 4.1.18) do not distinguish them.
 pub fn is_framing(name: &str) -> bool {
     let same = |known: u8, byte: u8| known == if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
     FRAMING.iter().any(|framing| framing.len() == name.len() && framing.bytes().zip(name.bytes()).all(|(known, byte)| same(known, byte)))
 }
 
-/// Whether `value` may be the value of a `Host` header: a name or an address, with or without a
+/// Whether `value` may be the value of a `Host` header: a name or an address, optionally with a
 /// port.
 ///
-/// Stricter than RFC 3986, 3.2.2, which has room for commas and escapes: next hops disagree about
-/// those.
+/// Stricter than RFC 3986, 3.2.2, which allows commas and escapes, because next hops interpret
+/// those differently.
 pub fn is_host(value: &str) -> bool {
     let (host, port) = match value.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {
@@ -243,7 +250,7 @@ pub fn is_host(value: &str) -> bool {
         && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port))
 }
 
-/// What stands between the values of a header that has several.
+/// What separates the values of a header in one line.
 pub fn separator(name: &str) -> &'static str {
     if name.eq_ignore_ascii_case("cookie") { "; " } else { ", " }
 }
@@ -253,109 +260,117 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn canonical(name: &str) -> String {
-        let mut out = Vec::new();
-        write_name(&mut out, name, HeaderCase::Canonical);
-        String::from_utf8(out).unwrap()
-    }
+    mod spelling {
+        use super::*;
 
-    #[test]
-    fn names_are_spelled_as_browsers_and_rfcs_do() {
-        for expected in [
-            "User-Agent",
-            "Content-Type",
-            "Host",
-            "X-Forwarded-For",
-            "ETag",
-            "WWW-Authenticate",
-            "TE",
-            "DNT",
-            "X-XSS-Protection",
-            "Sec-CH-UA",
-            "Sec-CH-UA-Platform",
-            "Sec-CH-Prefers-Color-Scheme",
-            "Sec-Fetch-Mode",
-            "Sec-WebSocket-Key",
-            "Accept",
-            "X-Request-Id",
-            "Sec-GPC",
-            "MIME-Version",
-        ] {
-            assert_eq!(canonical(&expected.to_ascii_lowercase()), expected);
-            assert_eq!(canonical(&expected.to_ascii_uppercase()), expected);
-        }
-    }
-
-    #[test]
-    fn every_exception_is_reachable() {
-        for (lower, spelling) in SPECIAL_NAMES {
-            assert_eq!(canonical(lower), *spelling);
-        }
-    }
-
-    #[test]
-    fn lower_leaves_names_as_they_came() {
-        let mut out = Vec::new();
-        write_name(&mut out, "user-agent", HeaderCase::Lower);
-        assert_eq!(out, b"user-agent");
-    }
-
-    #[test]
-    fn framing_headers_are_known_in_any_case() {
-        for name in [
-            "Content-Length",
-            "TRANSFER-ENCODING",
-            "te",
-            "Trailer",
-            "HTTP2-Settings",
-            "Keep-Alive",
-            "Proxy-Connection",
-            "Upgrade",
-            "content_length",
-            "Transfer_Encoding",
-        ] {
-            assert!(is_framing(name), "{name}");
-        }
-        for name in ["Content-Type", "Content-Encoding", "Host", "Trailers", "Tea", "Upgrade-Insecure-Requests", ""] {
-            assert!(!is_framing(name), "{name}");
-        }
-    }
-
-    #[test]
-    fn a_host_is_a_name_or_an_address() {
-        for host in ["a", "shop.example", "my_shop-1.example:8443", "192.0.2.1:80", "[2001:db8::1]", "[::1]:80"] {
-            assert!(is_host(host), "{host}");
-        }
-        for host in [
-            "", ":80", "a:", "a:b", "a:80:80", "a:65536", "a:+1", "a b", "a,b", "a/b", "a@b", "[::1", "[a]", "[::1]80", "::1", "\u{e9}",
-            "a\tb",
-        ] {
-            assert!(!is_host(host), "{host:?}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn words_are_capitalised_as_bytes_are(name in "[a-z0-9-]{1,40}") {
-            let (mut words, mut bytes) = (Vec::new(), Vec::new());
-            prop_assert!(write_words(&mut words, &name) && write_bytes(&mut bytes, &name));
-            prop_assert_eq!(words, bytes);
+        fn canonical(name: &str) -> String {
+            let mut out = Vec::new();
+            write_name(&mut out, name, HeaderCase::Canonical);
+            String::from_utf8(out).unwrap()
         }
 
         #[test]
-        fn what_is_unusual_is_left_to_the_bytes(name in "[a-z-]{0,9}[^a-z0-9-][a-z-]{0,9}") {
-            prop_assert!(!write_words(&mut Vec::new(), &name));
+        fn spells_names_like_browsers_and_rfcs() {
+            for expected in [
+                "User-Agent",
+                "Content-Type",
+                "Host",
+                "X-Forwarded-For",
+                "ETag",
+                "WWW-Authenticate",
+                "TE",
+                "DNT",
+                "X-XSS-Protection",
+                "Sec-CH-UA",
+                "Sec-CH-UA-Platform",
+                "Sec-CH-Prefers-Color-Scheme",
+                "Sec-Fetch-Mode",
+                "Sec-WebSocket-Key",
+                "Accept",
+                "X-Request-Id",
+                "Sec-GPC",
+                "MIME-Version",
+            ] {
+                assert_eq!(canonical(&expected.to_ascii_lowercase()), expected);
+                assert_eq!(canonical(&expected.to_ascii_uppercase()), expected);
+            }
         }
 
         #[test]
-        fn case_is_all_that_changes(name in "[!#-'*+.^-z|~-]{1,40}") {
-            prop_assert!(canonical(&name).eq_ignore_ascii_case(&name));
+        fn every_special_name_is_reachable() {
+            for (lower, spelling) in SPECIAL_NAMES {
+                assert_eq!(canonical(lower), *spelling);
+            }
         }
 
         #[test]
-        fn any_name_is_safe_inside_json(name in any::<String>()) {
-            let quoted = format!("\"{}\"", canonical(&name));
-            prop_assert!(serde_json::from_str::<String>(&quoted).unwrap().eq_ignore_ascii_case(&name));
+        fn lower_keeps_names_as_received() {
+            let mut out = Vec::new();
+            write_name(&mut out, "user-agent", HeaderCase::Lower);
+            assert_eq!(out, b"user-agent");
+        }
+
+        proptest! {
+            #[test]
+            fn capitalises_words_like_bytes(name in "[a-z0-9-]{1,40}") {
+                let (mut words, mut bytes) = (Vec::new(), Vec::new());
+                prop_assert!(write_words(&mut words, &name) && write_bytes(&mut bytes, &name));
+                prop_assert_eq!(words, bytes);
+            }
+
+            #[test]
+            fn leaves_unusual_names_to_the_slow_path(name in "[a-z-]{0,9}[^a-z0-9-][a-z-]{0,9}") {
+                prop_assert!(!write_words(&mut Vec::new(), &name));
+            }
+
+            #[test]
+            fn changes_only_the_case(name in "[!#-'*+.^-z|~-]{1,40}") {
+                prop_assert!(canonical(&name).eq_ignore_ascii_case(&name));
+            }
+
+            #[test]
+            fn writes_any_name_safely_inside_json(name in any::<String>()) {
+                let quoted = format!("\"{}\"", canonical(&name));
+                prop_assert!(serde_json::from_str::<String>(&quoted).unwrap().eq_ignore_ascii_case(&name));
+            }
+        }
+    }
+
+    mod rules {
+        use super::*;
+
+        #[test]
+        fn recognises_framing_headers_in_any_case() {
+            for name in [
+                "Content-Length",
+                "TRANSFER-ENCODING",
+                "te",
+                "Trailer",
+                "HTTP2-Settings",
+                "Keep-Alive",
+                "Proxy-Connection",
+                "Upgrade",
+                "content_length",
+                "Transfer_Encoding",
+            ] {
+                assert!(is_framing(name), "{name}");
+            }
+            for name in ["Content-Type", "Content-Encoding", "Host", "Trailers", "Tea", "Upgrade-Insecure-Requests", ""] {
+                assert!(!is_framing(name), "{name}");
+            }
+        }
+
+        #[test]
+        fn a_host_is_a_name_or_an_address() {
+            for host in ["a", "shop.example", "my_shop-1.example:8443", "192.0.2.1:80", "[2001:db8::1]", "[::1]:80"] {
+                assert!(is_host(host), "{host}");
+            }
+            for host in [
+                "", ":80", "a:", "a:b", "a:80:80", "a:65536", "a:+1", "a b", "a,b", "a/b", "a@b", "[::1", "[a]", "[::1]80", "::1",
+                "\u{e9}", "a\tb",
+            ] {
+                assert!(!is_host(host), "{host:?}");
+            }
         }
     }
 }

@@ -7,19 +7,19 @@ use std::fmt;
 pub enum Hook {
     /// `on_request_headers`: the request line and headers are known.
     RequestHeaders,
-    /// `on_request_body`: a part of the request body is known.
+    /// `on_request_body`: a chunk of the request body has arrived.
     RequestBody,
-    /// `on_response_headers`: the upstream has answered.
+    /// `on_response_headers`: the status and headers of the response are known.
     ResponseHeaders,
-    /// `on_response_body`: a part of the response body is known.
+    /// `on_response_body`: a chunk of the response body has arrived.
     ResponseBody,
-    /// `on_websocket_frame`: a frame of an upgraded connection.
+    /// `on_websocket_frame`: a frame of an upgraded connection has arrived.
     WebsocketFrame,
-    /// `on_guardrail_inspect`: text to be inspected for prompt injection or personal data.
+    /// `on_guardrail_inspect`: inspect a text for prompt injection or personal data.
     GuardrailInspect,
-    /// `on_request_complete`: the request is over; nothing is decided any more.
+    /// `on_request_complete`: the request is complete; nothing is left to decide.
     RequestComplete,
-    /// `on_configure`: the module's configuration, before the instance serves.
+    /// `on_configure`: the module's configuration, before the instance takes events.
     Configure,
 }
 

@@ -1,11 +1,13 @@
-//! Writing JSON by hand, for the objects that are written once per request.
+//! Writes JSON by hand, for objects that are written once per request.
 
 use crate::dense;
 
-/// Text up to which nobody looks how it is best escaped, in bytes: longer than most headers.
+/// Longest text that is escaped without looking for the fastest way, in bytes: longer than most
+/// headers.
 const SHORT: usize = 1024;
 
-/// Text that is escaped at once, in bytes. The library makes room for the worst, which is six times as much.
+/// Text that is escaped at once, in bytes. The library reserves space for the worst case, which is
+/// six times as much.
 const PIECE: usize = 4096;
 
 /// Appends `value` as a JSON string (RFC 8259), quotes included.
@@ -27,7 +29,7 @@ pub fn escaped(out: &mut Vec<u8>, value: &str) {
         if piece.len() <= SHORT || !dense::escape(out, piece.as_bytes()) {
             let start = out.len();
             json_escape_simd::escape_into(piece, out);
-            // Without the quotes.
+            // Remove the quotes.
             out.pop();
             out.remove(start);
         }
@@ -37,7 +39,7 @@ pub fn escaped(out: &mut Vec<u8>, value: &str) {
 
 /// Appends `"name":`, with a comma before it unless it is the first field of its object.
 ///
-/// `name` must need no escaping; the names of the contract do not.
+/// `name` must not need escaping. The names of the contract do not.
 pub fn key(out: &mut Vec<u8>, name: &str) {
     if !matches!(out.last(), None | Some(b'{')) {
         out.push(b',');
@@ -53,18 +55,18 @@ pub fn field(out: &mut Vec<u8>, name: &str, value: &str) {
     string(out, value);
 }
 
-/// Appends a field whose value is a string, when there is one.
+/// Appends a field whose value is a string, if there is one.
 pub fn optional_field(out: &mut Vec<u8>, name: &str, value: Option<&str>) {
     if let Some(value) = value {
         field(out, name, value);
     }
 }
 
-/// Appends a field whose value is a number, true or false: something that prints as JSON.
+/// Appends a field whose value prints as JSON, such as a number or a boolean.
 pub fn plain_field(out: &mut Vec<u8>, name: &str, value: impl std::fmt::Display) {
     use std::io::Write as _;
     key(out, name);
-    // Writing to a vector does not fail.
+    // Writing to a vector never fails.
     let _ = write!(out, "{value}");
 }
 
@@ -73,7 +75,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn keys_are_separated_by_commas() {
+    fn separates_fields_by_commas() {
         let mut out = b"{".to_vec();
         super::field(&mut out, "a", "x");
         super::plain_field(&mut out, "b", 2);
@@ -85,7 +87,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_reads_back(value in any::<String>(), times in prop::sample::select(vec![1, 1000])) {
+        fn written_strings_read_back(value in any::<String>(), times in prop::sample::select(vec![1, 1000])) {
             let value = value.repeat(times);
             let mut out = Vec::new();
             super::string(&mut out, &value);

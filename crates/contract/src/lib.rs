@@ -1,15 +1,35 @@
-//! What a Wasm module is given and what it may answer.
+//! What a Wasm module is given and what it may answer. No I/O, no Wasm engine, no wire format.
 //!
-//! No I/O happens here. The types stand in the order of a request's way:
+//! * [`Event`]: what the proxy reports about a request, borrowed from its message;
+//! * [`Hook`]: the export of the module that takes an event;
+//! * [`Answer`]: what the module decides. The types of its parts keep the rules of the contract; an
+//!   [`AnswerBuilder`] puts them together;
+//! * [`Failure`]: why there is no usable answer;
+//! * [`Handler`] and [`Encode`]: where transports meet the engine.
 //!
-//! * [`event`]: what the proxy says, borrowed from the frame that it came in;
-//! * [`hook`]: which export of the module takes it;
-//! * [`answer`]: what it decides;
-//! * [`handler`]: where a transport meets whoever decides;
-//! * [`report`]: health and metrics, as the proxy gets them.
+//! ```
+//! use zentinel_wasm_contract::{AnswerBuilder, Block, BlockStatus, Decision, Event, Hook};
+//!
+//! let event = Event::RequestHeaders(serde_json::from_str(
+//!     r#"{"metadata": {"correlation_id": "1"}, "method": "GET", "uri": "/admin", "headers": {}}"#,
+//! )?);
+//! assert_eq!(event.hook(), Hook::RequestHeaders);
+//!
+//! let mut answer = AnswerBuilder::new(Decision::Block(Block::new(BlockStatus::FORBIDDEN, Some("No entry".into()))));
+//! answer.tags(vec!["admin".into()])?;
+//! // What breaks a rule cannot become part of an answer.
+//! assert!(answer.set_response_headers(vec![("Content-Length".into(), vec!["9".into()])]).is_err());
+//! assert!(BlockStatus::new(101).is_err());
+//! # let _ = answer.build();
+//! # Ok::<_, Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! [`json`] and [`Bounded`] are here, and not with the JSON interface of modules, because the wire
+//! needs them too, and a transport must not depend on an interface of guests.
 
 #![deny(unsafe_code)]
 #![deny(missing_docs)]
+#![deny(clippy::print_stderr, clippy::print_stdout)]
 
 pub mod answer;
 mod dense;

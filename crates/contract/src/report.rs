@@ -1,14 +1,14 @@
-//! Health and metrics, as the agent reports them to the proxy.
+//! Health and metrics, as the agent reports them to the proxies.
 
 use std::time::Duration;
 
-/// How often health and metrics are reported to the proxies. What the published crates use.
+/// How often health and metrics are reported to the proxies: the interval of the published crates.
 pub const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Health and metrics at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Reports {
-    /// When that was, in milliseconds since 1970.
+    /// The moment, in milliseconds since 1970.
     pub timestamp_ms: u64,
     /// Agent health and load.
     pub health: Health,
@@ -19,12 +19,12 @@ pub struct Reports {
 /// Agent health.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum HealthState {
-    /// All is well.
+    /// Nothing is wrong.
     #[default]
     Healthy,
-    /// It serves, but something is wrong.
+    /// The agent serves, but something is wrong: the reason, for people.
     Degraded(String),
-    /// It finishes what is in flight and ends, or was asked to.
+    /// The agent finishes what is in flight and exits, or was asked to.
     Draining,
 }
 
@@ -46,41 +46,42 @@ pub struct Health {
     pub state: HealthState,
     /// Whether the module decides about requests right now.
     pub ready: bool,
-    /// Events under way.
+    /// Events in flight.
     pub in_flight: u32,
-    /// Calls that wait for an instance.
+    /// Calls that are waiting for an instance.
     pub waiting: u32,
     /// Events answered.
     pub answered: u64,
-    /// Events that no module has decided about, because none had time or worked.
+    /// Events rejected without a call, because no instance was free or the circuit was open.
     pub rejected: u64,
-    /// Calls that did not end before their deadline.
+    /// Calls that exceeded their deadline.
     pub timed_out: u64,
-    /// Time from an event's arrival to its answer, lately.
+    /// Recent time from an event's arrival to its answer.
     pub latency: Latency,
     /// Connections of proxies.
     pub connections: u32,
 }
 
-/// How long calls took, in milliseconds. All zero when there were none: the published types require numbers.
+/// How long calls took, in milliseconds. All zero if there were none, because the published types
+/// require numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Latency {
     /// The mean.
     pub average: f64,
-    /// Half of the calls took no longer.
+    /// The median.
     pub p50: f64,
-    /// 95 of 100 took no longer.
+    /// The 95th percentile.
     pub p95: f64,
-    /// 99 of 100 took no longer.
+    /// The 99th percentile.
     pub p99: f64,
 }
 
 /// Every metric series.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Series {
-    /// Numbers that only grow.
+    /// Values that only grow.
     pub counters: Vec<Metric<u64>>,
-    /// Numbers that come and go.
+    /// Values that rise and fall.
     pub gauges: Vec<Metric<f64>>,
     /// Distributions.
     pub histograms: Vec<Metric<Histogram>>,
@@ -89,13 +90,13 @@ pub struct Series {
 /// One series.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Metric<T> {
-    /// Its name.
+    /// Name of the metric.
     pub name: String,
-    /// What it says.
+    /// What the metric counts or measures.
     pub help: String,
-    /// What tells it from others of its name.
+    /// Labels that distinguish it from other series of the metric.
     pub labels: Vec<(String, String)>,
-    /// Its value.
+    /// The value.
     pub value: T,
 }
 
@@ -106,12 +107,12 @@ pub struct Histogram {
     pub sum: f64,
     /// Number of all values.
     pub count: u64,
-    /// Upper bounds, and how many values lie at or below each. The last bound is infinite.
+    /// Upper bounds, and the number of values at or below each. The last bound is infinite.
     pub buckets: Vec<(f64, u64)>,
 }
 
 impl Reports {
-    /// Until when the health is valid, in milliseconds since 1970: two reports may get lost.
+    /// Until when the health is valid, in milliseconds since 1970. Two reports may get lost.
     pub const fn valid_until_ms(&self) -> u64 {
         self.timestamp_ms + 3 * REPORT_INTERVAL.as_millis() as u64
     }

@@ -1,22 +1,23 @@
-//! URLs that clients are sent to, as RFC 3986 wants them in a `Location`.
+//! Encodes the URLs that clients are sent to, as RFC 3986 requires them in a `Location`.
 
 use std::net::Ipv6Addr;
 
 use crate::text::Text;
 
-/// Why a text cannot be made a URL.
+/// Why a text cannot be encoded as a URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UrlError {
-    /// Control characters have no place in a URL, and encoding them would only hide a mistake.
+    /// It contains control characters. They are never meant to be in a URL, and encoding them would
+    /// only hide a mistake.
     ControlCharacter,
-    /// The host is in brackets, but not an IPv6 address (RFC 3986, 3.2.2).
+    /// The host contains brackets, but is not an IPv6 address (RFC 3986, 3.2.2).
     Host,
-    /// What follows the host's colon is not a number (RFC 3986, 3.2.3).
+    /// The port is not a number (RFC 3986, 3.2.3).
     Port,
 }
 
 impl UrlError {
-    /// What is wrong, to be put behind what names the URL.
+    /// What is wrong, as a predicate: the caller names the URL before it.
     pub const fn reason(self) -> &'static str {
         match self {
             Self::ControlCharacter => "contains control characters",
@@ -26,10 +27,14 @@ impl UrlError {
     }
 }
 
-/// Percent-encodes what a URI reference may not hold: spaces, non-ASCII characters as UTF-8,
-/// `"<>\^` and the like, a `%` that begins no escape, brackets outside an IPv6 host, and any
-/// further `#`. What is encoded stays, and so do reserved characters. Spaces around the URL are cut
-/// off, as browsers do.
+/// Percent-encodes what a URI reference must not contain: spaces, non-ASCII characters as UTF-8,
+/// `"<>\^` and the like, a `%` that begins no escape, brackets outside of an IPv6 host, and every
+/// `#` but the first. Escapes and reserved characters are kept. Spaces around the URL are removed,
+/// as by browsers. A URL that needs no change is not copied.
+///
+/// # Errors
+///
+/// The URL contains control characters, or its host or port is invalid.
 pub fn encoded(url: Text<'_>) -> Result<Text<'_>, UrlError> {
     if url.bytes().any(|byte| byte.is_ascii_control()) {
         return Err(UrlError::ControlCharacter);
@@ -43,7 +48,7 @@ pub fn encoded(url: Text<'_>) -> Result<Text<'_>, UrlError> {
     Ok(Text::from(parts.encode()))
 }
 
-/// A URI reference, cut as in RFC 3986, appendix B. Each part keeps its delimiter.
+/// A URI reference, split as in RFC 3986, appendix B. Each part keeps its delimiter.
 struct Parts<'a> {
     /// With its colon.
     scheme: &'a str,
@@ -68,9 +73,10 @@ impl<'a> Parts<'a> {
         Self { scheme, authority, path, query, fragment }
     }
 
-    /// The parts with what each may hold. A scheme holds nothing else.
+    /// The parts with the rule for each. A scheme needs none, because it was matched by its
+    /// grammar.
     fn with_rules(&self) -> [(&'a str, Rule); 5] {
-        // Without a scheme a colon in the first segment would make one (RFC 3986, 4.2).
+        // Without a scheme, a colon in the first segment would make one (RFC 3986, 4.2).
         let first_segment =
             if self.scheme.is_empty() && self.authority.is_empty() { self.path.find('/').unwrap_or(self.path.len()) } else { 0 };
         let (first_segment, path) = self.path.split_at(first_segment);
@@ -105,7 +111,7 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// The length of a scheme with its colon, 0 where there is none.
+/// Length of the scheme with its colon; 0 if there is none.
 fn scheme_len(url: &str) -> usize {
     let Some(colon) = url.find(':') else { return 0 };
     let scheme = &url.as_bytes()[..colon];
@@ -113,10 +119,10 @@ fn scheme_len(url: &str) -> usize {
     if scheme.first().is_some_and(u8::is_ascii_alphabetic) && scheme.iter().all(rest) { colon + 1 } else { 0 }
 }
 
-/// What a part of a URL may hold beside unreserved characters, escapes and sub-delimiters.
+/// What a part of a URL may contain besides unreserved characters, escapes and sub-delimiters.
 #[derive(Clone, Copy)]
 enum Rule {
-    /// What stands before the last `@`, at `userinfo`, is the user's.
+    /// The user information ends at the last `@`, whose place is `userinfo`.
     Authority {
         userinfo: usize,
     },
@@ -137,7 +143,7 @@ impl Rule {
                 Self::Authority { userinfo } => match byte {
                     b'/' => at < 2,
                     b'@' => at == userinfo,
-                    // Checked as a whole before.
+                    // The address was checked as a whole.
                     b'[' | b']' => at > userinfo,
                     b':' => true,
                     _ => false,
@@ -151,7 +157,7 @@ impl Rule {
     }
 }
 
-/// Checks what encoding cannot mend.
+/// Checks what encoding cannot repair.
 fn check_authority(authority: &str) -> Result<(), UrlError> {
     let Some(authority) = authority.strip_prefix("//") else { return Ok(()) };
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
@@ -191,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_allowed_stays() {
+    fn keeps_what_is_allowed() {
         for url in [
             "/",
             "/login?next=%2Fcart&a=b#top",
@@ -212,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_allowed_is_encoded() {
+    fn encodes_what_is_not_allowed() {
         for (url, expected) in [
             ("/caf\u{e9} x", "/caf%C3%A9%20x"),
             ("/a\"<>\\^`{|}b", "/a%22%3C%3E%5C%5E%60%7B%7C%7Db"),
@@ -236,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn what_encoding_cannot_mend_is_refused() {
+    fn rejects_what_encoding_cannot_repair() {
         for (url, expected) in [
             ("/a\nb", UrlError::ControlCharacter),
             ("/a\u{7f}b", UrlError::ControlCharacter),
@@ -253,7 +259,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_encoded_is_a_uri_reference_and_stays_as_it_is(url in "[ -~\u{e9}]{0,12}|(https?:)?//[a-z@:\\[\\]0-9%]{0,8}[ -~]{0,12}") {
+        fn makes_uri_references_that_need_no_more_encoding(url in "[ -~\u{e9}]{0,12}|(https?:)?//[a-z@:\\[\\]0-9%]{0,8}[ -~]{0,12}") {
             if let Ok(once) = encoded(url.as_str().into()) {
                 prop_assert!(is_uri_reference(&once), "{once}");
                 prop_assert_eq!(&encoded(once.as_str().into()).unwrap(), &once);
@@ -261,7 +267,7 @@ mod tests {
         }
 
         #[test]
-        fn decoding_gives_the_text_back(path in "/[a-z \u{e9}\"<>^`{|}\\\\]{0,12}") {
+        fn decodes_to_the_original_text(path in "/[a-z \u{e9}\"<>^`{|}\\\\]{0,12}") {
             // `//` would begin an authority.
             prop_assume!(!path.starts_with("//"));
             let once = of(&path);

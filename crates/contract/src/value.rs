@@ -1,4 +1,4 @@
-//! JSON of a shape that nobody knows beforehand, from those who are not trusted.
+//! Untrusted JSON of arbitrary shape.
 
 use std::fmt;
 
@@ -6,10 +6,12 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-/// A value of at most `MAX` values in all, itself and the keys of objects among them: a few bytes of text become half a kilobyte in memory.
+/// A value that consists of at most `MAX` values, counting itself and the keys of objects. A few
+/// bytes of text become half a kilobyte in memory.
 ///
-/// serde_json's own way to a [`Value`] is not taken for what strangers send. It has no bound, and with the feature `raw_value`, which any crate of the
-/// build may turn on, it takes one key of an object for a text to be read within the text, with no end to how deep.
+/// Untrusted input is not deserialized to a [`Value`] by serde_json itself, for two reasons: it has
+/// no bound; and with the feature `raw_value`, which any crate of the build may enable, it parses
+/// the text under a certain key as JSON again, to any depth.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Bounded<const MAX: usize>(pub Value);
 
@@ -20,7 +22,7 @@ impl<'de, const MAX: usize> Deserialize<'de> for Bounded<MAX> {
     }
 }
 
-/// Reads a value, as long as there is something left.
+/// Reads a value while the budget lasts.
 struct Budget<'a> {
     left: &'a mut usize,
     max: usize,
@@ -28,7 +30,7 @@ struct Budget<'a> {
 
 impl Budget<'_> {
     fn take<E: Error>(&mut self) -> Result<(), E> {
-        *self.left = self.left.checked_sub(1).ok_or_else(|| E::custom(format_args!("there are more than {} values", self.max)))?;
+        *self.left = self.left.checked_sub(1).ok_or_else(|| E::custom(format_args!("more than {} values", self.max)))?;
         Ok(())
     }
 
@@ -103,7 +105,7 @@ impl<'de> Visitor<'de> for Budget<'_> {
             self.take()?;
             let value = entries.next_value_seed(self.inner())?;
             if object.insert(key, value).is_some() {
-                return Err(Error::custom("a key stands twice in one object"));
+                return Err(Error::custom("a key is repeated in an object"));
             }
         }
         Ok(Value::Object(object))
@@ -120,7 +122,7 @@ mod tests {
     type Some100 = Bounded<100>;
 
     #[test]
-    fn more_values_than_the_bound_are_refused() {
+    fn rejects_more_values_than_the_bound() {
         let list = |len: usize| format!("[{}0]", "0,".repeat(len - 1));
         assert!(serde_json::from_str::<Some100>(&list(99)).is_ok());
         let error = serde_json::from_str::<Some100>(&list(100)).unwrap_err().to_string();
@@ -130,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_serde_json_takes_for_a_text_within_the_text_is_a_key() {
+    fn a_key_that_serde_json_treats_as_raw_text_is_a_key() {
         let key = "$serde_json::private::RawValue";
         let value: Some100 = serde_json::from_str(&format!(r#"{{"{key}":"[1]"}}"#)).unwrap();
         assert_eq!(value.0, json!({key: "[1]"}));
@@ -159,7 +161,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn values_are_read_as_serde_json_reads_them(value in values()) {
+        fn reads_values_like_serde_json(value in values()) {
             let text = value.to_string();
             let read: Bounded<1000> = serde_json::from_str(&text).unwrap();
             prop_assert_eq!(&read.0, &serde_json::from_str::<Value>(&text).unwrap());

@@ -1,6 +1,7 @@
-//! The JSON object that a module is handed, written straight from the event.
+//! Writes the JSON object that a hook is given, directly from the event.
 //!
-//! Later hooks of a request are given what its earlier events said; [`Context`] holds that as JSON already, so that it is only copied.
+//! The object of a later hook repeats fields of the request's earlier events. [`Context`] keeps
+//! them as JSON, so that they only need to be copied.
 
 use zentinel_wasm_contract::event::{
     BodyChunk, BodyError, Data, GuardrailInspect, Headers, RequestComplete, RequestHeaders, ResponseHeaders, WebsocketFrame,
@@ -8,19 +9,20 @@ use zentinel_wasm_contract::event::{
 use zentinel_wasm_contract::header::{self, HeaderCase};
 use zentinel_wasm_contract::json::{escaped, field, key, optional_field, plain_field, string};
 
-/// What of a request its later hooks are told, as JSON fields without the braces.
+/// The fields of a request that its later hooks are given, as JSON without the braces.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Context {
     /// The whole request object, for `on_request_body`.
     pub request: Box<[u8]>,
     /// `method`, `uri` and `client_ip`, for the response hooks.
     pub brief: Box<[u8]>,
-    /// `status`, `headers` and `header_values` of the response, for `on_response_body`. Empty until they are known.
+    /// `status`, `headers` and `header_values` of the response, for `on_response_body`. Empty until
+    /// the response is known.
     pub response: Box<[u8]>,
 }
 
 impl Context {
-    /// Memory that this context holds, in bytes.
+    /// Memory that the fields take, in bytes.
     pub fn size(&self) -> usize {
         self.request.len() + self.brief.len() + self.response.len()
     }
@@ -50,7 +52,7 @@ pub fn request(out: &mut Vec<u8>, event: &RequestHeaders<'_>, case: HeaderCase) 
     out.push(b'}');
 }
 
-/// What the later hooks will be told of a request, given the object that [`request`] wrote for it.
+/// The fields for later hooks, given the object that [`request`] wrote.
 pub fn context(event: &RequestHeaders<'_>, object: &[u8]) -> Context {
     let mut brief = Vec::new();
     field(&mut brief, "method", &event.method);
@@ -68,7 +70,7 @@ pub fn response(out: &mut Vec<u8>, event: &ResponseHeaders<'_>, context: Option<
     out.push(b'}');
 }
 
-/// What `on_response_body` will be told of a response.
+/// The fields of a response for `on_response_body`.
 pub fn response_context(event: &ResponseHeaders<'_>, case: HeaderCase) -> Box<[u8]> {
     let mut out = Vec::new();
     response_fields(&mut out, event, case);
@@ -84,11 +86,11 @@ fn response_fields(out: &mut Vec<u8>, event: &ResponseHeaders<'_>, case: HeaderC
 ///
 /// # Errors
 ///
-/// The chunk is larger than `limit` bytes or is not base64.
+/// The chunk is larger than `limit` bytes, or invalid base64.
 pub fn request_body(out: &mut Vec<u8>, event: &BodyChunk<'_>, context: Option<&Context>, limit: usize) -> Result<(), BodyError> {
     out.push(b'{');
     match context {
-        // The request object has the id already.
+        // The fields of the request contain the id.
         Some(context) => fields(out, Some(&context.request)),
         None => field(out, "correlation_id", &event.correlation_id),
     }
@@ -102,7 +104,7 @@ pub fn request_body(out: &mut Vec<u8>, event: &BodyChunk<'_>, context: Option<&C
 ///
 /// # Errors
 ///
-/// The chunk is larger than `limit` bytes or is not base64.
+/// The chunk is larger than `limit` bytes, or invalid base64.
 pub fn response_body(out: &mut Vec<u8>, event: &BodyChunk<'_>, context: Option<&Context>, limit: usize) -> Result<(), BodyError> {
     out.push(b'{');
     field(out, "correlation_id", &event.correlation_id);
@@ -118,7 +120,7 @@ pub fn response_body(out: &mut Vec<u8>, event: &BodyChunk<'_>, context: Option<&
 ///
 /// # Errors
 ///
-/// The payload is larger than `limit` bytes or is not base64.
+/// The payload is larger than `limit` bytes, or invalid base64.
 pub fn websocket_frame(out: &mut Vec<u8>, event: &WebsocketFrame<'_>, limit: usize) -> Result<(), BodyError> {
     out.push(b'{');
     field(out, "correlation_id", &event.correlation_id);
@@ -199,9 +201,11 @@ fn fields(out: &mut Vec<u8>, fields: Option<impl AsRef<[u8]>>) {
     }
 }
 
-/// Appends `headers`, and `header_values` for those with several values, so that none of them is lost in a joined line.
+/// Appends `headers`, and `header_values` for those with several values, because a joined line does
+/// not show where a value ends.
 fn headers(out: &mut Vec<u8>, headers: &Headers<'_>, case: HeaderCase) {
-    // A name with a colon in front is no header (RFC 9113, 8.3): proxies up to 0.6.45 hand `:method` and `:path` over among them.
+    // A name that begins with a colon is not a header (RFC 9113, 8.3). Proxies up to 0.6.45 send
+    // `:method` and `:path` among the headers.
     let real = || headers.0.iter().filter(|(name, _)| !name.starts_with(':'));
     let name_of = |out: &mut Vec<u8>, name: &str| {
         if out.last() != Some(&b'{') {
@@ -262,7 +266,7 @@ fn body(out: &mut Vec<u8>, event: &BodyChunk<'_>, limit: usize) -> Result<(), Bo
     Ok(())
 }
 
-/// Appends bytes as text where they are UTF-8, else as base64, and which of the two it is.
+/// Appends bytes as text if they are UTF-8, else as base64, and the name of the encoding.
 fn data(out: &mut Vec<u8>, [name, encoding]: [&str; 2], data: &Data<'_>, limit: usize) -> Result<(), BodyError> {
     let bytes = data.bytes(limit)?;
     match simdutf8::basic::from_utf8(&bytes) {
@@ -284,9 +288,8 @@ fn data(out: &mut Vec<u8>, [name, encoding]: [&str; 2], data: &Data<'_>, limit: 
     Ok(())
 }
 
-/// Takes an address apart: `192.0.2.1:80`, `[2001:db8::1]:80`, `[2001:db8::1]`, or an address alone.
-///
-/// `port` counts where the address brings none; 0 is none.
+/// Splits an address into IP and port: `192.0.2.1:80`, `[2001:db8::1]:80`, `[2001:db8::1]`, or an
+/// address alone. `port` takes precedence, unless it is 0.
 fn address(text: &str, port: u32) -> (&str, Option<u32>) {
     let given = Some(port).filter(|&port| port != 0);
     let (ip, inline) = if let Some(rest) = text.strip_prefix('[') {
@@ -296,7 +299,7 @@ fn address(text: &str, port: u32) -> (&str, Option<u32>) {
         }
     } else {
         match text.split_once(':') {
-            // A second colon makes it an IPv6 address, which has no port without brackets.
+            // With a second colon this is an IPv6 address, which has no port without brackets.
             Some((ip, rest)) if !rest.contains(':') => (ip, Some(rest)),
             _ => (text, None),
         }
@@ -328,7 +331,7 @@ mod tests {
     }"#;
 
     #[test]
-    fn the_page_s_request_object() {
+    fn writes_the_request_object_of_the_product_page() {
         let object = request_object(PAGE_EVENT, HeaderCase::Canonical);
         let golden: Value = serde_json::from_str(include_str!("../golden/request.json")).unwrap();
         for (name, value) in golden.as_object().unwrap() {
@@ -342,13 +345,13 @@ mod tests {
     }
 
     #[test]
-    fn names_may_be_left_as_received() {
+    fn keeps_header_names_as_received() {
         let object = request_object(PAGE_EVENT, HeaderCase::Lower);
         assert_eq!(object["headers"], json!({"content-type": "application/json", "user-agent": "Mozilla/5.0..."}));
     }
 
     #[test]
-    fn several_values_are_joined_and_listed() {
+    fn joins_and_lists_several_values() {
         let event: ResponseHeaders<'_> = serde_json::from_str(
             r#"{"correlation_id":"c","status":200,"headers":{"set-cookie":["a=1","b=\"2\""],"cookie":["x","y"],"age":["1"],"vary":[]}}"#,
         )
@@ -366,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn later_hooks_know_their_request() {
+    fn later_hooks_get_fields_of_their_request() {
         let event: RequestHeaders<'_> = serde_json::from_str(PAGE_EVENT).unwrap();
         let mut object = Vec::new();
         request(&mut object, &event, HeaderCase::Canonical);
@@ -424,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_over_the_limit_is_refused_and_not_cut() {
+    fn rejects_a_body_over_the_limit() {
         let chunk = |data| BodyChunk {
             correlation_id: "c".into(),
             data,
@@ -442,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_lose_their_port() {
+    fn splits_addresses() {
         assert_eq!(address("192.0.2.1:80", 0), ("192.0.2.1", Some(80)));
         assert_eq!(address("192.0.2.1", 81), ("192.0.2.1", Some(81)));
         assert_eq!(address("[2001:db8::1]:80", 0), ("2001:db8::1", Some(80)));
@@ -454,7 +457,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_the_proxy_says_the_module_gets_json(method in any::<String>(), name in any::<String>(), values in proptest::collection::vec(any::<String>(), 0..3)) {
+        fn writes_json_for_any_event(
+            method in any::<String>(),
+            name in any::<String>(),
+            values in proptest::collection::vec(any::<String>(), 0..3),
+        ) {
             let event = RequestHeaders {
                 metadata: serde_json::from_str(r#"{"correlation_id":"c"}"#).unwrap(),
                 method: method.as_str().into(),
@@ -468,13 +475,14 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_reach_the_module_unchanged(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
+        fn any_bytes_arrive_unchanged(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
             let mut out = b"{".to_vec();
             data(&mut out, ["body", "body_encoding"], &Data::Raw(&bytes), 100).unwrap();
             out.push(b'}');
             let object: Value = serde_json::from_slice(&out).unwrap();
             let text = object["body"].as_str().unwrap();
-            let back = if object["body_encoding"] == "utf-8" { text.as_bytes().to_vec() } else { base64_simd::STANDARD.decode_to_vec(text.as_bytes()).unwrap() };
+            let is_text = object["body_encoding"] == "utf-8";
+            let back = if is_text { text.as_bytes().to_vec() } else { base64_simd::STANDARD.decode_to_vec(text).unwrap() };
             prop_assert_eq!(back, bytes);
         }
     }

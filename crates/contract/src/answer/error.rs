@@ -8,7 +8,7 @@ use crate::text::shortened;
 
 /// Why something cannot be part of an answer: one line that names the value and the rule it breaks.
 ///
-/// The field in which the value stood is unknown here; whoever reads the answer puts it in front.
+/// The field of the value is unknown here. The reader of the answer adds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AnswerError(Cow<'static, str>);
 

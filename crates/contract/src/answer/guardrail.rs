@@ -9,9 +9,9 @@ use super::error::AnswerError;
 
 /// The verdict of a guardrail inspection: a JSON object that the proxy can read.
 ///
-/// The proxy treats a verdict that it cannot read as no verdict at all. So what it reads is checked,
-/// field by field as in `GuardrailResponse` of zentinel-agent-protocol 0.6.54; other fields are kept
-/// as they are.
+/// The proxy treats a verdict that it cannot read as no verdict at all. So what it reads is
+/// checked, field by field as in `GuardrailResponse` of zentinel-agent-protocol 0.6.54; other
+/// fields are kept as they are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuardrailVerdict {
     json: String,

@@ -170,8 +170,8 @@ impl<'a> RequestChanges<'a> {
     ///
     /// # Errors
     ///
-    /// A name is repeated, frames the message, or is `Host`, a name or value is invalid, or there are
-    /// too many values. The values before it are added.
+    /// A name is repeated, frames the message, or is `Host`, a name or value is invalid, or there
+    /// are too many values. The values before it are added.
     pub fn append(&mut self, headers: Vec<(Text<'a>, Vec<Text<'a>>)>) -> Result<(), AnswerError> {
         if let Some((name, _)) = headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("host")) {
             return AnswerError::new(format!("{} cannot be appended, because a request has one: set it instead", quoted(name)));
@@ -224,8 +224,8 @@ impl<'a> ResponseChanges<'a> {
     ///
     /// # Errors
     ///
-    /// A name is repeated, frames the message, or is `Location`, a name or value is invalid, or there
-    /// are too many values. The values before it are added.
+    /// A name is repeated, frames the message, or is `Location`, a name or value is invalid, or
+    /// there are too many values. The values before it are added.
     pub fn append(&mut self, headers: Vec<(Text<'a>, Vec<Text<'a>>)>) -> Result<(), AnswerError> {
         check_no_location(&headers)?;
         append(&mut self.0, headers)
@@ -347,8 +347,8 @@ impl Amount {
     }
 }
 
-/// Changes followed by others. An earlier change to a header that a later one sets or removes has no
-/// effect and is left out, so that no header is set twice.
+/// Changes followed by others. An earlier change to a header that a later one sets or removes has
+/// no effect and is left out, so that no header is set twice.
 fn merge<'a>(mut first: Vec<HeaderOp<'a>>, later: Vec<HeaderOp<'a>>) -> Vec<HeaderOp<'a>> {
     let overridden: HashSet<String> =
         later.iter().filter(|op| !matches!(op, HeaderOp::Add(..))).map(|op| op.name().to_ascii_lowercase()).collect();

@@ -16,11 +16,12 @@ impl Answer<'_> {
     /// * Audit data is concatenated; the higher confidence counts.
     /// * Routing metadata of `later` replaces entries of the same key.
     /// * More of the body is needed if either answer needs it.
-    /// * A body mutation of `later` applies on top of that of `self`.
+    /// * A body mutation of `later` applies on top of that of `self`: its policy is expected to see
+    ///   the chunk as `self` left it.
     /// * A WebSocket frame or an inspected text that `self` refuses stays refused.
     ///
-    /// An answer carries a change to one chunk in each direction. So if both change a body, but name
-    /// different chunks, only the change of `later` is kept.
+    /// An answer carries a change to one chunk in each direction. So if both change a body, but
+    /// name different chunks, only the change of `later` is kept.
     ///
     /// If `later` refuses the request, the changes of `self` to the upstream's response remain, but
     /// the block's response does not get them: proxies do the same for a chain of agents.

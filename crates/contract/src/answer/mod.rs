@@ -61,7 +61,8 @@ pub struct Answer<'a> {
 }
 
 impl Answer<'_> {
-    /// The same, with every borrowed text copied, so that it may outlive the memory it was read from.
+    /// The same, with every borrowed text copied, so that it may outlive the memory it was read
+    /// from.
     pub fn into_owned(self) -> Answer<'static> {
         Answer {
             decision: self.decision.into_owned(),

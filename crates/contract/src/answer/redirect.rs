@@ -38,8 +38,8 @@ pub struct RedirectUrl<'a>(Text<'a>);
 checked_text!(RedirectUrl);
 
 impl<'a> RedirectUrl<'a> {
-    /// Checks `url` and percent-encodes what a URI reference must not contain. A URL that is encoded
-    /// already is not copied.
+    /// Checks `url` and percent-encodes what a URI reference must not contain. A URL that is
+    /// encoded already is not copied.
     ///
     /// # Errors
     ///
