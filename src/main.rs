@@ -36,6 +36,7 @@ fn main() -> ExitCode {
         Err(exit) => return exit.report(|line| log.write_plain(line)),
     };
     log.init(cli.log_format, cli.verbose);
+    cli.log_warnings();
     process::raise_file_limit();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,

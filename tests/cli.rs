@@ -1,11 +1,13 @@
 //! The command line: values, where they come from, and error messages.
 
 use std::fs;
-
-use rustix::process::{Pid, Signal};
+use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+
+use rustix::process::{Pid, Signal};
+use serde_json::Value;
 use testkit::{Program, decision, module, module_error, wait_for};
 
 const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
@@ -78,7 +80,8 @@ mod values {
             (&["--pool-size", "many"], "error: invalid value 'many' for '--pool-size <N>': expected a whole number from 1 to 1024"),
             (&["--log-format", "xml"], "error: invalid value 'xml' for '--log-format <LOG_FORMAT>' [possible values: json, text]"),
             (&["--fail-open=maybe"], "error: invalid value 'maybe' for '--fail-open[=<FAIL_OPEN>]': value was not a boolean"),
-            (&["--fail-close"], "error: unexpected argument '--fail-close' found"),
+            (&["--fail-close"], "error: unexpected argument '--fail-close' found; a similar argument exists: '--fail-open'"),
+            (&["--modul", "m.wasm"], "error: unexpected argument '--modul' found; a similar argument exists: '--module'"),
             (
                 &["--admin-address", "localhost"],
                 "error: invalid value 'localhost' for '--admin-address <IP:PORT>': expected an IP address and a port, such as 127.0.0.1:9090",
@@ -92,25 +95,69 @@ mod values {
     }
 
     #[test]
-    fn invalid_in_a_variable_are_rejected_like_an_option() {
+    fn invalid_in_a_variable_are_rejected_with_its_name() {
         for (name, value, expected) in [
-            ("WASM_POOL_SIZE", "x", "error: invalid value 'x' for '--pool-size <N>': expected a whole number from 1 to 1024"),
-            ("FAIL_OPEN", "2", "error: invalid value '2' for '--fail-open[=<FAIL_OPEN>]': value was not a boolean"),
+            ("WASM_POOL_SIZE", "x", "error: invalid value 'x' for 'WASM_POOL_SIZE': expected a whole number from 1 to 1024"),
+            ("FAIL_OPEN", "2", "error: invalid value '2' for 'FAIL_OPEN': value was not a boolean"),
+            ("WASM_FAIL_OPEN", "2", "error: invalid value '2' for 'WASM_FAIL_OPEN': value was not a boolean"),
         ] {
             assert_eq!(rejection(&["--module", "m.wasm"], &[(name, value)]), expected);
+        }
+        assert_eq!(
+            rejection(&["--module", "m.wasm"], &[("FAIL_OPEN", "true"), ("WASM_FAIL_OPEN", "false")]),
+            "error: the environment variables `FAIL_OPEN` and `WASM_FAIL_OPEN` differ: unset one of them, or give both the same value"
+        );
+    }
+
+    #[test]
+    fn of_unknown_variables_are_ignored_with_one_warning() {
+        let modules = tempfile::tempdir().unwrap();
+        let file = module::write(modules.path(), "m.wasm", &module::choosing());
+        let agent = AGENT.start_with(&file, |command| {
+            command.args(["--admin-address", "127.0.0.1:0"]).env("WASM_POOLSIZE", "secret").env("WASM_XYZ", "secret");
+        });
+        let is_warning = |entry: &Value| entry["level"] == "WARN";
+        let warning = agent.log.wait_for_entry("the warning", is_warning);
+        assert_eq!(
+            warning["message"],
+            "ignoring unknown environment variables `WASM_POOLSIZE` (did you mean `WASM_POOL_SIZE`?), `WASM_XYZ`"
+        );
+        agent.signal(Signal::HUP);
+        agent.admin().wait_for_metric(r#"wasm_agent_reloads_total{result="success"}"#, 1.0);
+        assert_eq!(agent.log.entries().iter().filter(|entry| is_warning(entry)).count(), 1);
+        assert!(agent.log.lines().iter().all(|line| !line.contains("secret")));
+    }
+
+    #[test]
+    fn may_come_from_a_pipe() {
+        let home = tempfile::tempdir().unwrap();
+        let missing = home.path().join("m.wasm");
+        for variable in [false, true] {
+            let mut command = AGENT.command(home.path());
+            command.arg("--socket").arg(home.path().join("s")).arg("--module").arg(&missing);
+            if variable {
+                command.env("WASM_MODULE_CONFIG", "@/dev/stdin");
+            } else {
+                command.args(["--module-config", "@/dev/stdin"]);
+            }
+            let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+            child.stdin.take().unwrap().write_all(b"{}").unwrap();
+            let output = child.wait_with_output().unwrap();
+            let message = String::from_utf8(output.stderr).unwrap();
+            assert!(message.contains("cannot serve the module"), "{message}");
         }
     }
 
     #[test]
     fn empty_in_a_variable_count_as_unset_unless_that_would_widen_rights() {
-        const REJECTED: [&str; 3] = ["WASM_GRPC_CLIENT_CA", "WASM_MODULE_SHA256", "FAIL_OPEN"];
+        const REJECTED: [&str; 4] = ["WASM_GRPC_CLIENT_CA", "WASM_MODULE_SHA256", "FAIL_OPEN", "WASM_FAIL_OPEN"];
         let home = tempfile::tempdir().unwrap();
         let missing = home.path().join("m.wasm");
         let [socket, missing] = [home.path().join("s"), missing].map(|path| path.to_str().unwrap().to_owned());
         let command = zentinel_agent_wasm::cli::command();
         let variables = command.get_arguments().filter_map(|argument| argument.get_env()).map(|variable| variable.to_str().unwrap());
         let (mut rejected, mut unset) = (0, 0);
-        for variable in variables.chain(["WASM_GRPC_ADDRESS"]) {
+        for variable in variables.chain(["WASM_GRPC_ADDRESS", "WASM_FAIL_OPEN"]) {
             let given = ["--socket", &socket, "--module", &missing];
             // An option on the command line would hide its variable.
             let given = match variable {

@@ -81,7 +81,7 @@ pub struct Cli {
     #[arg(long, env = "WASM_HEADER_CASE", value_enum, default_value = "canonical")]
     pub header_case: HeaderCaseArg,
 
-    /// Allow requests on module errors
+    /// Allow requests on module errors; also set by `WASM_FAIL_OPEN`
     #[arg(long, env = "FAIL_OPEN", value_parser = boolean(), default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_possible_values = true)]
     pub fail_open: bool,
 
@@ -120,6 +120,16 @@ pub struct Cli {
     /// Directory for compiled modules; by default $CACHE_DIRECTORY, $XDG_CACHE_HOME or ~/.cache
     #[arg(long, env = "WASM_CACHE_DIR", value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
+
+    /// What is suspicious about the environment.
+    #[arg(skip)]
+    pub(super) warnings: Vec<String>,
+}
+
+/// An option of the TLS configuration that is given without one that it requires, by their ids.
+pub(super) struct TlsIncomplete {
+    pub(super) given: &'static str,
+    pub(super) missing: &'static str,
 }
 
 /// An [`Isolation`] on the command line.
@@ -161,16 +171,16 @@ impl From<HeaderCaseArg> for HeaderCase {
 impl Cli {
     /// Checks that the TLS configuration is complete, because half of one must not result in an
     /// address that is open to everybody.
-    pub(super) fn check_tls(&self) -> Result<(), String> {
+    pub(super) fn check_tls(&self) -> Result<(), TlsIncomplete> {
         let options = [
-            ("--grpc-tls-cert", self.grpc_tls_cert.is_some()),
-            ("--grpc-tls-key", self.grpc_tls_key.is_some()),
-            ("--grpc-client-ca", self.grpc_client_ca.is_some()),
+            ("grpc_tls_cert", self.grpc_tls_cert.is_some()),
+            ("grpc_tls_key", self.grpc_tls_key.is_some()),
+            ("grpc_client_ca", self.grpc_client_ca.is_some()),
         ];
         let Some((given, _)) = options.into_iter().find(|(_, is_given)| *is_given) else { return Ok(()) };
-        let needed = [("--grpc-address", self.grpc_address.is_some()), options[0], options[1]];
+        let needed = [("grpc_address", self.grpc_address.is_some()), options[0], options[1]];
         match needed.into_iter().find(|(_, is_given)| !is_given) {
-            Some((missing, _)) => Err(format!("`{given}` requires `{missing}`")),
+            Some((missing, _)) => Err(TlsIncomplete { given, missing }),
             None => Ok(()),
         }
     }
