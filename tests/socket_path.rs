@@ -93,7 +93,7 @@ mod removed {
         let served = Served::start(&[]);
         let mut connection = served.agent.connect();
         fs::remove_dir_all(served.folder()).unwrap();
-        served.wait_until_unready("No such file or directory");
+        served.wait_until_unready("No such file or directory (os error 2); create the folder `");
         check(&mut connection);
         assert!(!served.folder().exists());
         fs::create_dir(served.folder()).unwrap();
@@ -210,5 +210,29 @@ mod start {
         assert_eq!(agent.wait().code(), Some(1));
         let log = agent.log.whole();
         assert!(log.contains("choose a shorter `--socket`"), "{log}");
+    }
+
+    #[test]
+    fn fails_without_the_folder_and_names_it() {
+        let modules = tempfile::tempdir().unwrap();
+        let module = module::write(modules.path(), "m.wasm", &module::tagging("a"));
+        let message = |socket: &str| {
+            let home = tempfile::tempdir().unwrap();
+            fs::write(home.path().join("file"), "").unwrap();
+            let shown = home.path().display().to_string();
+            let mut agent = AGENT.launch_in(home, socket, &module, |_| ());
+            assert_eq!(agent.wait().code(), Some(1));
+            agent.log.whole().replace(&shown, "HOME")
+        };
+        assert_eq!(
+            message("run/wasm.sock"),
+            "zentinel-wasm-agent: cannot serve the socket `HOME/run/wasm.sock`: No such file or directory (os error 2); \
+             create the folder `HOME/run`"
+        );
+        assert_eq!(
+            message("file/wasm.sock"),
+            "zentinel-wasm-agent: cannot serve the socket `HOME/file/wasm.sock`: Not a directory (os error 20); \
+             `HOME/file` is not a folder: choose another `--socket`"
+        );
     }
 }

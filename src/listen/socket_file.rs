@@ -72,7 +72,7 @@ impl SocketFile {
 
     /// Binds the path, where no file may exist.
     fn bind(&mut self) -> anyhow::Result<StdUnixListener> {
-        let listener = bind(&self.path, self.mode).with_context(|| format!("cannot serve the socket `{}`", self.path.display()))?;
+        let listener = bind(&self.path, self.mode).map_err(|error| cannot_serve(&self.path, &error))?;
         self.id = file_id(&self.path);
         Ok(listener)
     }
@@ -216,12 +216,31 @@ fn socket_at(path: &Path) -> anyhow::Result<Option<FileId>> {
     let shown = path.display();
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => bail!("cannot serve the socket `{shown}`: {error}"),
+        Err(error) => Err(cannot_serve(path, &error)),
         Ok(metadata) if !metadata.file_type().is_socket() => {
             bail!("cannot serve the socket `{shown}`: the path exists and is not a socket; remove it or choose another `--socket`")
         }
         Ok(metadata) => Ok(Some((metadata.dev(), metadata.ino()))),
     }
+}
+
+/// The error of a system call on `path`, with what to do about it if its folder is the reason.
+fn cannot_serve(path: &Path, error: &io::Error) -> anyhow::Error {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let hint = match error.kind() {
+        ErrorKind::NotFound if !folder.exists() => format!("; create the folder `{}`", folder.display()),
+        ErrorKind::NotADirectory => {
+            // The longest part of the path that exists.
+            let file = folder.ancestors().find(|part| part.exists()).unwrap_or(folder);
+            format!("; `{}` is not a folder: choose another `--socket`", file.display())
+        }
+        ErrorKind::PermissionDenied => format!("; the agent's user must be able to write to the folder `{}`", folder.display()),
+        _ => String::new(),
+    };
+    anyhow!("cannot serve the socket `{}`: {error}{hint}", path.display())
 }
 
 /// Removes the socket at `path`, unless a process serves it.
@@ -276,4 +295,38 @@ fn bind(path: &Path, mode: Option<u32>) -> io::Result<StdUnixListener> {
         return Err(error);
     }
     Ok(StdUnixListener::from(OwnedFd::from(socket)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hint(path: &Path, kind: ErrorKind) -> String {
+        let error = cannot_serve(path, &kind.into()).to_string();
+        error.strip_prefix(&format!("cannot serve the socket `{}`: {kind}", path.display())).unwrap().to_owned()
+    }
+
+    #[test]
+    fn says_what_to_do_about_the_folder() {
+        let root = tempfile::tempdir().unwrap();
+        let shown = root.path().display();
+        fs::write(root.path().join("file"), "").unwrap();
+        let hint = |path: &str, kind| hint(&root.path().join(path), kind);
+        assert_eq!(hint("a/s", ErrorKind::NotFound), format!("; create the folder `{shown}/a`"));
+        assert_eq!(hint("a/b/s", ErrorKind::NotFound), format!("; create the folder `{shown}/a/b`"));
+        assert_eq!(hint("s", ErrorKind::NotFound), "");
+        for path in ["file/s", "file/a/s"] {
+            let expected = format!("; `{shown}/file` is not a folder: choose another `--socket`");
+            assert_eq!(hint(path, ErrorKind::NotADirectory), expected);
+        }
+        let expected = format!("; the agent's user must be able to write to the folder `{shown}`");
+        assert_eq!(hint("s", ErrorKind::PermissionDenied), expected);
+        assert_eq!(hint("s", ErrorKind::ReadOnlyFilesystem), "");
+    }
+
+    #[test]
+    fn a_path_without_a_folder_is_in_the_working_directory() {
+        assert_eq!(hint(Path::new("s"), ErrorKind::PermissionDenied), "; the agent's user must be able to write to the folder `.`");
+        assert_eq!(hint(Path::new("s"), ErrorKind::NotFound), "");
+    }
 }
