@@ -5,6 +5,7 @@
 //! request, a reload or the shutdown.
 
 mod queue;
+mod text;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{self, IsTerminal, Write};
@@ -24,6 +25,7 @@ use zentinel_wasm_contract::shortened;
 use zentinel_wasm_engine::Metrics;
 
 use queue::{LogQueue, captured};
+use text::TextFields;
 
 /// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -108,7 +110,7 @@ impl Log {
         match format {
             LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).with_span_list(false).init(),
             // Includes the target, which is `guest` for the module's own lines.
-            LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).init(),
+            LogFormat::Text => builder.fmt_fields(TextFields).with_ansi(io::stderr().is_terminal()).init(),
         }
         panic::set_hook(Box::new(log_panic));
         if !ignored.is_empty() {

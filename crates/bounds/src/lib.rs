@@ -8,8 +8,8 @@
 //!
 //! // Two at once, then one every ten seconds.
 //! let limit = RateLimit::new(2.0, 0.1);
-//! assert_eq!(limit.admit(), Some(0));
-//! assert_eq!(limit.admit(), Some(0));
+//! assert_eq!(limit.admit(), Some(None));
+//! assert_eq!(limit.admit(), Some(None));
 //! assert_eq!(limit.admit(), None);
 //! ```
 

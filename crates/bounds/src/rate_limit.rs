@@ -1,5 +1,6 @@
 //! A token bucket, and log lines that are bounded by one.
 
+use std::num::NonZeroU64;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -33,9 +34,10 @@ impl RateLimit {
         Self::new(20.0, 5.0)
     }
 
-    /// Takes a token and returns how many events were suppressed since the last one. Returns
-    /// `None`, and counts the event as suppressed, if the bucket is empty.
-    pub fn admit(&self) -> Option<u64> {
+    /// Takes a token and returns how many events were suppressed since the last one. That is `None`
+    /// instead of 0, because a log line leaves out a field that is `None`. Without a token, returns
+    /// `None` and counts the event as suppressed.
+    pub fn admit(&self) -> Option<Option<NonZeroU64>> {
         let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let passed = bucket.admitted.map_or(0.0, |then| now.saturating_duration_since(then).as_secs_f64());
@@ -46,7 +48,7 @@ impl RateLimit {
         }
         bucket.used = used;
         bucket.admitted = Some(now);
-        Some(std::mem::take(&mut bucket.suppressed))
+        Some(NonZeroU64::new(std::mem::take(&mut bucket.suppressed)))
     }
 
     /// Events that were suppressed since the last admitted one.
@@ -56,7 +58,8 @@ impl RateLimit {
 }
 
 /// Logs like the `tracing` macro named first, but at most as often as [`RateLimit::per_log_line`]
-/// admits for this place in the code. The field `suppressed` counts the lines left out before.
+/// admits for this place in the code. The field `suppressed` counts the lines left out before,
+/// if any.
 #[macro_export]
 macro_rules! log_limited {
     ($level:ident, $($line:tt)+) => {{
@@ -85,5 +88,21 @@ mod tests {
         let limit = RateLimit::new(3.0, 0.0);
         assert_eq!((0..5).filter(|_| limit.admit().is_some()).count(), 3);
         assert_eq!(limit.suppressed(), 2);
+    }
+
+    #[test]
+    fn the_suppressed_events_are_returned_once() {
+        // A token every 10 ms.
+        let limit = RateLimit::new(1.0, 100.0);
+        assert_eq!(limit.admit(), Some(None));
+        let mut suppressed = 0;
+        let counted = loop {
+            match limit.admit() {
+                Some(counted) => break counted,
+                None => suppressed += 1,
+            }
+        };
+        assert_eq!(counted, NonZeroU64::new(suppressed));
+        assert_eq!(limit.suppressed(), 0);
     }
 }

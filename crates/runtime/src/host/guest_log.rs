@@ -93,7 +93,7 @@ impl GuestLog {
         }
         let Some(suppressed) = self.lines.admit() else { return UNWANTED_COST };
         let module = self.module.as_str();
-        if suppressed > 0 {
+        if suppressed.is_some() {
             warn!(target: "guest", module, suppressed, "the module logs too much: lines were dropped");
         }
         let line = &line[..line.len().min(MAX_LINE)];
