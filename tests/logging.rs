@@ -179,7 +179,10 @@ mod stalled_reader {
         assert_eq!(reported, lost);
         // Later lines arrive.
         agent.signal(Signal::HUP);
-        lines.by_ref().find(|entry| entry["message"].as_str().is_some_and(|message| message.contains("serves"))).expect("no later line");
+        lines
+            .by_ref()
+            .find(|entry| entry["message"].as_str().is_some_and(|message| message.contains("serving the module")))
+            .expect("no later line");
         assert_eq!(agent.admin.metric(LOST), lost);
         agent.end();
         assert_eq!(lines.last().expect("no last line")["message"], "shutdown complete");
