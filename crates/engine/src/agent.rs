@@ -20,8 +20,8 @@ use crate::prepare::{Failed, IncomingEvent, Prepared, PreparedCall, Requests};
 use crate::reply::{Reply, Subject, module_error};
 use crate::settings::Settings;
 
-/// Time that the proxy waits until its configuration is applied. An instance that takes longer to
-/// start may only do so before the proxy connects.
+/// Time that the proxy waits for its configuration to be applied. Instances that take longer to
+/// start can only do so before the proxy connects.
 const PROXY_CONFIG_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time for applying a proxy's configuration: compiling the module on a slow machine, starting its
@@ -29,8 +29,7 @@ const PROXY_CONFIG_TIMEOUT: Duration = Duration::from_secs(5);
 /// the compiled module in the cache when it comes back.
 const APPLY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Decides about events. Another module or other settings can take the place of the present ones
-/// meanwhile.
+/// Decides about events by a module. Module and settings can be replaced at any time.
 pub struct Agent {
     generations: Generations,
     requests: Requests,
@@ -42,11 +41,11 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Compiles the module and makes its first instance. The others follow in the background.
+    /// Compiles the module and creates its first instance. The others follow in the background.
     ///
     /// # Errors
     ///
-    /// The module cannot be served: one message with everything that is wrong.
+    /// The module cannot be served: one message with all problems.
     pub async fn start(
         runtime: Runtime,
         module: Arc<Module>,
@@ -77,8 +76,8 @@ impl Agent {
         Ok(agent)
     }
 
-    /// Serves `module` from now on, with what `on_configure` gets if that is in a file of its own.
-    /// Events in flight end on the old module.
+    /// Serves `module` from now on. `module_config` replaces the module's configuration, if given.
+    /// Events in flight finish on the old module.
     ///
     /// # Errors
     ///
@@ -87,8 +86,8 @@ impl Agent {
         self.generations.reload(module, module_config, |policy| self.installing(policy)).await
     }
 
-    /// Counts a reload of everything that the agent is made of. After one that has failed, health is
-    /// degraded until another succeeds.
+    /// Records a reload of all files. After a failed one, health is degraded until another
+    /// succeeds.
     pub fn reloaded(&self, failure: Option<String>) {
         self.metrics.reloaded(failure.is_none());
         self.conditions().reload_failure = failure;
@@ -103,7 +102,7 @@ impl Agent {
         };
         if self.generations.apply(config, installing).await? {
             self.metrics.reloaded(true);
-            // A reload that has failed stays failed: these are new settings for the old module.
+            // A failed reload stays failed, because these are new settings for the old module.
             self.publish();
         }
         Ok(())
@@ -118,7 +117,8 @@ impl Agent {
         self.conditions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reports from now on that the agent is draining. Requests that still arrive are still decided.
+    /// Reports from now on that the agent is draining. Requests that still arrive are still
+    /// decided.
     pub fn drain(&self) {
         if !std::mem::replace(&mut self.conditions().draining, true) {
             self.publish();
@@ -148,7 +148,7 @@ impl Agent {
         !self.conditions().draining && !self.generations.current().breaker.is_open()
     }
 
-    /// Whether it does, and clients can connect.
+    /// Whether the module decides right now and clients can connect.
     pub fn is_ready(&self) -> bool {
         self.decides() && self.conditions().unreachable.is_none()
     }
@@ -168,7 +168,7 @@ impl Agent {
         self.metrics.connected()
     }
 
-    /// Hands health and metrics to every connection.
+    /// Sends health and metrics to every connection.
     pub fn publish(&self) {
         let timestamp_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
         let metrics = self.metrics();
@@ -179,7 +179,7 @@ impl Agent {
             in_flight: metrics.in_flight.get() as u32,
             waiting: self.generations.current().pool.waiting() as u32,
             answered: metrics.requests.get(),
-            // Rejected because nothing could decide, and not for what they are.
+            // Rejected because nothing could decide, not because of their content.
             rejected: metrics.errors(FailureKind::Overloaded) + metrics.errors(FailureKind::CircuitOpen),
             timed_out: metrics.errors(FailureKind::Timeout),
             latency: metrics.recent_latency(Instant::now()),
@@ -230,8 +230,8 @@ impl Agent {
         let reply = if size < LARGE {
             Reply::new(&lease, subject, encode)?
         } else {
-            // On another thread, because the host's work on an answer is subject to neither the deadline nor the slow lane, and would delay
-            // the connection's other events.
+            // On another thread, because neither the deadline nor the slow lane applies to the
+            // host's work on an answer, and it would delay other events of the connection.
             let (subject, encode) = (subject.clone(), encode.clone());
             let reading = tokio::task::spawn_blocking(move || (Reply::new(&lease, &subject, &encode), lease));
             let reply;
@@ -262,7 +262,7 @@ impl Agent {
         };
         let allowed = answer.and_then(|mut answer| {
             answer.needs_more = failed.needs_more;
-            // The body that is given back may be too large for an answer.
+            // The returned body may be too large for an answer.
             encode.encode(&answer).ok()
         });
         self.metrics.error(failure.kind);
@@ -285,7 +285,7 @@ impl Agent {
         }
         self.metrics.blocked.inc();
         self.requests.refused(encode.correlation_id(), failed.number, arrived);
-        // It consists of constants, which every transport can carry.
+        // The answer consists of constants, which every transport can carry.
         encode.encode(&module_error(failure.kind, false, hook)).unwrap_or_else(|failure| unreachable!("{failure}"))
     }
 }
@@ -318,7 +318,7 @@ impl Handler for Agent {
                     let _in_flight = InFlight(&agent.metrics);
                     agent.decide(&policy, call, at, &encode).await
                 }
-                // A body that is put back may be too large for a frame.
+                // The returned body may be too large for a frame.
                 Ok(Prepared::Known(answer)) => {
                     encode.encode(&answer).map_err(|failure| Failed { rescue: Rescue::Refuse, ..Failed::from(failure) })
                 }

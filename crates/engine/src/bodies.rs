@@ -1,29 +1,29 @@
-//! What a module may do to a body.
+//! Which changes of a body a module may request.
 //!
-//! The proxy ignores some changes in silence, and sends others on under a length that is no longer
-//! true, so that the upstream waits for bytes that never come. Both are module errors here.
+//! The proxy silently ignores some changes, and forwards others with a wrong length, so the
+//! upstream waits for bytes that never come. Both are module errors here.
 
 use zentinel_wasm_contract::event::{BodyChunk, RequestHeaders};
 use zentinel_wasm_contract::{Answer, BodyAction, BodyMutation, Decision, Failure, FailureKind, Hook};
 
-/// What is known of the length of a request's body. The proxy sends the request's headers on before
-/// it has the body, so a length in them is a promise.
+/// What is known about the length of a request's body. The proxy forwards the request's headers
+/// before it has the body, so a length in them is a promise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Length {
-    /// By Content-Length. None: its value is not one number.
+    /// Content-Length has this value. `None`: the value is not one number.
     Announced(Option<u64>),
-    /// The body ends when it ends: it comes in chunks, or over HTTP/2.
+    /// The length is not announced: the body is chunked, or comes over HTTP/2.
     Open,
-    /// The agent does not know the request's headers, or not for certain. A wrong guess would leave
-    /// the client without an answer, so the length is taken to be announced.
+    /// The agent does not know the request's headers for certain. A wrong guess would leave the
+    /// client without an answer, so the length counts as announced.
     Unknown,
 }
 
 impl Length {
-    /// What the headers of a request say.
+    /// The length that the headers of a request announce.
     pub(crate) fn of(event: &RequestHeaders<'_>) -> Self {
-        // Beside a Transfer-Encoding it does not count (RFC 9112, 6.3), but a proxy that sends both on
-        // has promised it all the same.
+        // With a Transfer-Encoding it does not count (RFC 9112, 6.3), but a proxy that forwards
+        // both has promised it nevertheless.
         match event.headers.get("content-length") {
             None => Self::Open,
             Some(values) => match values {
@@ -33,7 +33,7 @@ impl Length {
         }
     }
 
-    /// Checks that `size` bytes may become `replaced`.
+    /// Checks that `size` bytes may be replaced with `replaced` bytes.
     pub(crate) fn check(self, size: u64, replaced: u64) -> Result<(), Failure> {
         if size == replaced {
             return Ok(());
@@ -57,10 +57,10 @@ impl Length {
     }
 }
 
-/// What becomes of a change to the body at hand.
+/// The part of a body that an event carries, and how the proxy treats changes to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EventBody {
-    /// The event is not one of a body.
+    /// The event carries no body.
     None,
     /// A chunk of a request's body.
     Request {
@@ -93,25 +93,25 @@ impl EventBody {
     }
 }
 
-/// Whether the proxy has buffered this chunk, and ignores a change to it: it knows its size as that of
-/// the whole, also where its limit or the threshold of the hybrid mode has cut the body. What it
-/// streams comes without a size.
+/// Whether the proxy has buffered this chunk and ignores changes to it: it sends the chunk's size
+/// as the size of the body, even if its limit or the threshold of the hybrid mode has truncated the
+/// body. Streamed chunks have no such size.
 pub(crate) fn is_buffered(chunk: &BodyChunk<'_>) -> bool {
     chunk.chunk_index == 0 && chunk.total_size == Some(chunk.data.size() as u64)
 }
 
-/// Checks that the proxy does to the body what `answer` says, and makes the answer to the last chunk
-/// final.
+/// Checks that the proxy applies the body mutations of `answer`, and makes the answer to the last
+/// chunk final.
 pub(crate) fn settle(answer: &mut Answer<'_>, hook: Hook, body: EventBody) -> Result<(), Failure> {
     if answer.request_body_mutation.is_none() && answer.response_body_mutation.is_none() && !answer.needs_more {
         return Ok(());
     }
     if let EventBody::Request { is_last: true, .. } = body {
-        // The proxy does not act on a refusal that needs more, although no more will come.
+        // The proxy ignores a refusal with `needs_more`, although no more chunks will come.
         answer.needs_more = false;
     }
     if answer.decision != Decision::Allow && !answer.needs_more {
-        // Nothing of the body goes on. An error instead would let it through where errors are allowed.
+        // The body is not forwarded. An error would forward it with `--fail-open`.
         return Ok(());
     }
     if let Some(replaced) = replaced(answer.request_body_mutation.as_ref()) {
@@ -140,7 +140,8 @@ pub(crate) fn settle(answer: &mut Answer<'_>, hook: Hook, body: EventBody) -> Re
     Ok(())
 }
 
-/// Makes the answer to the last chunk of a collected body stand for all of it: the chunks before were dropped.
+/// Makes the answer to the last chunk of a collected body replace the whole body, because the
+/// chunks before were dropped.
 pub(crate) fn put_back<'a>(answer: &mut Answer<'a>, whole: &'a [u8]) {
     let action = match answer.request_body_mutation.take().map(|mutation| mutation.action) {
         None | Some(BodyAction::PassThrough) => BodyAction::Replace(whole.into()),
@@ -149,7 +150,7 @@ pub(crate) fn put_back<'a>(answer: &mut Answer<'a>, whole: &'a [u8]) {
     answer.request_body_mutation = Some(action.into());
 }
 
-/// Size of what a mutation makes of the chunk. None when it leaves it as it is.
+/// Size of the chunk after a mutation, or `None` if the mutation does not change it.
 fn replaced(mutation: Option<&BodyMutation<'_>>) -> Option<u64> {
     match &mutation?.action {
         BodyAction::PassThrough => None,
@@ -190,13 +191,13 @@ mod tests {
     const RESPONSE_DROP: &str = r#"{"response_body_mutation":{"action":"drop"}}"#;
 
     #[test]
-    fn a_promised_length_is_kept() {
-        for (length, said) in [(Length::Announced(Some(9)), "announced 9 bytes"), (Length::Unknown, "does not know whether")] {
+    fn keeps_an_announced_length() {
+        for (length, reason) in [(Length::Announced(Some(9)), "announced 9 bytes"), (Length::Unknown, "does not know whether")] {
             settled(SAME, Hook::RequestBody, request(length)).unwrap();
             settled(PASS, Hook::RequestBody, request(length)).unwrap();
             for answer in [LONGER, DROP] {
                 let error = settled(answer, Hook::RequestBody, request(length)).unwrap_err();
-                assert!(error.contains(said) && error.contains("same length"), "{error}");
+                assert!(error.contains(reason) && error.contains("same length"), "{error}");
             }
         }
         settled(LONGER, Hook::RequestBody, request(Length::Open)).unwrap();
@@ -204,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_be_ignored_is_an_error() {
+    fn rejects_mutations_that_the_proxy_ignores() {
         let buffered = EventBody::Request { size: 4, is_last: true, applied: false, length: Length::Open };
         settled(PASS, Hook::RequestBody, buffered).unwrap();
         assert!(settled(SAME, Hook::RequestBody, buffered).unwrap_err().contains(r#"set `request-body-mode "stream"`"#));
@@ -216,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_not_made_an_error() {
+    fn accepts_refusals_with_mutations() {
         let refusal = r#"{"decision":"block","request_body_mutation":{"action":"drop"}}"#;
         settled(refusal, Hook::RequestBody, request(Length::Unknown)).unwrap();
         let not_final = r#"{"decision":"block","needs_more":true,"request_body_mutation":{"action":"drop"}}"#;
@@ -224,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_more_is_needed_after_the_last_chunk() {
+    fn makes_the_answer_to_the_last_chunk_final() {
         let answer = r#"{"decision":"block","needs_more":true}"#;
         assert_eq!(settled(answer, Hook::RequestBody, request(Length::Open)), Ok(true));
         let last = EventBody::Request { size: 0, is_last: true, applied: true, length: Length::Open };
@@ -233,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_buffered_body_is_told_from_a_streamed_one() {
+    fn distinguishes_buffered_from_streamed_chunks() {
         let chunk = |data: &'static [u8], chunk_index, total_size| BodyChunk {
             correlation_id: "a".into(),
             data: Data::Raw(data),
@@ -250,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn base64_tells_its_size() {
+    fn computes_the_size_of_base64() {
         for (text, size) in [("", 0), ("YQ==", 1), ("YWI=", 2), ("YWJj", 3), ("YWJjZA==", 4), ("=", 0), ("==", 0)] {
             assert_eq!(Data::Base64(text.into()).size(), size, "{text}");
         }

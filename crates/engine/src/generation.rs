@@ -1,7 +1,7 @@
-//! Which policy serves, and how another one takes its place.
+//! Which policy serves, and how it is replaced.
 //!
-//! A new module or new settings are made ready off the request path and put in place by one pointer.
-//! Calls under way keep the policy that they began with.
+//! A policy with a new module or new settings is prepared off the request path and swapped in by
+//! one pointer. Calls in flight keep the policy with which they began.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,38 +13,38 @@ use zentinel_wasm_runtime::{Cache, Module, Runtime, StartError};
 use crate::policy::Policy;
 use crate::settings::Settings;
 
-/// Time that a reload waits for the instances after the first, so that the new pool is as large as
-/// the old one. Far more than they need, unless the module is as slow to start as it may be.
+/// Time that a reload waits for the instances after the first, so the new pool is as large as the
+/// old one. Far more than they need, unless the module starts as slowly as it may.
 const WARM_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The same for the proxy's configuration, within the time that the proxy waits for its answer. The
-/// first instance has already used a part of that.
+/// The same for the proxy's configuration, within the 5 s that the proxy waits for the answer. The
+/// first instance has already used a part of them.
 const CONFIG_WARM_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Why a reload has changed nothing.
+/// Why a reload changed nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
     /// The module cannot be served.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// The proxy's configuration cannot be applied to it.
+    /// The proxy's configuration cannot be applied on top of the new settings.
     #[error("{0}")]
     Settings(String),
 }
 
-/// The policy that serves, and what the next one is made of.
+/// The policy that serves, and what is needed to make the next one.
 pub(crate) struct Generations {
     pub(crate) runtime: Runtime,
     cache: Option<Cache>,
     current: ArcSwap<Policy>,
-    /// Held while a policy is made, so changes come one after another.
+    /// Held while a policy is made, so changes are sequential.
     sources: tokio::sync::Mutex<SettingsSources>,
-    /// Instances that pools of earlier generations have discarded. Held during a swap, so no count is
-    /// seen on both sides.
+    /// Instances that pools of earlier generations have discarded. Held during a swap, so no count
+    /// is seen on both sides.
     discarded_before: Mutex<u64>,
 }
 
-/// Where the settings that serve come from.
+/// The sources of the current settings.
 struct SettingsSources {
     /// The settings of the command line and of the files that it names.
     base: Settings,
@@ -69,7 +69,7 @@ impl Generations {
         })
     }
 
-    /// The policy that serves, for a short look.
+    /// The policy that serves, for a short access.
     pub(crate) fn current(&self) -> Guard<Arc<Policy>> {
         self.current.load()
     }
@@ -107,8 +107,8 @@ impl Generations {
         Ok(())
     }
 
-    /// Applies a proxy's configuration. Returns whether another policy serves now; `installing` is as
-    /// for [`reload`](Self::reload).
+    /// Applies a proxy's configuration. Returns whether another policy serves now; `installing` is
+    /// as for [`reload`](Self::reload).
     ///
     /// # Errors
     ///

@@ -1,19 +1,19 @@
-//! Agent health: what is wrong beside the module.
+//! Agent health: conditions other than the module's.
 
 use zentinel_wasm_contract::report::HealthState;
 
-/// What health depends on beside the policy.
+/// Conditions other than the policy that health depends on.
 #[derive(Default)]
 pub(crate) struct Conditions {
     pub(crate) draining: bool,
-    /// Why the last reload has failed.
+    /// Why the last reload failed, if it did.
     pub(crate) reload_failure: Option<String>,
-    /// Why no client can connect.
+    /// Why no client can connect, if so.
     pub(crate) unreachable: Option<String>,
 }
 
 impl Conditions {
-    /// The health of an agent whose module's circuit is open or closed.
+    /// The agent's health, given whether the circuit is open.
     pub(crate) fn health(&self, circuit_open: bool) -> HealthState {
         if self.draining {
             return HealthState::Draining;

@@ -19,7 +19,7 @@ pub(crate) struct Policy {
 }
 
 impl Policy {
-    /// Compiles the module and makes its first instance.
+    /// Compiles the module and creates its first instance.
     ///
     /// # Errors
     ///
@@ -34,7 +34,8 @@ impl Policy {
         Ok(Self { module, pool, settings, breaker: Breaker::new(BreakerLimits::default()) })
     }
 
-    /// The same module under other settings. It keeps its instances unless the settings concern them.
+    /// The same module under other settings. It keeps its instances unless the settings concern
+    /// them.
     ///
     /// # Errors
     ///
@@ -47,8 +48,8 @@ impl Policy {
         Self::make(runtime, module, settings, cache).await
     }
 
-    /// Waits until all instances are made, but at most for `limit`. The missing ones are then made
-    /// while it serves.
+    /// Waits for `limit` at most until all instances exist. Missing ones are created while it
+    /// serves.
     pub(crate) async fn warm(&self, limit: Duration) {
         let _ = tokio::time::timeout(limit, self.pool.warm()).await;
     }

@@ -15,18 +15,18 @@ use crate::context::{Contexts, Remembered};
 use crate::policy::Policy;
 use crate::reply::{FAIL_OPEN, Subject};
 
-/// A refusal within this time surely ends its request. Later, the proxy may have given up the call and
+/// A refusal within this time certainly ends its request. Later, the proxy may have timed out and
 /// let the request through: its timeout is not known here, but is hardly ever shorter than this.
-const PROMPT: Duration = Duration::from_millis(10);
+const PROMPT_REFUSAL: Duration = Duration::from_millis(10);
 
-/// What is remembered of requests between their events.
+/// What the agent remembers of requests between their events.
 pub(crate) struct Requests {
     contexts: Contexts,
     bodies: BodyCollector,
     id_collisions: IntCounter,
 }
 
-/// What an event comes to.
+/// What to do with an event.
 #[expect(
     clippy::large_enum_variant,
     reason = "it is moved once, and a box would cost every event that is not for the module an allocation"
@@ -44,7 +44,7 @@ impl From<Option<PreparedCall>> for Prepared {
     }
 }
 
-/// A call, and what its answer needs.
+/// A call, and what is needed to answer its event.
 pub(crate) struct PreparedCall {
     pub(crate) call: Call,
     pub(crate) subject: Subject,
@@ -53,11 +53,11 @@ pub(crate) struct PreparedCall {
     pub(crate) number: Option<u64>,
 }
 
-/// A module error, and what can still be done for its event.
+/// A module error, and how its event can still be answered.
 pub(crate) struct Failed {
     pub(crate) failure: Failure,
     pub(crate) rescue: Rescue,
-    /// The proxy is to send more of the body.
+    /// The proxy should send more of the body.
     pub(crate) needs_more: bool,
     pub(crate) traceparent: Option<Arc<str>>,
     /// The request's, as long as it may be refused.
@@ -70,7 +70,7 @@ impl From<Failure> for Failed {
     }
 }
 
-/// One event on its way to the module.
+/// An event from a transport, and how to answer it.
 pub(crate) struct IncomingEvent<'a, E> {
     pub(crate) policy: &'a Policy,
     pub(crate) event: &'a Event<'a>,
@@ -80,7 +80,8 @@ pub(crate) struct IncomingEvent<'a, E> {
 }
 
 impl Requests {
-    /// Nothing yet. Events whose id belongs to another live request are counted in `id_collisions`.
+    /// Remembers nothing yet. `id_collisions` counts events whose id belongs to another live
+    /// request.
     pub(crate) fn new(id_collisions: IntCounter) -> Self {
         Self { contexts: Contexts::new(), bodies: BodyCollector::new(), id_collisions }
     }
@@ -89,7 +90,7 @@ impl Requests {
     ///
     /// # Errors
     ///
-    /// The event cannot be handed to the module.
+    /// The event cannot be passed to the module.
     pub(crate) fn prepare<E: Encode>(&self, arrived: &IncomingEvent<'_, E>) -> Result<Prepared, Failed> {
         match arrived.event {
             Event::RequestBody(chunk) if self.is_collected(arrived, chunk) => self.collect(arrived, chunk),
@@ -97,7 +98,7 @@ impl Requests {
         }
     }
 
-    /// Prepares the call for an event. None: the module does not export its hook.
+    /// Prepares the call for an event, or `None` if the module does not export its hook.
     fn call<E: Encode>(&self, arrived: &IncomingEvent<'_, E>) -> Result<Option<PreparedCall>, Failure> {
         let IncomingEvent { policy, event, at, arrival, encode } = *arrived;
         let id = encode.correlation_id();
@@ -113,8 +114,8 @@ impl Requests {
                 }
                 known
             }
-            // An event that the module does not take ends no request: another one of its id may have begun since
-            // the last event that the module takes.
+            // An event for which the module has no hook does not end a request, because another
+            // request with its id may have begun since the last event for which it has one.
             _ => None,
         };
         let length = known.as_ref().map_or(Length::Unknown, |known| known.length);
@@ -129,7 +130,7 @@ impl Requests {
         if let Event::RequestBody(_) = event {
             number = known.as_ref().map(|known| known.number());
         }
-        // Given back here, because the response can only be added to a context that no event holds.
+        // Released here, because the response can only be added to a context that no event holds.
         let mut traceparent = known.and_then(|known| known.traceparent.clone());
         match event {
             Event::RequestHeaders(event) => {
@@ -141,7 +142,7 @@ impl Requests {
                     let remembered = Remembered::new(Arc::clone(id), context, traceparent.clone(), length);
                     let begun = self.contexts.begin(remembered, takes_body && may_have_body(event), at);
                     number = Some(begun.number);
-                    // A collision is counted once, wherever it shows.
+                    // A collision is counted only once.
                     if begun.collides && arrival == Arrival::Alone {
                         self.id_collisions.inc();
                     }
@@ -167,8 +168,8 @@ impl Requests {
         Ok(call.map(|call| PreparedCall { call, subject: Subject { hook: event.hook(), body, whole: None }, traceparent, number }))
     }
 
-    /// Whether a chunk of a request's body goes to [`collect`](Self::collect): the module takes whole bodies, or a part of this one
-    /// is held already.
+    /// Whether to [collect](Self::collect) a chunk of a request's body, because the module takes
+    /// whole bodies, or a part of this body is already held.
     fn is_collected<E: Encode>(&self, arrived: &IncomingEvent<'_, E>, chunk: &BodyChunk<'_>) -> bool {
         let wanted = arrived.policy.settings.collect_request_body && arrived.policy.takes(Hook::RequestBody);
         wanted || arrived.encode.connection().is_some_and(|connection| self.bodies.knows(connection, &chunk.correlation_id))
@@ -221,7 +222,7 @@ impl Requests {
             }
         };
         if !policy.takes(Hook::RequestBody) {
-            // Another module serves since the body began.
+            // The module was replaced since the body began.
             return Ok(Prepared::Known(changed(Some(BodyAction::Replace(whole.into())), needs_more)));
         }
         let size = whole.len() as u64;
@@ -243,79 +244,81 @@ impl Requests {
         Ok(Prepared::Call(PreparedCall { call, subject, traceparent, number }))
     }
 
-    /// An event will not be answered, because a newer one of its id has arrived.
+    /// Records that an event will not be answered, because a newer one with its id has arrived.
     pub(crate) fn superseded<E: Encode>(&self, policy: &Policy, now: Instant, encode: &E) {
         self.id_collisions.inc();
         if policy.has_later_hooks() {
-            // The answer that is not sent may be the refusal of another request, which the proxy may let through without it.
+            // The discarded answer may be the refusal of another request, which the proxy may let
+            // through without it.
             self.contexts.unanswered(encode.correlation_id(), now);
         }
         if let Some(connection) = encode.connection() {
-            // The answer that is not sent may be the one that holds a chunk.
+            // The discarded answer may be the one that holds a chunk.
             self.bodies.cancelled(connection, encode.correlation_id());
         }
     }
 
-    /// An event for `hook` could not be decoded. Returns what can still be done for it.
+    /// Records that an event for `hook` could not be decoded. Returns how it can still be answered.
     pub(crate) fn undecodable<E: Encode>(&self, policy: &Policy, hook: Hook, now: Instant, encode: &E) -> Rescue {
         if hook == Hook::RequestHeaders && policy.has_later_hooks() {
-            // The request goes on if module errors allow.
+            // The request continues with `--fail-open`.
             self.contexts.begin_unknown(encode.correlation_id(), now);
         }
         if let Some(connection) = encode.connection()
             && self.bodies.knows(connection, encode.correlation_id())
         {
-            // It may have been a part of the body.
+            // The event may have carried a part of the body.
             self.bodies.cancelled(connection, encode.correlation_id());
             return Rescue::Refuse;
         }
         Rescue::Pass
     }
 
-    /// A request was refused: nothing more of it will come, if the refusal was prompt.
+    /// Records that a request was refused. If the refusal was prompt, the request has no more
+    /// events.
     pub(crate) fn refused(&self, id: &str, number: Option<u64>, arrived: Instant) {
         if let Some(number) = number
-            && arrived.elapsed() < PROMPT
+            && arrived.elapsed() < PROMPT_REFUSAL
         {
             self.contexts.refused(id, number);
         }
     }
 
-    /// The proxy wants no more answers to the events of this id on this connection.
+    /// Records that the proxy has cancelled the events with this id on this connection.
     pub(crate) fn cancelled(&self, connection: u64, id: &str) {
         self.bodies.cancelled(connection, id);
     }
 
-    /// A connection has ended.
+    /// Records that a connection has ended.
     pub(crate) fn disconnected(&self, connection: u64) {
         self.bodies.disconnected(connection);
     }
 
-    /// Whether a part of a body on this connection is held.
+    /// Whether a body on this connection is incomplete.
     pub(crate) fn holds(&self, connection: u64) -> bool {
         self.bodies.holds(connection)
     }
 
-    /// Drops the bodies that are too old.
+    /// Drops bodies that have been idle for too long.
     pub(crate) fn sweep(&self) {
         self.bodies.sweep();
     }
 }
 
-/// Allows a chunk of a request's body, changed or as it is.
+/// Allows a chunk of a request's body, with `action` applied, if any.
 fn changed(action: Option<BodyAction<'static>>, needs_more: bool) -> Answer<'static> {
     Answer { request_body_mutation: action.map(BodyMutation::from), needs_more, ..Answer::default() }
 }
 
-/// The same for what the module does not see, because an error was allowed.
+/// Marks the answer to a chunk that the module does not see, because an error was allowed.
 fn failed_open(mut answer: Answer<'static>) -> Answer<'static> {
     answer.audit.tags.push(FAIL_OPEN);
     answer
 }
 
-/// Whether a body may follow. HTTP/1.1 announces each (RFC 9112, 6.3), but HTTP/2 need not, and the
-/// event does not show which of them it was. Without an announcement, methods that rarely have a body
-/// count as having none.
+/// Whether a body may follow. HTTP/1.1 announces each body (RFC 9112, 6.3), but HTTP/2 need not,
+/// and the event does not contain the version. Without an announcement, methods that rarely have a
+/// body count as having none.
 fn may_have_body(event: &RequestHeaders<'_>) -> bool {
     if event.headers.get("transfer-encoding").is_some() {
         return true;

@@ -1,4 +1,4 @@
-//! From a module's answer to what goes over the wire.
+//! From a module's answer to what the transport sends.
 
 use std::sync::Arc;
 
@@ -11,20 +11,20 @@ use crate::bodies::{self, EventBody};
 /// Tag of an event that a module error let through.
 pub(crate) const FAIL_OPEN: Printable<'_> = Printable::from_static("fail-open");
 
-/// What an answer is about.
+/// What an answer refers to.
 #[derive(Clone, Debug)]
 pub(crate) struct Subject {
     pub(crate) hook: Hook,
     pub(crate) body: EventBody,
-    /// The body that was collected, which the answer puts back.
+    /// The collected body, which the answer puts back.
     pub(crate) whole: Option<Arc<Vec<u8>>>,
 }
 
-/// An encoded answer, and what the agent must know of it.
+/// An encoded answer, and what the agent needs to know about it.
 pub(crate) struct Reply<T> {
     pub(crate) encoded: T,
     pub(crate) blocks: bool,
-    /// The request has surely ended.
+    /// The answer certainly ends the request.
     pub(crate) refuses: bool,
     pub(crate) loses_routing_metadata: bool,
 }
@@ -42,14 +42,14 @@ impl<T> Reply<T> {
             bodies::put_back(&mut answer, whole);
         }
         let blocks = matches!(answer.decision, Decision::Block(_));
-        // Zentinel 0.6.45 lets a request through that it is to challenge.
+        // Not a challenge: Zentinel 0.6.45 lets such a request through.
         let refuses = (blocks || matches!(answer.decision, Decision::Redirect { .. })) && !answer.needs_more;
         let loses_routing_metadata = encode.loses_routing_metadata(&answer);
         Ok(Self { encoded: encode.encode(&answer)?, blocks, refuses, loses_routing_metadata })
     }
 }
 
-/// The answer to an event for which the module has none.
+/// The answer to an event for which the module gave none.
 pub(crate) fn module_error(kind: FailureKind, fail_open: bool, hook: Hook) -> Answer<'static> {
     const WASM_ERROR: Printable<'_> = Printable::from_static("wasm-error");
     const CLOSE: WebsocketDecision<'_> =

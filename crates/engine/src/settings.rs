@@ -1,4 +1,4 @@
-//! What decides how the module is run, from the command line and from the proxy's `config { }` block.
+//! Settings of a module, from the command line and from the proxy's `config { }` block.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,55 +7,55 @@ use serde_json::Value;
 use zentinel_wasm_contract::{HeaderCase, shortened};
 use zentinel_wasm_runtime::Isolation;
 
-/// How the module is run.
+/// How a module is run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Instances, and calls that run at once.
+    /// Number of instances, and so of concurrent calls.
     pub pool_size: u32,
-    /// Whether module errors allow.
+    /// Whether module errors allow the event.
     pub fail_open: bool,
-    /// Deadline of a whole call.
+    /// Deadline of a whole call, including the wait for an instance.
     pub timeout: Duration,
     /// Linear memory of one instance, in MiB.
     pub max_memory_mb: u32,
-    /// Whether instances are used again.
+    /// Whether instances are reused.
     pub isolation: Isolation,
-    /// JSON for `on_configure`.
+    /// JSON for `on_configure`, if any.
     pub module_config: Option<Arc<[u8]>>,
-    /// Largest body handed to the module, in bytes.
+    /// Largest body passed to the module, in bytes.
     pub max_body: usize,
-    /// Whether the module gets streamed request bodies whole.
+    /// Whether the module gets streamed request bodies as a whole.
     pub collect_request_body: bool,
     /// Largest answer read from the module, in bytes.
     pub max_output: usize,
-    /// How header names are written for the module.
+    /// The case of header names in events for the module.
     pub header_case: HeaderCase,
-    /// Time that an instance has to become ready.
+    /// Time for an instance to become ready.
     pub start_timeout: Duration,
 }
 
-/// Largest values that settings take.
+/// Largest values of settings.
 pub struct SettingLimits;
 
 impl SettingLimits {
     /// Instances: each takes 4 GiB of address space.
     pub const POOL_SIZE: u64 = 1024;
-    /// A minute: nobody waits longer for a decision.
+    /// 1 min: no client waits longer for a decision.
     pub const TIMEOUT_MS: u64 = 60_000;
-    /// A minute: so long a service manager waits for the start.
+    /// 1 min: service managers wait about as long for a start.
     pub const START_TIMEOUT_MS: u64 = 60_000;
     /// All that 32-bit addresses reach.
     pub const MEMORY_MB: u64 = 4096;
-    /// An hour.
+    /// 1 h.
     pub const GRACE_MS: u64 = 3_600_000;
     /// Largest module configuration, in bytes: it is copied into every instance.
     pub const MODULE_CONFIG: usize = 1 << 20;
 }
 
-/// Most characters of what a proxy has said that a message repeats.
-const SHOWN: usize = 40;
+/// Most characters of a proxy's value that a message repeats.
+const MAX_SHOWN: usize = 40;
 
-/// Checks that `json` may be a module's configuration.
+/// Checks that `json` can be a module's configuration. Returns it without surrounding whitespace.
 ///
 /// # Errors
 ///
@@ -68,11 +68,11 @@ pub fn checked_module_config(json: &[u8]) -> Result<Arc<[u8]>, String> {
     Ok(json.trim_ascii().into())
 }
 
-/// Problems of a configuration that are told at once: more than there are keys.
+/// Most problems of a configuration in one message: more than there are keys.
 const MAX_PROBLEMS: usize = 10;
 
 impl Settings {
-    /// What of them concerns the instances.
+    /// The settings of the pool.
     pub(crate) fn pool(&self) -> zentinel_wasm_runtime::PoolSettings {
         zentinel_wasm_runtime::PoolSettings {
             size: self.pool_size,
@@ -84,17 +84,19 @@ impl Settings {
         }
     }
 
-    /// These settings with the configuration that a file holds, if there is such a file.
+    /// These settings with `file` as the module's configuration, if given.
     #[must_use]
     pub fn with_module_config(self, file: Option<Arc<[u8]>>) -> Self {
         Self { module_config: file.or(self.module_config), ..self }
     }
 
-    /// These settings with those of the proxy's `config { }` block on top. Null and an empty object change nothing.
+    /// These settings, overridden by those of the proxy's `config { }` block. Null and an empty
+    /// object change nothing.
     ///
     /// # Errors
     ///
-    /// A key is unknown or a value is bad: one line that names all of them. Nothing is applied then.
+    /// A key is unknown or a value is invalid: one line that names all of them. No setting is
+    /// applied then.
     pub fn with_proxy_config(&self, config: &Value) -> Result<Self, String> {
         let mut settings = self.clone();
         let object = match config {
@@ -134,7 +136,7 @@ impl Settings {
             _ => {
                 return Err(format!(
                     "unknown key `{}`: expected one of pool-size, fail-open, timeout-ms, max-memory-mb, isolation, collect-request-body, module-config",
-                    shortened(key, SHOWN)
+                    shortened(key, MAX_SHOWN)
                 ));
             }
         }
@@ -143,13 +145,13 @@ impl Settings {
 }
 
 fn number(key: &str, value: &Value, to: u64) -> Result<u64, String> {
-    // KDL has one kind of number; a proxy may hand 4 over as 4.0.
+    // KDL has one type of number, so a proxy may send 4 as 4.0.
     let whole =
         value.as_u64().or_else(|| value.as_f64().filter(|number| number.fract() == 0.0 && *number >= 0.0).map(|number| number as u64));
     whole.filter(|number| (1..=to).contains(number)).ok_or_else(|| bad(key, value, &format!("a whole number from 1 to {to}")))
 }
 
-/// Text is taken for JSON, anything else for the configuration itself.
+/// A string is parsed as JSON; any other value is the configuration itself.
 fn module_config(key: &str, value: &Value) -> Result<Option<Arc<[u8]>>, String> {
     let json = match value {
         Value::Null => return Ok(None),
@@ -160,7 +162,7 @@ fn module_config(key: &str, value: &Value) -> Result<Option<Arc<[u8]>>, String> 
 }
 
 fn bad(key: &str, value: &Value, expected: &str) -> String {
-    format!("`{key}` is {}: expected {expected}", shortened(&value.to_string(), SHOWN))
+    format!("`{key}` is {}: expected {expected}", shortened(&value.to_string(), MAX_SHOWN))
 }
 
 #[cfg(test)]
@@ -185,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_taken_in_both_spellings() {
+    fn accepts_both_spellings_of_keys() {
         let config = json!({"pool-size": 8.0, "fail_open": true, "timeout-ms": 10, "max_memory_mb": 16, "isolation": "request", "collect-request-body": true, "module-config": "{\"a\":1}"});
         let configured = settings().with_proxy_config(&config).unwrap();
         let expected = Settings {
@@ -204,13 +206,13 @@ mod tests {
     }
 
     #[test]
-    fn nothing_changes_without_keys() {
+    fn are_unchanged_without_keys() {
         assert_eq!(settings().with_proxy_config(&Value::Null), Ok(settings()));
         assert_eq!(settings().with_proxy_config(&json!({})), Ok(settings()));
     }
 
     #[test]
-    fn everything_bad_is_named() {
+    fn names_all_problems() {
         let error =
             settings().with_proxy_config(&json!({"pool-size": 0, "fail-open": "yes", "colour": 1, "module-config": "{"})).unwrap_err();
         for part in [

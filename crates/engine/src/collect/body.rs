@@ -1,4 +1,4 @@
-//! One body that is being collected.
+//! One body in collection.
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ pub(super) struct PartialBody {
     pub(super) number: Option<u64>,
     /// Index of the next chunk.
     pub(super) next: u32,
-    /// Bytes so far, as the proxy counts them.
+    /// Bytes so far, as counted by the proxy.
     pub(super) received: u64,
     pub(super) state: Progress,
     pub(super) began: Instant,
@@ -21,26 +21,27 @@ pub(super) struct PartialBody {
 pub(super) enum Progress {
     /// Its chunks are held.
     Held(Pieces, Tail),
-    /// An error has been allowed: the rest passes, after these first bytes of a code point.
+    /// An error was allowed, so the rest passes, after these first bytes of a code point.
     Passing(Tail),
-    /// Nothing of it is taken any more.
+    /// Further chunks are rejected.
     Broken,
-    /// It has ended and had so many bytes. The proxy may send it again, as one chunk, to another upstream connection.
+    /// It has ended, with this number of bytes. The proxy may resend it, as one chunk, to another
+    /// upstream connection.
     Ended(usize),
 }
 
 impl PartialBody {
-    /// Whether its request has ended, by what is known of the one of a new chunk.
+    /// Whether its request has ended, given the number of the request of a new chunk.
     pub(super) fn is_over(&self, number: Option<u64>) -> bool {
         matches!(self.state, Progress::Ended(_)) || self.number.zip(number).is_some_and(|(own, other)| own != other)
     }
 
-    /// Whether more of it is awaited.
+    /// Whether more chunks are expected.
     pub(super) fn is_open(&self) -> bool {
         matches!(self.state, Progress::Held(..) | Progress::Passing(_))
     }
 
-    /// Why a chunk does not go on where this body stands.
+    /// Returns why `chunk` does not continue this body, if so.
     pub(super) fn problem_with(&self, chunk: &RequestChunk<'_>) -> Option<String> {
         let size = chunk.bytes.len() as u64;
         let in_turn = chunk.index == self.next
@@ -62,7 +63,7 @@ impl PartialBody {
                 let fits = if chunk.is_last { sum == length } else { sum <= length };
                 (!fits).then(|| format!("the chunks of the body have {sum} bytes, but the request announced {length}"))
             }
-            // The chunks of a body whose length is known must add up; only here could a second time go unnoticed.
+            // With a known length, the sum above detects a body that is sent twice.
             (Progress::Held(pieces, _), _) if pieces.equal(&chunk.bytes) => Some(
                 "a chunk repeats the whole body before it: the proxy may be resending the body to another upstream connection".to_owned(),
             ),
@@ -70,7 +71,7 @@ impl PartialBody {
         }
     }
 
-    /// Gives it up, and returns how much memory that frees.
+    /// Rejects the body from now on. Returns the number of bytes of memory freed.
     pub(super) fn mark_broken(&mut self) -> usize {
         match std::mem::replace(&mut self.state, Progress::Broken) {
             Progress::Held(pieces, _) => pieces.capacity,

@@ -1,18 +1,20 @@
-//! Whole request bodies for modules, where the proxy streams them: `--collect-request-body`.
+//! Whole request bodies for modules although the proxy streams them: `--collect-request-body`.
 //!
-//! Every chunk but the last is *held*: answered by a drop and `needs_more`, so that the proxy goes on and
-//! sends nothing upstream. The module sees the whole at the end, and the answer to the last chunk puts the whole,
-//! as it is or replaced, into its place. From the first chunk that is held, an allow without these bytes
-//! would send a body with a hole. Hence:
+//! Every chunk except the last is *held*: the answer drops it and has `needs_more`, so the proxy
+//! continues but sends nothing upstream. At the end the module gets the whole body, and the answer
+//! to the last chunk puts all of it, original or replaced, in the place of that chunk. From the
+//! first held chunk on, a plain allow would forward a body with a gap. Hence:
 //!
-//! * a body is known by its connection and correlation id, and a chunk is taken only if it goes on exactly where the body
-//!   stands. A client chooses the id; but every body begins with chunk 0, so a second one of a live id shows at once,
-//!   and *both* are refused from then on. Other connections cannot interfere.
-//! * what the agent does not know to be complete is refused, also with `--fail-open`;
-//! * an error that loses nothing, such as a body over the limit, gives back under `--fail-open` what was held, and
-//!   lets the rest pass.
+//! * a body is identified by its connection and correlation id, and a chunk is accepted only if it
+//!   continues the body exactly where it ends. A client may choose the id; but every body begins
+//!   with chunk 0, so a second body with a live id is detected immediately, and *both* are rejected
+//!   from then on. Other connections cannot interfere;
+//! * a body that is not known to be complete is rejected, also with `--fail-open`;
+//! * after an error that loses nothing, such as a body over the limit, `--fail-open` returns what
+//!   was held and lets the rest pass.
 //!
-//! The wire carries a changed chunk as text only. A code point that two chunks share is put together before it is judged.
+//! The socket's protocol carries a replaced chunk as text only. A code point that spans two chunks
+//! is joined before it is checked.
 
 mod body;
 mod chunk;
@@ -32,7 +34,7 @@ use store::{KEPT, PartialBodies, Taken};
 /// The bodies that are being collected.
 pub(crate) struct BodyCollector {
     inner: Mutex<PartialBodies>,
-    /// As many as there are. Requests without the option look here and go on.
+    /// The number of bodies, so requests without the option need no lock.
     known: AtomicUsize,
 }
 
@@ -41,7 +43,7 @@ impl BodyCollector {
         Self { inner: Mutex::default(), known: AtomicUsize::new(0) }
     }
 
-    /// Whether there are none.
+    /// Whether no body is known.
     pub(crate) fn is_empty(&self) -> bool {
         self.known.load(Relaxed) == 0
     }
@@ -50,7 +52,7 @@ impl BodyCollector {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the bodies, and counts them.
+    /// Changes the bodies, and updates their number.
     fn change<T>(&self, change: impl FnOnce(&mut PartialBodies) -> T) -> T {
         let mut inner = self.lock();
         let result = change(&mut inner);
@@ -58,7 +60,8 @@ impl BodyCollector {
         result
     }
 
-    /// Whether a body of this id is known, so that its chunks must be [taken](Self::take) whatever the settings are by now.
+    /// Whether a body with this id is known. If so, its chunks must be [taken](Self::take) even if
+    /// the option is off by now.
     pub(crate) fn knows(&self, connection: u64, id: &str) -> bool {
         !self.is_empty() && {
             let inner = self.lock();
@@ -76,7 +79,7 @@ impl BodyCollector {
     }
 
     fn take_at(&self, chunk: RequestChunk<'_>, now: Instant) -> Result<Collected, Lost> {
-        // What is large is put together when others can go on.
+        // Large bodies are joined without the lock.
         match self.change(|inner| inner.take(chunk, now))? {
             Taken::Chunk(collected) => Ok(collected),
             Taken::Whole(pieces) => Ok(Collected::Whole(pieces.join())),
@@ -84,7 +87,7 @@ impl BodyCollector {
         }
     }
 
-    /// The proxy wants no more answers for this request, or did not get one.
+    /// Records that the proxy has cancelled this request, or got no answer to one of its events.
     pub(crate) fn cancelled(&self, connection: u64, id: &str) {
         if self.is_empty() {
             return;
@@ -97,7 +100,7 @@ impl BodyCollector {
         });
     }
 
-    /// A connection has ended, and all of its requests.
+    /// Records that a connection has ended, with all of its requests.
     pub(crate) fn disconnected(&self, connection: u64) {
         if self.is_empty() {
             return;
@@ -114,12 +117,12 @@ impl BodyCollector {
         });
     }
 
-    /// Whether bytes are held of a request on this connection.
+    /// Whether a body on this connection is incomplete.
     pub(crate) fn holds(&self, connection: u64) -> bool {
         !self.is_empty() && self.lock().bodies.iter().any(|((of, _), body)| *of == connection && body.is_open())
     }
 
-    /// Drops what has become too old.
+    /// Drops bodies that have been idle for too long or take too long.
     pub(crate) fn sweep(&self) {
         if !self.is_empty() {
             self.change(|inner| inner.sweep(KEPT, Instant::now()));

@@ -1,23 +1,24 @@
-//! The bytes of a body that are held.
+//! The held bytes of a body.
 
-/// The proxy's buffer for sending a body again when an upstream connection fails, in bytes.
-pub(super) const REPLAYED: usize = 64 << 10;
+/// The proxy's buffer for resending a body after an upstream connection failed, in bytes.
+const REPLAYED: usize = 64 << 10;
 
-/// Chunks are joined into pieces of up to this size, in bytes, so that small ones cost no memory of their own.
+/// Size up to which chunks are joined into pieces, in bytes, so small chunks need no allocation
+/// each.
 pub(super) const PIECE: usize = 64 << 10;
 
-/// The bytes of a body in order.
+/// The bytes of a body, in order.
 #[derive(Default)]
 pub(super) struct Pieces {
-    pub(super) list: Vec<Vec<u8>>,
-    /// Bytes in all.
+    list: Vec<Vec<u8>>,
+    /// Bytes in total.
     pub(super) len: usize,
-    /// Memory in all.
+    /// Memory in total.
     pub(super) capacity: usize,
 }
 
 impl Pieces {
-    /// Appends bytes and returns by how much memory that is more.
+    /// Appends bytes. Returns the number of bytes of memory added.
     pub(super) fn push(&mut self, bytes: Vec<u8>) -> usize {
         let before = self.capacity;
         self.len += bytes.len();
@@ -35,7 +36,7 @@ impl Pieces {
         self.capacity - before
     }
 
-    /// Leaves out the last bytes, which are in the last piece.
+    /// Removes the last `count` bytes.
     pub(super) fn cut(&mut self, count: usize) {
         let mut count = count;
         while count > 0
@@ -50,7 +51,7 @@ impl Pieces {
         }
     }
 
-    /// Whether the proxy may have sent these bytes a second time.
+    /// Whether `bytes` may be a repetition of the whole body.
     pub(super) fn equal(&self, bytes: &[u8]) -> bool {
         let mut rest = bytes;
         !bytes.is_empty()

@@ -1,4 +1,4 @@
-//! All bodies that are being collected, and their bounds.
+//! All bodies in collection, and their bounds.
 
 use std::hash::BuildHasher;
 use std::time::{Duration, Instant};
@@ -12,52 +12,54 @@ use super::pieces::Pieces;
 use super::tail::{NotText, Tail};
 use crate::bodies::Length;
 
-/// Memory of all bodies that are being collected, in bytes: a hundred of the default `--max-body-bytes`, which is as many
-/// requests as a proxy has under way on a connection.
+/// Memory of all bodies in collection, in bytes: 100 times the default `--max-body-bytes`, because
+/// a proxy has up to 100 requests in flight on a connection.
 pub(super) const MAX_BYTES: usize = 128 << 20;
 
-/// Bodies that are known at once, at some 150 bytes each beside what they hold.
+/// Known bodies, at about 150 bytes each in addition to what they hold.
 pub(super) const MAX_BODIES: usize = 1 << 16;
 
-/// How long the bytes of a body are kept after its last chunk. The proxy itself gives up a client that is silent for a minute.
+/// How long the bytes of a body are kept after its last chunk. The proxy gives up on a client that
+/// is idle for a minute.
 pub(super) const KEPT: Duration = Duration::from_secs(60);
 
-/// How long the bytes of a body are kept at most: `--max-body-bytes` at 15 kbit/s. A client must not hold memory by
-/// sending a byte a minute.
+/// How long the bytes of a body are kept at most: `--max-body-bytes` at 15 kbit/s. Otherwise a
+/// client could hold memory by sending a byte per minute.
 pub(super) const LONGEST: Duration = Duration::from_secs(600);
 
-/// How long a body whose bytes are gone is remembered, so that a late chunk of it is not taken for one of a newer body: as long
-/// as a request's id.
+/// How long a body is remembered after its bytes were dropped, so a late chunk of it is not
+/// mistaken for one of a newer body: as long as a request's id.
 pub(super) const REMEMBERED: Duration = Duration::from_secs(3600);
 
-/// Silence after which a body gives way to others where memory has run out. Clients that are sending do not pause for so long,
-/// and those that hold bodies back to fill the memory must keep sending.
+/// Idle time after which a body is evicted if memory is used up. Clients that send do not pause for
+/// so long, and clients that hold bodies back to fill the memory must keep sending.
 pub(super) const IDLE: Duration = Duration::from_secs(5);
 
-/// Pause between two searches for bodies that may give way: each looks at all of them.
-pub(super) const SEARCH_PAUSE: Duration = Duration::from_secs(1);
+/// Pause between two searches for bodies to evict, because each search visits all bodies.
+const SEARCH_PAUSE: Duration = Duration::from_secs(1);
 
-/// Why a body is refused whose bytes cannot be sent.
-pub(super) const NOT_TEXT: &str =
+/// Why a body with binary bytes is rejected.
+const NOT_TEXT: &str =
     "the body is not UTF-8: the proxy accepts only text as a replacement, so `--collect-request-body` cannot put it back";
 
 #[derive(Default)]
 pub(super) struct PartialBodies {
-    pub(super) hasher: DefaultHashBuilder,
+    hasher: DefaultHashBuilder,
     pub(super) bodies: HashMap<Key, PartialBody>,
-    /// Memory that they hold, in bytes.
+    /// Memory of the held bytes.
     pub(super) bytes: usize,
-    pub(super) searched: Option<Instant>,
+    searched: Option<Instant>,
 }
 
-/// A connection, and the hash of an id. Two ids of one hash are taken for one, and refused.
-pub(super) type Key = (u64, u64);
+/// A connection, and the hash of an id. Two ids with the same hash count as the same id, so both
+/// bodies are rejected.
+type Key = (u64, u64);
 
-/// What a chunk comes to, before anything large is put together.
+/// The outcome of a chunk, before the pieces are joined.
 pub(super) enum Taken {
     Chunk(Collected),
     Whole(Pieces),
-    /// An error that may give back what was held.
+    /// An error, and the bytes to return.
     GiveBack(Failure, Pieces),
 }
 
@@ -70,13 +72,13 @@ impl PartialBodies {
         let key = self.key(chunk.connection, chunk.id);
         let is_new = match self.bodies.get(&key) {
             None => true,
-            // The request that it belonged to has surely ended.
+            // The request to which it belonged has certainly ended.
             Some(body) => chunk.index == 0 && body.is_over(chunk.number),
         };
         if is_new { self.begin(key, chunk, now) } else { self.append(key, chunk, now) }
     }
 
-    pub(super) fn begin(&mut self, key: Key, chunk: RequestChunk<'_>, now: Instant) -> Result<Taken, Lost> {
+    fn begin(&mut self, key: Key, chunk: RequestChunk<'_>, now: Instant) -> Result<Taken, Lost> {
         if let Some(mut old) = self.bodies.remove(&key) {
             self.bytes -= old.mark_broken();
         }
@@ -134,9 +136,9 @@ impl PartialBodies {
         result
     }
 
-    pub(super) fn append(&mut self, key: Key, chunk: RequestChunk<'_>, now: Instant) -> Result<Taken, Lost> {
+    fn append(&mut self, key: Key, chunk: RequestChunk<'_>, now: Instant) -> Result<Taken, Lost> {
         let Some(body) = self.bodies.get_mut(&key) else { unreachable!("it was found before") };
-        // It must not give way to itself.
+        // A body must not be evicted for its own chunk.
         body.touched = now;
         let mut problem = body.problem_with(&chunk);
         let (held, tail) = match &body.state {
@@ -159,9 +161,9 @@ impl PartialBodies {
         body.next = body.next.saturating_add(1);
         body.received += chunk.bytes.len() as u64;
         let after = match &body.state {
-            // As it came at first, or a second time: the whole.
+            // This is the whole body, resent.
             Progress::Ended(_) => return Ok(Taken::Chunk(Collected::Alone)),
-            // No text is needed.
+            // It passes unchanged, so it need not be text.
             Progress::Passing(tail) if tail.is_empty() => {
                 if chunk.is_last {
                     body.state = Progress::Ended(body.received as usize);
@@ -172,7 +174,8 @@ impl PartialBodies {
         };
         let after = match after {
             Ok(after) if after.is_empty() || !chunk.is_last => after,
-            // Also with `--fail-open`: what is held cannot be put before bytes that are not text.
+            // Also with `--fail-open`: the held bytes cannot be sent in front of bytes that are not
+            // text.
             _ => {
                 self.bytes -= body.mark_broken();
                 return Err(Lost::bytes(NOT_TEXT));
@@ -211,8 +214,8 @@ impl PartialBodies {
         }
     }
 
-    /// Whether the chunk may be added to a body of `held` bytes.
-    pub(super) fn room(&mut self, chunk: &RequestChunk<'_>, held: usize, now: Instant) -> Result<(), Failure> {
+    /// Checks that the chunk may be added to a body of `held` bytes.
+    fn room(&mut self, chunk: &RequestChunk<'_>, held: usize, now: Instant) -> Result<(), Failure> {
         let size = held + chunk.bytes.len();
         let announced = match chunk.length {
             Length::Announced(Some(length)) => usize::try_from(length).unwrap_or(usize::MAX),
@@ -223,7 +226,7 @@ impl PartialBodies {
             let detail = format!("the body has {size} bytes or more, the limit is {limit}: raise `--max-body-bytes`");
             return Err(Failure::new(FailureKind::BodyLimit, detail));
         }
-        // A piece may grow to twice what is in it.
+        // The capacity of a piece may grow to twice its length.
         let needed = 2 * chunk.bytes.len();
         let fits = |bodies: &Self| bodies.bytes + needed <= MAX_BYTES;
         if !fits(self) {
@@ -236,8 +239,8 @@ impl PartialBodies {
         Ok(())
     }
 
-    /// Looks for bodies that may give way. False when there has just been a search, or it has found nothing.
-    pub(super) fn search(&mut self, now: Instant) -> bool {
+    /// Evicts idle bodies. Returns false if there was a search recently, or none was found.
+    fn search(&mut self, now: Instant) -> bool {
         if self.searched.is_some_and(|searched| now.duration_since(searched) < SEARCH_PAUSE) {
             return false;
         }
@@ -250,7 +253,8 @@ impl PartialBodies {
         before != (self.bytes, self.bodies.len())
     }
 
-    /// Drops the bytes of bodies that have been silent for longer than `kept` or take too long, and what is known of bodies whose requests must have ended.
+    /// Drops the bytes of bodies that have been idle for longer than `kept` or take too long, and
+    /// forgets bodies whose requests must have ended.
     pub(super) fn sweep(&mut self, kept: Duration, now: Instant) {
         let bytes = &mut self.bytes;
         self.bodies.retain(|_, body| {

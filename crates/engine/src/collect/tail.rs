@@ -1,17 +1,17 @@
-//! Code points that two chunks share.
+//! Code points that span two chunks.
 
-/// The first bytes of a code point that its chunk did not hold to the end.
+/// The first bytes of a code point that its chunk cuts off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tail {
-    pub(super) bytes: [u8; 3],
-    pub(super) len: u8,
+    bytes: [u8; 3],
+    len: u8,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct NotText;
 
 impl Tail {
-    pub(super) fn new(bytes: &[u8]) -> Self {
+    fn new(bytes: &[u8]) -> Self {
         let mut tail = Self { bytes: [0; 3], len: bytes.len() as u8 };
         tail.bytes[..bytes.len()].copy_from_slice(bytes);
         tail
@@ -25,7 +25,7 @@ impl Tail {
         self.len == 0
     }
 
-    /// What is left over when `chunk` follows.
+    /// Returns the tail after `chunk`.
     pub(super) fn after(self, chunk: &[u8]) -> Result<Self, NotText> {
         /// A code point has up to four bytes.
         const LONGEST: usize = 4;

@@ -1,33 +1,35 @@
-//! Ids that were evicted from the table.
+//! A set of ids that were evicted from the table.
 
 use super::remembered::REMEMBERED_SECONDS;
 
-/// Blocks of a filter, each made when it is first needed. 8 MiB per filter when all are in use.
-pub(super) const BLOCKS: usize = 1 << 10;
+/// Blocks of a filter, each allocated when it is first needed: 8 MiB per filter if all are in use.
+const BLOCKS: usize = 1 << 10;
 
-/// Bits of a block for ids of an hour. At a million ids an hour, one other id in 300 is taken for one of them; at ten million, one in five.
-pub(super) const BLOCK_BITS: usize = 1 << 15;
+/// Bits of a block for the ids of one hour. At a million ids an hour, 1 of 300 other ids is a false
+/// positive; at ten million, 1 of 5.
+const BLOCK_BITS: usize = 1 << 15;
 
-/// A set of keys that takes none for absent for [`REMEMBERED`] after it was inserted, and forgets it after twice that time. Others may be taken
-/// for present: a Bloom filter with two bits per key, in blocks.
+/// A Bloom filter with two bits per key, in blocks. It has no false negatives for
+/// [`REMEMBERED`](super::remembered::REMEMBERED) after a key was inserted, and forgets the key
+/// after at most twice that time.
 pub(super) struct IdFilter {
-    pub(super) blocks: Box<[Option<Box<FilterBlock>>]>,
+    blocks: Box<[Option<Box<FilterBlock>>]>,
     /// When a key was last inserted.
-    pub(super) inserted: Option<u32>,
+    inserted: Option<u32>,
 }
 
-pub(super) struct FilterBlock {
-    /// When `recent` was begun.
-    pub(super) since: u32,
-    pub(super) recent: [u64; BLOCK_BITS / 64],
-    /// The keys of the time before.
-    pub(super) former: [u64; BLOCK_BITS / 64],
+struct FilterBlock {
+    /// When `recent` was started.
+    since: u32,
+    recent: [u64; BLOCK_BITS / 64],
+    /// The keys of the period before.
+    former: [u64; BLOCK_BITS / 64],
 }
 
 impl FilterBlock {
     const EMPTY: [u64; BLOCK_BITS / 64] = [0; BLOCK_BITS / 64];
 
-    pub(super) fn turn(&mut self, now: u32) {
+    fn turn(&mut self, now: u32) {
         let age = now.saturating_sub(self.since);
         if age > REMEMBERED_SECONDS {
             self.former = if age > 2 * REMEMBERED_SECONDS { Self::EMPTY } else { self.recent };
@@ -42,8 +44,9 @@ impl IdFilter {
         Self { blocks: std::iter::repeat_with(|| None).take(BLOCKS).collect(), inserted: None }
     }
 
-    /// The place of a key: its block, and two bits of it. Bits that the table's places do not depend on.
-    pub(super) fn place(key: u64) -> (usize, [(usize, u64); 2]) {
+    /// The block of a key, and its two bits in the block. They depend on other bits of the key than
+    /// its bucket in the table does.
+    fn place(key: u64) -> (usize, [(usize, u64); 2]) {
         let bit = |shift: u32| {
             let bit = (key >> shift) as usize % BLOCK_BITS;
             (bit / 64, 1 << (bit % 64))
@@ -51,7 +54,8 @@ impl IdFilter {
         ((key >> 54) as usize % BLOCKS, [bit(24), bit(39)])
     }
 
-    /// True when there had been no key for so long that it was empty.
+    /// Returns whether the filter was empty: no key had been inserted for
+    /// [`REMEMBERED`](super::remembered::REMEMBERED).
     pub(super) fn insert(&mut self, key: u64, now: u32) -> bool {
         let (block, bits) = Self::place(key);
         let block = self.blocks[block]
@@ -84,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_filter_misses_no_key_for_an_hour_and_forgets_it_after_two() {
+    fn has_no_false_negatives_for_an_hour_and_forgets_within_two() {
         let hasher = DefaultHashBuilder::default();
         let mut filter = IdFilter::new();
         let mut inserted = std::collections::VecDeque::new();
@@ -110,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_takes_few_others_for_its_keys() {
+    fn has_few_false_positives() {
         let hasher = DefaultHashBuilder::default();
         let mut filter = IdFilter::new();
         for at in 0..1_000_000_u32 {

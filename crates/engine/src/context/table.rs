@@ -1,4 +1,4 @@
-//! Every id that is remembered exactly, with its request's context.
+//! The ids that are remembered exactly, with their requests' contexts.
 
 use std::sync::Arc;
 
@@ -7,29 +7,29 @@ use zentinel_wasm_runtime::ResponseContext;
 use super::filter::IdFilter;
 use super::remembered::{KEPT_SECONDS, REMEMBERED_SECONDS, Remembered};
 
-/// Memory of all contexts, in bytes: some ten thousand requests under way.
+/// Memory of all contexts, in bytes: enough for about ten thousand requests in flight.
 pub(super) const MAX_BYTES: usize = 16 << 20;
 
-/// Ids that are remembered exactly, at some 50 bytes each. Well above what [`MAX_BYTES`] has contexts for, so that filters are for ids whose
-/// requests have long been silent.
+/// Ids that are remembered exactly, at about 50 bytes each. Far more than [`MAX_BYTES`] has
+/// contexts for, so only ids of requests that have long been idle get into the filters.
 pub(super) const MAX_IDS: usize = 1 << 17;
 
-/// What [`Contexts::begin`] has made of a request.
+/// The result of recording a new request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Begun {
-    /// Tells the request from others of its id.
+    /// Distinguishes the request from others with its id.
     pub(crate) number: u64,
-    /// Another request of its id is, or may be, live.
+    /// Another request with its id is, or may be, live.
     pub(crate) collides: bool,
 }
 
-/// A place in the slab. The first ones are the ends of the lists; zero therefore stands for none.
+/// A position in the slab. The first entries are the ends of the lists, so zero can mean "none".
 pub(super) type Index = u32;
 
-/// The state of an id, which is the list that it is in.
+/// The state of an id. There is a list for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum IdState {
-    /// It belongs to one live request, whose context is kept.
+    /// It belongs to one live request, whose context is stored.
     Known = 0,
     /// It belongs to several requests, or to one whose context was dropped.
     Withheld = 1,
@@ -41,49 +41,60 @@ impl IdState {
     pub(super) const ALL: [Self; 3] = [Self::Known, Self::Withheld, Self::Ended];
 }
 
+/// An id.
 pub(super) struct Entry {
     pub(super) key: u64,
     pub(super) remembered: Option<Arc<Remembered>>,
-    /// When it was last used, in seconds since the start.
-    pub(super) touched: u32,
-    pub(super) before: Index,
-    pub(super) behind: Index,
-    /// The next entry whose key has the same place in the table, or the next free one.
-    pub(super) chained: Index,
+    /// When it was last used, in seconds since the agent's start.
+    pub(super) last_used: u32,
+    pub(super) prev: Index,
+    pub(super) next: Index,
+    /// The next entry whose key has the same bucket, or the next free entry.
+    pub(super) next_in_bucket: Index,
     pub(super) state: IdState,
-    /// A body may follow, or goes on.
+    /// A body may follow, or has begun and not ended.
     pub(super) body_open: bool,
 }
 
-/// What was evicted into a filter that had been empty before.
+/// An eviction into a filter that was empty before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Evicted {
     Live,
     BodyOpen,
 }
 
+/// The slab, its lists and its hash table.
 pub(super) struct IdTable {
     pub(super) entries: Vec<Entry>,
-    /// For each value of a key's lowest bits, the first entry.
-    pub(super) table: Box<[Index]>,
-    pub(super) free: Index,
+    /// For each value of a key's lowest bits, the first entry with it.
+    table: Box<[Index]>,
+    free: Index,
     pub(super) len: usize,
     pub(super) bytes: usize,
-    /// How many requests have begun.
-    pub(super) begun: u64,
-    /// Ids of requests that may be live.
-    pub(super) live: IdFilter,
-    /// Ids of requests that have ended, but not their bodies.
-    pub(super) bodies: IdFilter,
+    /// Number of requests that have begun.
+    begun: u64,
+    /// Evicted ids of requests that may be live.
+    live: IdFilter,
+    /// Evicted ids of requests that have ended, except for their bodies.
+    bodies: IdFilter,
 }
 
 impl IdTable {
     pub(super) fn new() -> Self {
-        // Address space; memory is taken as entries are used.
+        // This reserves address space; memory is allocated as entries are used.
         let mut entries = Vec::with_capacity(MAX_IDS + IdState::ALL.len());
         for state in IdState::ALL {
             let end = state as Index;
-            entries.push(Entry { key: 0, remembered: None, touched: 0, before: end, behind: end, chained: 0, state, body_open: false });
+            entries.push(Entry {
+                key: 0,
+                remembered: None,
+                last_used: 0,
+                prev: end,
+                next: end,
+                next_in_bucket: 0,
+                state,
+                body_open: false,
+            });
         }
         Self {
             entries,
@@ -97,109 +108,111 @@ impl IdTable {
         }
     }
 
-    pub(super) fn at(&mut self, index: Index) -> &mut Entry {
+    fn at(&mut self, index: Index) -> &mut Entry {
         &mut self.entries[index as usize]
     }
 
-    pub(super) fn place(key: u64) -> usize {
+    fn bucket(key: u64) -> usize {
         key as usize % MAX_IDS
     }
 
     pub(super) fn find(&self, key: u64) -> Option<Index> {
-        let mut at = self.table[Self::place(key)];
+        let mut at = self.table[Self::bucket(key)];
         while at != 0 {
             let entry = &self.entries[at as usize];
             if entry.key == key {
                 return Some(at);
             }
-            at = entry.chained;
+            at = entry.next_in_bucket;
         }
         None
     }
 
-    /// The entry of `state` that has not been used for the longest time.
-    pub(super) fn oldest(&self, state: IdState) -> Option<Index> {
-        let first = self.entries[state as usize].behind;
+    /// The least recently used entry of `state`.
+    fn oldest(&self, state: IdState) -> Option<Index> {
+        let first = self.entries[state as usize].next;
         (first != state as Index).then_some(first)
     }
 
-    pub(super) fn unlink(&mut self, at: Index) {
-        let Entry { before, behind, .. } = *self.at(at);
-        self.at(before).behind = behind;
-        self.at(behind).before = before;
+    fn unlink(&mut self, at: Index) {
+        let Entry { prev, next, .. } = *self.at(at);
+        self.at(prev).next = next;
+        self.at(next).prev = prev;
     }
 
-    pub(super) fn append(&mut self, at: Index, state: IdState, now: u32) {
+    fn append(&mut self, at: Index, state: IdState, now: u32) {
         let end = state as Index;
-        let last = std::mem::replace(&mut self.at(end).before, at);
-        self.at(last).behind = at;
+        let last = std::mem::replace(&mut self.at(end).prev, at);
+        self.at(last).next = at;
         let entry = self.at(at);
-        (entry.before, entry.behind, entry.state, entry.touched) = (last, end, state, now);
+        (entry.prev, entry.next, entry.state, entry.last_used) = (last, end, state, now);
     }
 
-    pub(super) fn touch(&mut self, at: Index, state: IdState, now: u32) {
+    fn touch(&mut self, at: Index, state: IdState, now: u32) {
         self.unlink(at);
         self.append(at, state, now);
     }
 
     /// Drops the context of an entry.
-    pub(super) fn release(&mut self, at: Index, state: IdState, now: u32) {
+    fn release(&mut self, at: Index, state: IdState, now: u32) {
         if let Some(remembered) = self.at(at).remembered.take() {
             self.bytes -= remembered.size();
         }
         self.touch(at, state, now);
     }
 
-    pub(super) fn insert(&mut self, key: u64, remembered: Option<Arc<Remembered>>, body_open: bool, now: u32) -> Index {
+    fn insert(&mut self, key: u64, remembered: Option<Arc<Remembered>>, body_open: bool, now: u32) -> Index {
         let state = if remembered.is_some() { IdState::Known } else { IdState::Withheld };
         self.bytes += remembered.as_ref().map_or(0, |remembered| remembered.size());
         self.len += 1;
-        let chained = self.table[Self::place(key)];
-        let entry = Entry { key, remembered, touched: now, before: 0, behind: 0, chained, state, body_open };
+        let next_in_bucket = self.table[Self::bucket(key)];
+        let entry = Entry { key, remembered, last_used: now, prev: 0, next: 0, next_in_bucket, state, body_open };
         let at = if self.free == 0 {
             self.entries.push(entry);
             (self.entries.len() - 1) as Index
         } else {
             let at = self.free;
-            self.free = std::mem::replace(self.at(at), entry).chained;
+            self.free = std::mem::replace(self.at(at), entry).next_in_bucket;
             at
         };
-        self.table[Self::place(key)] = at;
+        self.table[Self::bucket(key)] = at;
         self.append(at, state, now);
         at
     }
 
-    pub(super) fn remove(&mut self, at: Index) {
+    fn remove(&mut self, at: Index) {
         self.unlink(at);
         let (free, entry) = (self.free, self.at(at));
-        let (key, chained) = (entry.key, std::mem::replace(&mut entry.chained, free));
+        let (key, next_in_bucket) = (entry.key, std::mem::replace(&mut entry.next_in_bucket, free));
         if let Some(remembered) = entry.remembered.take() {
             self.bytes -= remembered.size();
         }
         self.free = at;
         self.len -= 1;
-        let place = Self::place(key);
-        if self.table[place] == at {
-            self.table[place] = chained;
+        let bucket = Self::bucket(key);
+        if self.table[bucket] == at {
+            self.table[bucket] = next_in_bucket;
             return;
         }
-        let mut before = self.table[place];
-        while self.at(before).chained != at {
-            before = self.at(before).chained;
+        let mut before = self.table[bucket];
+        while self.at(before).next_in_bucket != at {
+            before = self.at(before).next_in_bucket;
         }
-        self.at(before).chained = chained;
+        self.at(before).next_in_bucket = next_in_bucket;
     }
 
-    /// Expires contexts and ids that are silent for too long. A few of them for each that comes are enough.
-    pub(super) fn age(&mut self, now: u32) {
+    /// Expires contexts and ids that have been idle for too long. Each new request expires a few,
+    /// which is enough.
+    fn age(&mut self, now: u32) {
         if let Some(at) = self.oldest(IdState::Known)
-            && now.saturating_sub(self.at(at).touched) > KEPT_SECONDS
+            && now.saturating_sub(self.at(at).last_used) > KEPT_SECONDS
         {
             self.release(at, IdState::Withheld, now);
         }
         for state in [IdState::Withheld, IdState::Ended] {
             for _ in 0..2 {
-                let Some(at) = self.oldest(state).filter(|at| now.saturating_sub(self.entries[*at as usize].touched) > REMEMBERED_SECONDS)
+                let Some(at) =
+                    self.oldest(state).filter(|at| now.saturating_sub(self.entries[*at as usize].last_used) > REMEMBERED_SECONDS)
                 else {
                     break;
                 };
@@ -208,13 +221,13 @@ impl IdTable {
         }
     }
 
-    /// Makes room for an id.
-    pub(super) fn evict(&mut self, now: u32) -> Option<Evicted> {
+    /// Makes room for another id.
+    fn evict(&mut self, now: u32) -> Option<Evicted> {
         if self.len < MAX_IDS {
             return None;
         }
         let silent = [IdState::Withheld, IdState::Ended].into_iter().filter_map(|state| self.oldest(state));
-        let at = silent.min_by_key(|at| self.entries[*at as usize].touched).or_else(|| self.oldest(IdState::Known))?;
+        let at = silent.min_by_key(|at| self.entries[*at as usize].last_used).or_else(|| self.oldest(IdState::Known))?;
         let Entry { key, state, .. } = *self.at(at);
         self.remove(at);
         let (filter, evicted) =
@@ -227,7 +240,7 @@ impl IdTable {
         self.begun += 1;
         let number = self.begun;
         if let Some(at) = self.find(key) {
-            if now.saturating_sub(self.at(at).touched) <= REMEMBERED_SECONDS {
+            if now.saturating_sub(self.at(at).last_used) <= REMEMBERED_SECONDS {
                 self.release(at, IdState::Withheld, now);
                 return (Begun { number, collides: true }, None);
             }
@@ -237,7 +250,7 @@ impl IdTable {
         let known = if self.live.contains(key, now) {
             None
         } else {
-            // Nobody else has it yet.
+            // It is not shared yet.
             if let Some(remembered) = Arc::get_mut(&mut remembered) {
                 remembered.number = number;
             }
@@ -248,7 +261,7 @@ impl IdTable {
         (Begun { number, collides: false }, evicted)
     }
 
-    /// Gives the id no context from now on.
+    /// Withholds the context of the id from now on.
     pub(super) fn withhold(&mut self, key: u64, now: u32) -> Option<Evicted> {
         self.age(now);
         if let Some(at) = self.find(key) {
@@ -261,14 +274,14 @@ impl IdTable {
     }
 
     pub(super) fn unanswered(&mut self, key: u64, now: u32) -> Option<Evicted> {
-        let is_remembered = self.find(key).is_some_and(|at| now.saturating_sub(self.at(at).touched) <= REMEMBERED_SECONDS);
+        let is_remembered = self.find(key).is_some_and(|at| now.saturating_sub(self.at(at).last_used) <= REMEMBERED_SECONDS);
         if is_remembered { None } else { self.withhold(key, now) }
     }
 
     pub(super) fn get(&mut self, key: u64, now: u32) -> Option<Arc<Remembered>> {
         let at = self.find(key)?;
-        let Entry { state, touched, .. } = *self.at(at);
-        if state == IdState::Known && now.saturating_sub(touched) > KEPT_SECONDS {
+        let Entry { state, last_used, .. } = *self.at(at);
+        if state == IdState::Known && now.saturating_sub(last_used) > KEPT_SECONDS {
             self.release(at, IdState::Withheld, now);
             return None;
         }
@@ -278,7 +291,8 @@ impl IdTable {
 
     pub(super) fn get_for_body(&mut self, key: u64, is_last: bool, now: u32) -> Option<Arc<Remembered>> {
         let known = self.get(key, now);
-        // It may be the body of a request that ended before, and neither tells of this one's nor ends it.
+        // This may be the body of an earlier request with the id: it must neither get the context
+        // of this one nor end it.
         if self.bodies.contains(key, now) {
             return None;
         }
@@ -296,12 +310,12 @@ impl IdTable {
         let Some(at) = self.find(key) else { return };
         let Some(remembered) = &mut self.at(at).remembered else { return };
         let before = remembered.size();
-        // A call that still holds the old state has no use for the new one.
+        // A call that still holds the old context does not need the response.
         let Some(changed) = Arc::get_mut(remembered) else { return };
         changed.context.set_response(response);
         let after = changed.size();
         self.bytes = self.bytes - before + after;
-        let now = self.at(at).touched;
+        let now = self.at(at).last_used;
         self.shrink(at, now);
     }
 
@@ -323,9 +337,10 @@ impl IdTable {
         }
     }
 
-    /// Drops contexts, the least recently used first, until the rest is within bounds. Where a few do not free enough, the one that has just
-    /// grown goes too, because every other request waits meanwhile.
-    pub(super) fn shrink(&mut self, grown: Index, now: u32) {
+    /// Drops contexts, the least recently used first, until the rest fits. If dropping a few does
+    /// not free enough, the one that has just grown is dropped too, because all other requests wait
+    /// meanwhile.
+    fn shrink(&mut self, grown: Index, now: u32) {
         const DROPPED_AT_ONCE: usize = 64;
         for _ in 0..DROPPED_AT_ONCE {
             if self.bytes <= MAX_BYTES {

@@ -1,35 +1,36 @@
-//! How long recent calls took.
+//! Durations of recent calls.
 
 use std::time::Instant;
 
 use zentinel_wasm_contract::report;
 
-/// Upper bounds of the duration buckets, in seconds: from a call of a small module to the longest deadline that `--timeout-ms` takes.
+/// Upper bounds of the duration buckets, in seconds: from a call of a small module to the longest
+/// `--timeout-ms`.
 pub(super) const BUCKETS: [f64; 22] = [
     0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
     2.5, 5.0, 10.0, 30.0, 60.0,
 ];
 
-/// The calls at two moments: what has come since the earlier one is recent.
+/// The totals at two points in time. Calls since the earlier one are recent.
 #[derive(Default)]
 pub(super) struct RecentCalls {
     pub(super) earlier: CallTotals,
     pub(super) later: CallTotals,
-    /// When the later one was.
+    /// When `later` was taken.
     pub(super) at: Option<Instant>,
 }
 
-/// How long all calls took, whatever their hook.
+/// Durations of all calls, whatever their hook.
 #[derive(Clone, Copy, Default)]
 pub(super) struct CallTotals {
     pub(super) count: u64,
     pub(super) sum: f64,
-    /// How many lie at or below each of [`BUCKETS`].
+    /// The number of calls at or below each of [`BUCKETS`].
     pub(super) buckets: [u64; BUCKETS.len()],
 }
 
 impl CallTotals {
-    /// Those that have come since `earlier`.
+    /// The calls since `earlier`.
     pub(super) fn since(mut self, earlier: &Self) -> Self {
         self.count -= earlier.count;
         self.sum -= earlier.sum;
@@ -39,7 +40,8 @@ impl CallTotals {
         self
     }
 
-    /// The time below which a part of the calls lies, in seconds, taken as evenly spread within its bucket.
+    /// The duration, in seconds, below which `part` of the calls are, assuming that they are evenly
+    /// distributed within each bucket.
     fn quantile(&self, part: f64) -> f64 {
         let wanted = part * self.count as f64;
         let (mut bound_below, mut below) = (0.0, 0);

@@ -1,4 +1,4 @@
-//! What the agent counts. The names are a promise: dashboards and alerts hold on to them.
+//! The agent's metrics. Their names do not change, because dashboards and alerts use them.
 
 mod latency;
 
@@ -20,15 +20,16 @@ pub struct Metrics {
     registry: Registry,
     /// Events answered.
     pub requests: IntCounter,
-    /// Events answered with a block, the module's own and those of module errors.
+    /// Events answered with a block, including module errors.
     pub blocked: IntCounter,
     /// Events allowed because of a module error.
     pub fail_open: IntCounter,
-    /// Answers over gRPC whose routing metadata was left out.
+    /// Answers whose routing metadata was dropped, because gRPC has no field for it.
     pub routing_metadata_lost: IntCounter,
-    /// Events under way.
+    /// Events in flight.
     pub in_flight: IntGauge,
-    /// Events whose correlation id belonged to another one that was live, or may have been.
+    /// Events whose correlation id belonged to another event or request that was, or may have been,
+    /// in flight.
     pub(crate) id_collisions: IntCounter,
     errors: Vec<IntCounter>,
     durations: Vec<Histogram>,
@@ -37,9 +38,10 @@ pub struct Metrics {
     discarded: IntCounter,
     guest_memory: IntGauge,
     failed_starts: IntCounter,
-    /// What of them is counted already.
+    /// The number of failed starts that `failed_starts` includes.
     counted_failed_starts: AtomicU64,
-    /// What `discarded` stands for. The counter itself can only be added to, and two who observe at once would both add the difference.
+    /// The value of `discarded`. The counter can only be incremented, and two concurrent observers
+    /// would both add the difference.
     discarded_seen: AtomicU64,
     /// By their result: success, failure.
     reloads: [IntCounter; 2],
@@ -83,7 +85,7 @@ impl Metrics {
                 .buckets(BUCKETS.to_vec()),
             &["hook"]
         );
-        // They are counted before and outside of any agent.
+        // These are counted before and outside of any agent.
         let reloads =
             metric!(IntCounterVec, Opts::new("wasm_agent_reloads_total", "Changes of module or settings, by result."), &["result"]);
         Self {
@@ -118,7 +120,8 @@ impl Metrics {
             ),
             counted_failed_starts: AtomicU64::new(0),
             discarded_seen: AtomicU64::new(0),
-            // Every series exists from the start: what appears at 1 is no increase to Prometheus.
+            // Every series exists from the start, because a series that appears with value 1 is not
+            // an increase for Prometheus.
             reloads: ["success", "failure"].map(|result| reloads.with_label_values(&[result])),
             module_info: metric!(
                 IntGaugeVec,
@@ -132,7 +135,7 @@ impl Metrics {
         }
     }
 
-    /// Adds a counter of the process, such as one of its log.
+    /// Adds a counter of the process, for example of its log.
     ///
     /// # Panics
     ///
@@ -164,13 +167,13 @@ impl Metrics {
         if good { success } else { failure }.inc();
     }
 
-    /// Tells which module serves.
+    /// Records which module serves.
     pub(crate) fn serving(&self, digest: &str) {
         self.module_info.reset();
         self.module_info.with_label_values(&[digest]).set(1);
     }
 
-    /// Takes over what the pool and the breaker say. `discarded` counts over all pools.
+    /// Updates the metrics of the pool and the breaker. `discarded` is the total of all pools.
     pub(crate) fn observe(&self, pool: PoolStats, discarded: u64, circuit_open: bool) {
         self.pool_available.set(pool.available as i64);
         self.pool_waiting.set(pool.waiting as i64);
@@ -178,14 +181,14 @@ impl Metrics {
         self.circuit_open.set(i64::from(circuit_open));
     }
 
-    /// Takes over what is known of the instances.
+    /// Updates the metrics of the instances.
     pub(crate) fn instances(&self, largest_memory: usize, failed_starts: u64) {
         self.guest_memory.set(largest_memory as i64);
-        // Several callers may come with the same number.
+        // Several callers may pass the same number.
         self.failed_starts.inc_by(failed_starts.saturating_sub(self.counted_failed_starts.fetch_max(failed_starts, Relaxed)));
     }
 
-    /// How long the calls of the last ten to twenty seconds took.
+    /// Durations of the calls of the last 10 to 20 s.
     pub(crate) fn recent_latency(&self, now: Instant) -> report::Latency {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         let calls = self.calls();
@@ -209,7 +212,7 @@ impl Metrics {
         calls
     }
 
-    /// A connection has come; it is counted until the guard is dropped.
+    /// Counts a connection until the guard is dropped.
     pub(crate) fn connected(&self) -> impl Drop + Send + use<> {
         struct Connected(IntGauge);
 
@@ -228,7 +231,7 @@ impl Metrics {
         self.connections.get() as u32
     }
 
-    /// Everything in the text format of Prometheus.
+    /// All metrics in the text format of Prometheus.
     pub fn text(&self) -> Vec<u8> {
         let mut out = Vec::new();
         // Writing to a vector does not fail.
@@ -236,7 +239,7 @@ impl Metrics {
         out
     }
 
-    /// Everything as it is reported to proxies.
+    /// All metrics in the form of reports to proxies.
     pub(crate) fn report(&self) -> report::Series {
         let mut report = report::Series::default();
         for family in self.registry.gather() {
@@ -273,7 +276,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_as_promised() {
+    fn names_do_not_change() {
         let metrics = Metrics::new();
         metrics.serving("abc");
         let text = String::from_utf8(metrics.text()).unwrap();
@@ -314,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn no_series_appears_later() {
+    fn all_series_exist_from_the_start() {
         let series = |metrics: &Metrics| {
             let text = String::from_utf8(metrics.text()).unwrap();
             let lines = text.lines().filter(|line| !line.starts_with('#'));
@@ -330,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn what_several_see_discarded_is_counted_once() {
+    fn concurrent_observers_count_once() {
         use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
         const EACH: u64 = 20_000;
@@ -349,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn latencies_are_those_of_late() {
+    fn latencies_are_recent() {
         let (metrics, start) = (Metrics::new(), Instant::now());
         assert_eq!(metrics.recent_latency(start), report::Latency::default());
         for _ in 0..98 {
@@ -371,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn the_report_says_the_same() {
+    fn reports_have_the_same_values() {
         let metrics = Metrics::new();
         metrics.requests.inc();
         metrics.called(Hook::RequestHeaders, Duration::from_micros(20));
