@@ -1,4 +1,4 @@
-//! A compiled module that can be instantiated, or one message with everything that is wrong with it.
+//! A compiled module that can be instantiated, or one message with all of its problems.
 
 use wasmtime::{Engine, InstancePre, ModuleExport};
 use zentinel_wasm_contract::Hooks;
@@ -10,11 +10,11 @@ use crate::inspect::{check_imports, elements};
 use crate::module::{LoadError, Module};
 use crate::{engine, host, proposals};
 
-/// Problems of a module that one message names. A module built for another host has some dozens.
+/// Most problems of a module in one message. A module built for another host has some dozens.
 const MAX_PROBLEMS: usize = 50;
 
-/// Most elements of all segments together, as many as a table may have. Each takes 16 bytes in every
-/// instance, outside its tables.
+/// Most elements in all segments together, the same as in a table. Each takes 16 bytes in every
+/// instance, in addition to its tables.
 const MAX_ELEMENTS: u64 = engine::MAX_TABLE_ELEMENTS as u64;
 
 /// A compiled and checked module, for one engine.
@@ -64,7 +64,7 @@ impl Artifact {
     }
 }
 
-/// The module's code for `engine`: compiled before, from the cache, or compiled now.
+/// The module's code for `engine`: compiled earlier, from the cache, or compiled now.
 fn code(module: &Module, engine: &Engine, cache: Option<&Cache>) -> Result<wasmtime::Module, LoadError> {
     if let Some(code) = module.compiled_before(engine).or_else(|| cache.and_then(|cache| cache.load(engine, module.digest()))) {
         return Ok(code);
@@ -107,12 +107,12 @@ mod tests {
         (func (export "dealloc") (param i32 i32))
         (func (export "on_request_headers") (param i32 i32) (result i64) i64.const 0))"#;
     #[test]
-    fn a_good_module_is_taken() {
+    fn accepts_a_valid_module() {
         assert_eq!(problem(GOOD), "");
     }
 
     #[test]
-    fn every_problem_is_named_in_one_line() {
+    fn names_all_problems_in_one_line() {
         let message = problem(
             r#"(module
                 (import "env" "nonsense" (func))
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn an_import_that_the_agent_has_otherwise_is_refused_with_a_hint() {
+    fn gives_a_hint_for_a_replaceable_import() {
         let message =
             problem(&GOOD.replace("(module ", r#"(module (import "env" "crypto.getRandomValuesN" (func (param i32) (result i32)))"#));
         assert!(
@@ -147,19 +147,19 @@ mod tests {
     }
 
     #[test]
-    fn a_command_is_refused_with_a_hint() {
+    fn gives_a_hint_for_a_command() {
         assert!(problem(r#"(module (memory (export "memory") 1) (func (export "_start")))"#).contains("build a reactor"));
     }
 
     #[test]
-    fn a_memory_larger_than_the_limit_is_refused() {
+    fn rejects_a_memory_over_the_limit() {
         let message = problem(&GOOD.replace("\"memory\") 1", "\"memory\") 17"));
         assert!(message.contains("more than the limit of 1048576: raise `--max-memory-mb`"), "{message}");
     }
 
     #[test]
-    fn more_elements_than_a_table_may_have_are_refused() {
-        // One too many, in two segments of two kinds.
+    fn rejects_too_many_elements() {
+        // One more than the limit, in two segments of two kinds.
         let segments = |more: usize| {
             format!("(func $f) (elem funcref {}) (elem func {}))", "(ref.null func)".repeat(50_000), "$f ".repeat(50_000 + more))
         };
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_module_is_told_apart() {
+    fn distinguishes_other_files() {
         let message = |bytes: &[u8]| Module::from_bytes("m", bytes.to_vec(), None).unwrap_err().to_string();
         assert!(message(b"").contains("empty"));
         assert!(message(b"\0asm\x0d\0\x01\0").contains("component"));

@@ -4,13 +4,12 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// CPU time that a call may use on the task that made it before it moves to the slow lane. Ordinary
-/// calls take microseconds. A looping module can delay others on its thread by this much and the
-/// tick at which it is found.
+/// CPU time that a call may use on its caller's task before it moves to the slow lane. Ordinary
+/// calls take microseconds. A looping module can delay others on its thread by this time plus the
+/// tick at which it is detected.
 const FIRST_SLICE: Duration = Duration::from_micros(250);
 
-/// CPU time of this thread. Wall time would include the time in which the machine ran something
-/// else.
+/// CPU time of this thread. Wall time would include time in which the machine ran something else.
 pub(crate) fn thread_cpu_time() -> Duration {
     let now = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
@@ -20,7 +19,7 @@ pub(crate) fn thread_cpu_time() -> Duration {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DeadlineExceeded;
 
-/// Time used by one call so far.
+/// The deadline of one call, and the CPU time that it has used.
 pub(crate) struct CallBudget {
     deadline: Instant,
     slice: Slice,
@@ -34,7 +33,7 @@ enum Slice {
     Fresh,
     /// The thread's CPU time at the first tick.
     Since(Duration),
-    /// The call has left its thread once, and takes turns with other slow calls.
+    /// The call has left its first thread, and takes turns with other slow calls.
     Slow,
 }
 
@@ -42,12 +41,12 @@ enum Slice {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     Continue,
-    /// Lets other tasks run first.
+    /// Let other tasks run first.
     Yield,
 }
 
 impl CallBudget {
-    /// The time of a call that must end before `deadline`.
+    /// The budget of a call that must end before `deadline`.
     pub(crate) fn new(deadline: Instant) -> Self {
         Self { deadline, slice: Slice::Fresh, hosted: Duration::ZERO }
     }
@@ -60,8 +59,8 @@ impl CallBudget {
         if Instant::now() < self.deadline { Ok(()) } else { Err(DeadlineExceeded) }
     }
 
-    /// Accounts for about `cost` of CPU time in a host function. Ticks interrupt the guest's own
-    /// code, but between two host calls there may be none of it.
+    /// Accounts for about `cost` of CPU time in a host function. Ticks interrupt only the guest's
+    /// own code, and a guest may call host functions without running any in between.
     pub(crate) fn spend(&mut self, cost: Duration) -> Result<Next, DeadlineExceeded> {
         self.check()?;
         self.hosted += cost;
@@ -89,8 +88,8 @@ impl CallBudget {
         }
     }
 
-    /// The call leaves its thread and may continue on another one, whose CPU time must not be
-    /// compared with this one's.
+    /// Records that the call leaves its thread. It may continue on another one, whose CPU time must
+    /// not be compared with this one's.
     pub(crate) fn leave(&mut self) {
         self.slice = Slice::Slow;
         self.hosted = Duration::ZERO;

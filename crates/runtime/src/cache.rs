@@ -1,11 +1,13 @@
-//! Compiled modules on disk, so that a restart does not compile again: 0.5 ms instead of seconds for a Go module.
+//! Compiled modules on disk, so a restart does not compile again: 0.5 ms instead of seconds for a
+//! Go module.
 //!
-//! A compiled module is native code, and loading it trusts it. So the cache's folder must belong to the
-//! agent's user, and nobody else may write to it; where others may write to the given directory (an
-//! `emptyDir` of Kubernetes, a volume with `fsGroup`), the cache is a folder of the agent's own inside it.
-//! The folder is opened once, checked by its descriptor, and used through that alone, so nothing is loaded
-//! from another folder or a symlink that somebody puts in its place. Files must belong to the agent's user
-//! as well, and carry a digest of their content, so that a torn write is not run.
+//! A compiled module is native code, and loading it means trusting it. So the cache's folder must
+//! belong to the agent's user, and no other user may write to it. If others can write to the given
+//! directory (an `emptyDir` of Kubernetes, a volume with `fsGroup`), the cache is a private folder
+//! in it. The folder is opened once, checked by its descriptor, and used only through that
+//! descriptor, so nothing is loaded from another folder or symlink that replaces it. Files must
+//! belong to the agent's user too, and contain a digest of their content, so a torn write is not
+//! run.
 
 use std::collections::hash_map::DefaultHasher;
 use std::fs::{self, File};
@@ -23,7 +25,7 @@ use wasmtime::{Engine, Module};
 
 use crate::proposals;
 
-/// Files kept; the oldest go first. A host runs few modules, each in few versions.
+/// Files kept; the oldest are removed first. A host runs few modules, each in few versions.
 const MAX_FILES: usize = 32;
 
 /// A directory of compiled modules. Clones share it.
@@ -38,16 +40,17 @@ struct Folder {
 }
 
 impl Cache {
-    /// The cache in `directory`, which is made where it is missing. Where others may write to it, the cache is
-    /// a folder in it that belongs to this user alone.
+    /// Opens the cache in `directory`, which is created if missing. If other users can write to it,
+    /// the cache is a folder in it that belongs to this user alone.
     ///
     /// # Errors
     ///
-    /// The directory or the folder in it cannot be made or written, or the folder is not this user's alone.
+    /// The directory or the folder in it cannot be created or written, or the folder does not
+    /// belong to this user alone.
     pub fn open(directory: impl Into<PathBuf>) -> io::Result<Self> {
         let directory = directory.into();
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
-        // The directory itself may be reached through a symlink: the operator has named it.
+        // The directory itself may be a symlink, because the operator configured it.
         let given = File::from(rustix::fs::openat(CWD, &directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?);
         let folder =
             if is_own_alone(&given, 0o022)? { Folder { path: directory, descriptor: given } } else { own_folder(&directory, &given)? };
@@ -55,7 +58,7 @@ impl Cache {
         Ok(Self(Arc::new(folder)))
     }
 
-    /// The compiled form of the module `wasm` with this digest, if it was kept for this engine.
+    /// Loads the compiled module with this digest, if it was stored for this engine.
     #[allow(unsafe_code, reason = "loading native code trusts it")]
     pub(crate) fn load(&self, engine: &Engine, digest: &str) -> Option<Module> {
         let name = name(engine, digest);
@@ -72,8 +75,9 @@ impl Cache {
             warn!("ignoring the compile cache file `{}`: wrong checksum", self.shown(&name));
             return None;
         }
-        // SAFETY: the code comes from `store` of this very version (the name holds the engine's compatibility hash), is whole (the checksum), and
-        // nobody else may write to the folder or the file (`open`, `read`).
+        // SAFETY: the code was stored by this version (the name contains the engine's compatibility
+        // hash), is complete (the checksum), and no other user can write to the folder or the file
+        // (`open`, `read`).
         match unsafe { Module::deserialize(engine, code) } {
             Ok(module) => Some(module),
             Err(error) => {
@@ -83,7 +87,7 @@ impl Cache {
         }
     }
 
-    /// Keeps `module`. That it cannot be kept is logged and costs only time.
+    /// Stores `module`. A failure is only logged, because it only costs time.
     pub(crate) fn store(&self, engine: &Engine, digest: &str, module: &Module) {
         let name = name(engine, digest);
         match module.serialize().map_err(|error| io::Error::other(format!("{error:#}"))).and_then(|code| self.write(&name, &code)) {
@@ -93,7 +97,7 @@ impl Cache {
     }
 
     fn read(&self, name: &str) -> io::Result<Vec<u8>> {
-        // Non-blocking, so that opening a fifo does not wait.
+        // Non-blocking, so opening a FIFO does not wait.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let mut file = File::from(rustix::fs::openat(&self.0.descriptor, name, flags, Mode::empty())?);
         if !file.metadata()?.is_file() || !is_own_alone(&file, 0o022)? {
@@ -109,14 +113,15 @@ impl Cache {
 
     fn write(&self, name: &str, code: &[u8]) -> io::Result<()> {
         let folder = &self.0.descriptor;
-        // Process ids are not enough: agents in two containers share a volume, and are process 1 both.
+        // A process id is not enough, because agents in two containers may share a volume, and both
+        // may be process 1.
         let unfinished = format!("{}.{}.tmp", name.trim_end_matches(".cwasm"), random()?);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let mut out = File::from(rustix::fs::openat(folder, &unfinished, flags, Mode::RUSR | Mode::WUSR)?);
         let written = out
             .write_all(code)
             .and_then(|()| out.write_all(&Sha256::digest(code)))
-            // Another agent may have pruned it already.
+            // Another agent may have pruned it.
             .and_then(|()| unless_gone(rustix::fs::renameat(folder, &unfinished, folder, name)));
         if written.is_err() {
             let _ = rustix::fs::unlinkat(folder, &unfinished, AtFlags::empty());
@@ -125,13 +130,14 @@ impl Cache {
         self.prune()
     }
 
-    /// Removes the oldest files. Other agents may do the same at the same time, so what has gone meanwhile is as it should be.
+    /// Removes the oldest files. Other agents may do so at the same time, so a missing file is not
+    /// an error.
     fn prune(&self) -> io::Result<()> {
         let folder = &self.0.descriptor;
         let mut files = Vec::new();
         for entry in Dir::read_from(folder)? {
             let entry = entry?;
-            // The directory may hold what somebody else has put there.
+            // The directory may contain other files.
             let Some(name) = entry.file_name().to_str().ok().filter(|name| is_own(name)) else { continue };
             if let Some(status) = unless_gone(rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW))? {
                 files.push((status.st_mtime, status.st_mtime_nsec, name.to_owned()));
@@ -149,9 +155,9 @@ impl Cache {
     }
 }
 
-/// The folder of this user in `directory`, which others may write to.
+/// Opens this user's folder in `directory`, to which others can write.
 fn own_folder(directory: &Path, given: &File) -> io::Result<Folder> {
-    // One for each user, since agents of several may share the directory.
+    // One per user, because agents of several users may share the directory.
     let name = format!("zentinel-wasm-agent-{}", rustix::process::geteuid().as_raw());
     let path = directory.join(&name);
     match rustix::fs::mkdirat(given, &name, Mode::RWXU) {
@@ -160,7 +166,7 @@ fn own_folder(directory: &Path, given: &File) -> io::Result<Folder> {
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let descriptor = File::from(rustix::fs::openat(given, &name, flags, Mode::empty())?);
-    // Whoever may write to the directory may have made the folder first.
+    // Another user may have created the folder first.
     if !is_own_alone(&descriptor, 0o077)? {
         let problem = format!(
             "other users can write to it, and `{name}` in it is not a directory that belongs to the agent's user alone (mode 0700)"
@@ -170,7 +176,7 @@ fn own_folder(directory: &Path, given: &File) -> io::Result<Folder> {
     Ok(Folder { path, descriptor })
 }
 
-/// Whether what is open belongs to this user and gives nobody else one of the `rights`.
+/// Whether `file` belongs to this user and grants none of `rights` to others.
 fn is_own_alone(file: &File, rights: u32) -> io::Result<bool> {
     let metadata = file.metadata()?;
     Ok(metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & rights == 0)
@@ -190,16 +196,16 @@ fn random() -> io::Result<u32> {
     Ok(u32::from_ne_bytes(bytes))
 }
 
-/// The file that holds the module with this digest, compiled for `engine`.
+/// The name of the file with the module of this digest, compiled for `engine`.
 fn name(engine: &Engine, digest: &str) -> String {
     let mut hasher = DefaultHasher::new();
     engine.precompile_compatibility_hash().hash(&mut hasher);
-    // What was compiled under other rules must not be run under these.
+    // Code compiled with other proposals must not be loaded.
     proposals::ALLOWED.hash(&mut hasher);
     format!("{digest}-{:016x}.cwasm", hasher.finish())
 }
 
-/// Whether a file of this name is one that `name` names, or one that `write` did not finish.
+/// Whether `name` is the name of a cache file, or of one that `write` did not finish.
 fn is_own(name: &str) -> bool {
     let is_hex = |text: &str, len| text.len() == len && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     let Some((stem, extension)) = name.split_once('.') else { return false };
@@ -213,7 +219,7 @@ mod tests {
 
     use super::*;
 
-    /// A directory of a test, removed at its end.
+    /// A test's directory, removed at its end.
     struct Scratch(PathBuf);
 
     impl Scratch {
@@ -223,7 +229,7 @@ mod tests {
             Self(directory)
         }
 
-        /// One with these permissions.
+        /// A directory with these permissions.
         fn with_mode(name: &str, mode: u32) -> Self {
             let scratch = Self::new(name);
             fs::create_dir(&scratch.0).unwrap();
@@ -246,142 +252,154 @@ mod tests {
         format!("zentinel-wasm-agent-{}", rustix::process::geteuid().as_raw())
     }
 
-    #[test]
-    fn a_compiled_module_is_found_again_unless_it_is_damaged() {
-        let directory = Scratch::new("found");
-        let cache = Cache::open(&directory.0).unwrap();
-        let engine = Engine::default();
-        assert!(cache.load(&engine, "d").is_none());
-        cache.store(&engine, "d", &module(&engine));
-        assert!(cache.load(&engine, "d").is_some());
+    mod loading {
+        use super::*;
 
-        let file = directory.0.join(name(&engine, "d"));
-        let mut bytes = fs::read(&file).unwrap();
-        bytes[100] ^= 1;
-        fs::write(&file, &bytes).unwrap();
-        assert!(cache.load(&engine, "d").is_none());
-        fs::write(&file, b"short").unwrap();
-        assert!(cache.load(&engine, "d").is_none());
-    }
-
-    #[test]
-    fn a_file_that_others_may_have_written_is_not_loaded() {
-        let directory = Scratch::new("files");
-        let cache = Cache::open(&directory.0).unwrap();
-        let engine = Engine::default();
-        cache.store(&engine, "d", &module(&engine));
-        let file = directory.0.join(name(&engine, "d"));
-        let code = fs::read(&file).unwrap();
-
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o620)).unwrap();
-        assert!(cache.load(&engine, "d").is_none());
-        let elsewhere = directory.0.join("elsewhere");
-        fs::write(&elsewhere, &code).unwrap();
-        fs::remove_file(&file).unwrap();
-        symlink(&elsewhere, &file).unwrap();
-        assert!(cache.load(&engine, "d").is_none());
-        fs::remove_file(&file).unwrap();
-        rustix::fs::mknodat(CWD, &file, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
-        assert!(cache.load(&engine, "d").is_none());
-        fs::remove_file(&file).unwrap();
-        fs::write(&file, &code).unwrap();
-        assert!(cache.load(&engine, "d").is_some());
-    }
-
-    #[test]
-    fn code_compiled_under_other_rules_is_not_found() {
-        let engine = Engine::default();
-        let mut hasher = DefaultHasher::new();
-        // The name that versions before the allow-list gave.
-        engine.precompile_compatibility_hash().hash(&mut hasher);
-        assert_ne!(name(&engine, "d"), format!("d-{:016x}.cwasm", hasher.finish()));
-    }
-
-    #[test]
-    fn the_number_of_own_files_is_bounded_and_no_other_is_touched() {
-        let directory = Scratch::new("bounded");
-        let cache = Cache::open(&directory.0).unwrap();
-        let engine = Engine::default();
-        let own = |at: usize| name(&engine, &format!("{at:064x}"));
-        let unfinished = directory.0.join(own(1000)).with_extension("4711.tmp");
-        let others = ["key.pem", "other.cwasm", "4711.tmp", "a.b.c"].map(|name| directory.0.join(name));
-        others.iter().chain([&unfinished]).for_each(|file| fs::write(file, b"x").unwrap());
-        File::open(&unfinished).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
-        fs::create_dir(directory.0.join("folder")).unwrap();
-        for at in 0..MAX_FILES + 5 {
-            cache.write(&own(at), b"x").unwrap();
-        }
-        assert_eq!(fs::read_dir(&directory.0).unwrap().count(), MAX_FILES + others.len() + 1);
-        assert!(others.iter().all(|file| file.exists()) && !unfinished.exists());
-    }
-
-    #[test]
-    fn agents_that_share_a_cache_prune_it_together() {
-        let directory = Scratch::new("together");
-        let engine = Engine::default();
-        std::thread::scope(|scope| {
-            for agent in 0..4 {
-                let (cache, engine) = (Cache::open(&directory.0).unwrap(), &engine);
-                scope.spawn(move || {
-                    for at in 0..200 {
-                        // Some files are those of all agents, as modules are.
-                        let digest = format!("{:064x}", if at % 3 == 0 { at } else { 1000 * (agent + 1) + at });
-                        cache.write(&name(engine, &digest), b"x").unwrap();
-                    }
-                });
-            }
-        });
-        // Each has pruned after its last write, and nothing half-written is left.
-        let left: Vec<_> = fs::read_dir(&directory.0).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        assert!(left.len() <= MAX_FILES && left.iter().all(|name| name.ends_with(".cwasm")), "{left:?}");
-    }
-
-    #[test]
-    fn where_others_may_write_the_cache_is_a_folder_of_this_user_alone() {
-        // An `emptyDir`, a volume with `fsGroup`, and a folder like `/tmp`.
-        for mode in [0o777, 0o2775, 0o1777] {
-            let directory = Scratch::with_mode(&format!("shared-{mode:o}"), mode);
-            let engine = Engine::default();
+        #[test]
+        fn finds_stored_code_unless_it_is_damaged() {
+            let directory = Scratch::new("found");
             let cache = Cache::open(&directory.0).unwrap();
+            let engine = Engine::default();
+            assert!(cache.load(&engine, "d").is_none());
             cache.store(&engine, "d", &module(&engine));
-            assert!(Cache::open(&directory.0).unwrap().load(&engine, "d").is_some());
-            let folder = directory.0.join(folder_name());
-            assert_eq!(fs::metadata(&folder).unwrap().mode() & 0o777, 0o700);
-            assert_eq!(fs::read_dir(&directory.0).unwrap().count(), 1);
+            assert!(cache.load(&engine, "d").is_some());
 
-            // Renamed, and another one in its place: the cache stays in the one that was checked.
-            fs::rename(&folder, directory.0.join("away")).unwrap();
-            fs::create_dir(&folder).unwrap();
-            fs::write(folder.join(name(&engine, "e")), fs::read(directory.0.join("away").join(name(&engine, "d"))).unwrap()).unwrap();
-            assert!(cache.load(&engine, "d").is_some() && cache.load(&engine, "e").is_none());
-            cache.store(&engine, "f", &module(&engine));
-            assert!(directory.0.join("away").join(name(&engine, "f")).exists());
+            let file = directory.0.join(name(&engine, "d"));
+            let mut bytes = fs::read(&file).unwrap();
+            bytes[100] ^= 1;
+            fs::write(&file, &bytes).unwrap();
+            assert!(cache.load(&engine, "d").is_none());
+            fs::write(&file, b"short").unwrap();
+            assert!(cache.load(&engine, "d").is_none());
+        }
+
+        #[test]
+        fn ignores_files_that_others_can_write() {
+            let directory = Scratch::new("files");
+            let cache = Cache::open(&directory.0).unwrap();
+            let engine = Engine::default();
+            cache.store(&engine, "d", &module(&engine));
+            let file = directory.0.join(name(&engine, "d"));
+            let code = fs::read(&file).unwrap();
+
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o620)).unwrap();
+            assert!(cache.load(&engine, "d").is_none());
+            let elsewhere = directory.0.join("elsewhere");
+            fs::write(&elsewhere, &code).unwrap();
+            fs::remove_file(&file).unwrap();
+            symlink(&elsewhere, &file).unwrap();
+            assert!(cache.load(&engine, "d").is_none());
+            fs::remove_file(&file).unwrap();
+            rustix::fs::mknodat(CWD, &file, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+            assert!(cache.load(&engine, "d").is_none());
+            fs::remove_file(&file).unwrap();
+            fs::write(&file, &code).unwrap();
+            assert!(cache.load(&engine, "d").is_some());
+        }
+
+        #[test]
+        fn ignores_code_compiled_with_other_proposals() {
+            let engine = Engine::default();
+            let mut hasher = DefaultHasher::new();
+            // The name that versions before the allow-list used.
+            engine.precompile_compatibility_hash().hash(&mut hasher);
+            assert_ne!(name(&engine, "d"), format!("d-{:016x}.cwasm", hasher.finish()));
         }
     }
 
-    #[test]
-    fn a_folder_that_is_not_this_users_alone_is_refused() {
-        let directory = Scratch::with_mode("planted", 0o777);
-        let folder = directory.0.join(folder_name());
-        let refused = || Cache::open(&directory.0).unwrap_err();
+    mod pruning {
+        use super::*;
 
-        fs::create_dir(&folder).unwrap();
-        fs::set_permissions(&folder, fs::Permissions::from_mode(0o750)).unwrap();
-        assert_eq!(refused().kind(), io::ErrorKind::PermissionDenied);
-        fs::remove_dir(&folder).unwrap();
-        fs::write(&folder, b"").unwrap();
-        refused();
-        fs::remove_file(&folder).unwrap();
-        let elsewhere = Scratch::with_mode("elsewhere", 0o700);
-        symlink(&elsewhere.0, &folder).unwrap();
-        refused();
-        fs::remove_file(&folder).unwrap();
-        // Somebody else's: only the superuser can make one.
-        if rustix::process::geteuid().is_root() {
+        #[test]
+        fn keeps_a_bounded_number_of_files_and_all_others() {
+            let directory = Scratch::new("bounded");
+            let cache = Cache::open(&directory.0).unwrap();
+            let engine = Engine::default();
+            let own = |at: usize| name(&engine, &format!("{at:064x}"));
+            let unfinished = directory.0.join(own(1000)).with_extension("4711.tmp");
+            let others = ["key.pem", "other.cwasm", "4711.tmp", "a.b.c"].map(|name| directory.0.join(name));
+            others.iter().chain([&unfinished]).for_each(|file| fs::write(file, b"x").unwrap());
+            File::open(&unfinished).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+            fs::create_dir(directory.0.join("folder")).unwrap();
+            for at in 0..MAX_FILES + 5 {
+                cache.write(&own(at), b"x").unwrap();
+            }
+            assert_eq!(fs::read_dir(&directory.0).unwrap().count(), MAX_FILES + others.len() + 1);
+            assert!(others.iter().all(|file| file.exists()) && !unfinished.exists());
+        }
+
+        #[test]
+        fn works_with_concurrent_agents() {
+            let directory = Scratch::new("together");
+            let engine = Engine::default();
+            std::thread::scope(|scope| {
+                for agent in 0..4 {
+                    let (cache, engine) = (Cache::open(&directory.0).unwrap(), &engine);
+                    scope.spawn(move || {
+                        for at in 0..200 {
+                            // All agents have some files in common, as for the same module.
+                            let digest = format!("{:064x}", if at % 3 == 0 { at } else { 1000 * (agent + 1) + at });
+                            cache.write(&name(engine, &digest), b"x").unwrap();
+                        }
+                    });
+                }
+            });
+            // Each agent has pruned after its last write, and no unfinished file is left.
+            let left: Vec<_> = fs::read_dir(&directory.0).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            assert!(left.len() <= MAX_FILES && left.iter().all(|name| name.ends_with(".cwasm")), "{left:?}");
+        }
+    }
+
+    mod shared_directory {
+        use super::*;
+
+        #[test]
+        fn gets_a_private_folder() {
+            // An `emptyDir`, a volume with `fsGroup`, and a folder like `/tmp`.
+            for mode in [0o777, 0o2775, 0o1777] {
+                let directory = Scratch::with_mode(&format!("shared-{mode:o}"), mode);
+                let engine = Engine::default();
+                let cache = Cache::open(&directory.0).unwrap();
+                cache.store(&engine, "d", &module(&engine));
+                assert!(Cache::open(&directory.0).unwrap().load(&engine, "d").is_some());
+                let folder = directory.0.join(folder_name());
+                assert_eq!(fs::metadata(&folder).unwrap().mode() & 0o777, 0o700);
+                assert_eq!(fs::read_dir(&directory.0).unwrap().count(), 1);
+
+                // The folder is replaced: the cache stays in the one that was checked.
+                fs::rename(&folder, directory.0.join("away")).unwrap();
+                fs::create_dir(&folder).unwrap();
+                fs::write(folder.join(name(&engine, "e")), fs::read(directory.0.join("away").join(name(&engine, "d"))).unwrap()).unwrap();
+                assert!(cache.load(&engine, "d").is_some() && cache.load(&engine, "e").is_none());
+                cache.store(&engine, "f", &module(&engine));
+                assert!(directory.0.join("away").join(name(&engine, "f")).exists());
+            }
+        }
+
+        #[test]
+        fn rejects_a_folder_of_others() {
+            let directory = Scratch::with_mode("planted", 0o777);
+            let folder = directory.0.join(folder_name());
+            let refused = || Cache::open(&directory.0).unwrap_err();
+
             fs::create_dir(&folder).unwrap();
-            fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();
-            std::os::unix::fs::chown(&folder, Some(65534), None).unwrap();
+            fs::set_permissions(&folder, fs::Permissions::from_mode(0o750)).unwrap();
             assert_eq!(refused().kind(), io::ErrorKind::PermissionDenied);
+            fs::remove_dir(&folder).unwrap();
+            fs::write(&folder, b"").unwrap();
+            refused();
+            fs::remove_file(&folder).unwrap();
+            let elsewhere = Scratch::with_mode("elsewhere", 0o700);
+            symlink(&elsewhere.0, &folder).unwrap();
+            refused();
+            fs::remove_file(&folder).unwrap();
+            // A folder of another user, which only the superuser can create.
+            if rustix::process::geteuid().is_root() {
+                fs::create_dir(&folder).unwrap();
+                fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();
+                std::os::unix::fs::chown(&folder, Some(65534), None).unwrap();
+                assert_eq!(refused().kind(), io::ErrorKind::PermissionDenied);
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! How wasmtime is set up: which proposals a module may use, and how much it may take.
+//! The configuration of wasmtime: the proposals that a module may use, and its limits.
 
 use std::sync::Once;
 
@@ -8,42 +8,47 @@ use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, Po
 
 use crate::proposals;
 
-/// Native stack of a guest call, in bytes: the guest's own part and room for host functions.
+/// Native stack of a guest call, in bytes: the guest's part and room for host functions.
 const STACK: usize = 1 << 20;
 
-/// Part of the stack that guest code may use. The default of wasmtime, and more than real modules need.
+/// Part of the stack that guest code may use, in bytes. wasmtime's default, and more than real
+/// modules need.
 const WASM_STACK: usize = 512 << 10;
 
-/// Most elements of a table. A table holds a module's function pointers; large Go programs have some ten thousand.
+/// Most elements of a table. A table contains a module's function pointers; large Go programs have
+/// about ten thousand.
 pub(crate) const MAX_TABLE_ELEMENTS: usize = 100_000;
 
-/// Most tables of a module. Toolchains make one or two.
+/// Most tables of a module. Toolchains emit one or two.
 const MAX_TABLES: u32 = 8;
 
-/// Memory of a slot that is cleared by hand when its instance goes, in bytes. Clearing a few pages costs less than giving them back to the kernel
-/// and faulting them in again; what lies beyond is given back.
+/// Memory of a slot that is overwritten when its instance is dropped, in bytes. Overwriting a few
+/// pages costs less than returning them to the kernel and faulting them in again; the rest is
+/// returned.
 const KEEP_RESIDENT: usize = 64 << 10;
 
-/// Stack of a slot that is kept, in bytes.
+/// Stack of a slot that is kept resident, in bytes.
 const KEEP_STACK: usize = 16 << 10;
 
-/// Largest state of one instance outside its memories and tables, in bytes: globals, imports, function references. A Go program has about 100 kB.
+/// Largest state of an instance without its memories and tables, in bytes: globals, imports,
+/// function references. A Go program has about 100 kB.
 const MAX_INSTANCE_STATE: usize = 4 << 20;
 
-/// Address space of a linear memory: all that 32-bit addresses reach, so that accesses need no bounds checks. What an instance may use of it, its
-/// limiter tells.
+/// Address space of a linear memory, in bytes: all that 32-bit addresses reach, so accesses need no
+/// bounds checks. The limiter decides how much an instance may use.
 const MEMORY_RESERVATION: usize = 1 << 32;
 
-/// Makes an engine whose pool has `slots` instances.
+/// Creates an engine whose pool has `slots` instances.
 ///
-/// Where the address space is too small for the pool, instances are made on demand: slower to make, the same otherwise.
+/// If the address space is too small for the pool, instances are allocated on demand, which is
+/// slower but otherwise the same.
 ///
 /// # Errors
 ///
 /// The machine cannot run wasmtime at all.
 pub(crate) fn new(slots: u32) -> wasmtime::Result<Engine> {
     let mut pool = PoolingAllocationConfig::new();
-    // Every instance has a second one beside it, the adapter, which has neither memory nor tables.
+    // Every instance has a second one, the adapter, which has neither memory nor tables.
     pool.total_core_instances(slots * 2)
         .total_memories(slots)
         .total_tables(slots * MAX_TABLES)
@@ -57,16 +62,17 @@ pub(crate) fn new(slots: u32) -> wasmtime::Result<Engine> {
         .linear_memory_keep_resident(KEEP_RESIDENT)
         .table_keep_resident(KEEP_RESIDENT)
         .async_stack_keep_resident(KEEP_STACK)
-        // A scan would find the few pages that a call has written, but misses those that are not present
-        // just then: swapped out, or being migrated by the kernel's compaction, swap or not. They would
-        // be neither reset nor given back, and the slot's next instance could read them.
+        // A scan would find the few pages that a call has written, but it misses pages that are not
+        // present at the moment: swapped out, or being migrated by the kernel's compaction, with or
+        // without swap. They would be neither reset nor returned, so the slot's next instance could
+        // read them.
         .pagemap_scan(Enabled::No);
     let mut config = base();
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     match Engine::new(&config) {
         Ok(engine) => Ok(engine),
         Err(error) => {
-            // It stays so: one line says it.
+            // This does not change later, so it is logged once.
             static WARNED: Once = Once::new();
             WARNED.call_once(|| warn!("cannot reserve address space for {slots} instances, creating them on demand: {error:#}"));
             Engine::new(&base())
@@ -81,7 +87,7 @@ fn base() -> Config {
         .cranelift_opt_level(OptLevel::Speed)
         .max_wasm_stack(WASM_STACK)
         .async_stack_size(STACK)
-        // A proposal that is not among wasmparser's features: it reads a custom section.
+        // This proposal is not among wasmparser's features, because it reads a custom section.
         .wasm_branch_hinting(false)
         .wasm_features(proposals::ALLOWED, true)
         .wasm_features(WasmFeatures::all() - proposals::ALLOWED, false);
@@ -91,7 +97,7 @@ fn base() -> Config {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn a_pool_can_be_made() {
+    fn is_created() {
         super::new(6).unwrap();
     }
 }

@@ -1,4 +1,5 @@
-//! What a module exports and imports, checked for its author: every problem with a hint.
+//! Checks of a module's exports and imports. Each problem is described for the module's author,
+//! with a hint.
 
 use std::collections::HashSet;
 
@@ -8,10 +9,10 @@ use zentinel_wasm_contract::shortened;
 
 use crate::host::state::HostState;
 
-/// Most characters that are shown of the name of an import.
+/// Most characters of an import's name in a message.
 const MAX_NAME: usize = 60;
 
-/// Elements of all segments. What cannot be read ends the count: it is no valid module, as the compiler will tell.
+/// Counts the elements of all segments. Stops at invalid bytes, which the compiler will report.
 pub(crate) fn elements(module: &[u8]) -> u64 {
     let sections = Parser::new(0).parse_all(module).map_while(Result::ok);
     let segments = sections.filter_map(|section| if let Payload::ElementSection(segments) = section { Some(segments) } else { None });
@@ -24,7 +25,7 @@ pub(crate) fn elements(module: &[u8]) -> u64 {
         .sum()
 }
 
-/// Whether the module exports the function `name` and its type is right.
+/// Checks that the module exports the function `name` with the type `wanted`.
 pub(crate) fn check_function(module: &wasmtime::Module, name: &str, wanted: &str, required: bool, problems: &mut Vec<String>) -> bool {
     match module.get_export(name) {
         Some(ExternType::Func(ty)) if signature(&ty) == wanted => return true,

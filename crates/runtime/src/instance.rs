@@ -13,10 +13,10 @@ use crate::guest::{Call, GuestFunctions};
 use crate::host::guest_log::GuestLog;
 use crate::host::state::{HostState, InstanceLimits};
 
-/// Frames of a backtrace in a message.
+/// Most frames of a backtrace in a message.
 const FRAMES: usize = 6;
 
-/// What an instance runs before it serves.
+/// A step that an instance runs before it serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StartStep {
     Start,
@@ -41,11 +41,11 @@ pub(crate) struct Instance {
 }
 
 impl Instance {
-    /// Makes an instance and runs its start function and `_initialize`, all before `deadline`.
+    /// Creates an instance and runs its start function and `_initialize`, all before `deadline`.
     ///
     /// # Errors
     ///
-    /// A step has failed: which one, and why.
+    /// The step that failed, and why.
     pub(crate) async fn new(
         artifact: &Artifact,
         limits: InstanceLimits,
@@ -78,7 +78,7 @@ impl Instance {
         result.map_err(|error| failure(&mut self.store, &error))
     }
 
-    /// What the last call was handed, and what it has answered.
+    /// The input and the answer of the last call.
     pub(crate) fn exchange(&self) -> &GuestExchange {
         &self.store.data().exchange
     }
@@ -105,7 +105,7 @@ async fn link(store: &mut Store<HostState>, artifact: &Artifact, step: &mut Star
     artifact.interface.bind(store, &instance).await
 }
 
-/// The module error behind an error of wasmtime.
+/// The module error that corresponds to an error of wasmtime.
 fn failure(store: &mut Store<HostState>, error: &wasmtime::Error) -> Failure {
     let state = store.data_mut();
     state.flush_streams();

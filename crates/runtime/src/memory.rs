@@ -1,4 +1,5 @@
-//! Checked slices of a guest's linear memory. Pointers and lengths come from the guest.
+//! Checked slices of a guest's linear memory. Pointers and lengths come from the guest, so any
+//! value is possible.
 
 /// `len` bytes of `memory` at `ptr`, or `None` if any of them is out of bounds.
 pub(crate) fn slice(memory: &[u8], ptr: i32, len: u32) -> Option<&[u8]> {

@@ -1,4 +1,4 @@
-//! The file of a module.
+//! A module's file.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -11,7 +11,7 @@ use zentinel_wasm_contract::shortened;
 
 use crate::host::guest_log::GuestLog;
 
-/// Largest module file, in bytes. Real modules have up to 5 MB, and compiling a much larger one would
+/// Largest module file, in bytes. Real modules have up to 5 MB; compiling a much larger one would
 /// take minutes.
 const MAX_FILE: u64 = 64 << 20;
 
@@ -26,7 +26,8 @@ pub struct LoadError {
     problem: String,
 }
 
-/// The bytes of a core Wasm module. A pool compiles them, because its engine depends on its settings.
+/// The bytes of a core Wasm module. A pool compiles them, because its engine depends on its
+/// settings.
 #[derive(Debug)]
 pub struct Module {
     path: String,
@@ -34,17 +35,17 @@ pub struct Module {
     digest: String,
     /// Shared by all instances of all pools.
     pub(crate) log: Arc<GuestLog>,
-    /// What was compiled last. An engine of another size loads it without compiling again.
+    /// The code compiled last. An engine of another size loads it without compiling again.
     compiled: Mutex<Option<wasmtime::Module>>,
 }
 
 impl Module {
-    /// Reads the module in `path`, whose SHA-256 must be `expected` if one is given.
+    /// Reads the module in the file `path`. Its SHA-256 must be `expected`, if given.
     ///
     /// # Errors
     ///
-    /// The file cannot be read, is not a regular file, is too large, is not a core module in binary
-    /// form, or has another SHA-256.
+    /// The file cannot be read, is not a regular file, is too large, is not a core module in the
+    /// binary format, or has another SHA-256.
     pub fn read(path: &Path, expected: Option<&str>) -> Result<Self, LoadError> {
         let error = |problem: String| LoadError { path: path.display().to_string(), problem };
         let metadata = fs::metadata(path).map_err(|cause| error(cause.to_string()))?;
@@ -58,7 +59,7 @@ impl Module {
         Self::from_bytes(path.display().to_string(), bytes, expected)
     }
 
-    /// The module `bytes`, called `path` in messages.
+    /// A module from its bytes. Messages call it `path`.
     ///
     /// # Errors
     ///
@@ -93,12 +94,13 @@ impl Module {
         &self.digest
     }
 
-    /// The code that was compiled for an engine of another size.
+    /// The code compiled for an engine of another size, for `engine`.
     #[allow(unsafe_code, reason = "loading native code trusts it")]
     pub(crate) fn compiled_before(&self, engine: &Engine) -> Option<wasmtime::Module> {
         let compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
         let code = compiled.as_ref()?.serialize().ok()?;
-        // SAFETY: the code was made by this process, and the engines differ only in the size of their pools.
+        // SAFETY: the code was compiled by this process, and the engines differ only in the size of
+        // their pools.
         unsafe { wasmtime::Module::deserialize(engine, code) }.ok()
     }
 
@@ -138,7 +140,7 @@ mod tests {
         (func (export "on_request_headers") (param i32 i32) (result i64) i64.const 0))"#;
 
     #[test]
-    fn the_digest_must_be_the_expected_one() {
+    fn checks_the_expected_digest() {
         let bytes = wat::parse_str(GOOD).unwrap();
         let digest = Module::from_bytes("m", bytes.clone(), None).unwrap().digest().to_owned();
         Module::from_bytes("m", bytes.clone(), Some(&digest.to_uppercase())).unwrap();

@@ -1,19 +1,22 @@
-//! What the systems that the agent runs on do differently: Linux, where it serves, and macOS, where authors try their modules.
+//! Differences between the supported systems: Linux, where the agent serves, and macOS, where
+//! authors try their modules.
 //!
-//! Everything else is common: sockets, signals and files are used as POSIX has them, and wasmtime takes care of memory and traps.
+//! Everything else is the same: sockets, signals and files are used as in POSIX, and wasmtime
+//! handles memory and traps.
 
-/// How much less than ordinary work the slow lane counts when cores are scarce (nice value).
+/// Nice value of the slow lane, so it yields to ordinary work when cores are scarce.
 #[cfg(target_os = "linux")]
 const SLOW_NICENESS: i32 = 10;
 
-/// Lets ordinary work go before this thread's.
+/// Lowers the priority of this thread below that of ordinary work.
 ///
-/// On Linux each thread has a nice value of its own. Elsewhere, as POSIX wants it, the process has one, and lowering that would slow down
-/// the other threads too, so the thread stays as it is: calls still take turns, but slow ones get as much of the cores as others.
+/// On Linux each thread has its own nice value. Elsewhere, as POSIX specifies, the value belongs to
+/// the process, so changing it would slow down all threads. There, the thread keeps its priority:
+/// slow calls still take turns, but get as much CPU time as others.
 pub(crate) fn lower_priority_of_this_thread() {
     #[cfg(target_os = "linux")]
     {
-        // A system that refuses costs only fairness.
+        // A failure only affects fairness.
         let _ = rustix::process::nice(SLOW_NICENESS);
     }
 }

@@ -1,15 +1,16 @@
-//! Which WebAssembly proposals a module may use: an allow-list, and a decision about every other one.
+//! The WebAssembly proposals that a module may use: an allow-list, and a decision about all others.
 //!
-//! wasmtime enables more than its cargo features suggest: built without `gc`, version 48 still accepts
-//! subtypes of function types and aborts the process when one is called (RUSTSEC-2026-0570). Every
-//! proposal is code that a hostile module can reach, so only those are on that toolchains emit for the
-//! modules that the agent runs. A test fails when an update brings a proposal that is in no list here.
+//! wasmtime enables more than its cargo features suggest: built without `gc`, version 48 still
+//! accepts subtypes of function types and aborts the process when one is called
+//! (RUSTSEC-2026-0570). Every proposal is code that a hostile module can reach, so only those are
+//! enabled that toolchains emit for the modules that the agent runs. A test fails if an update adds
+//! a proposal that is in neither list.
 
 use wasmparser::{Validator, WasmFeatures};
 
-/// What a module may use. All of it is deterministic.
+/// The enabled proposals. All of them are deterministic.
 pub(crate) const ALLOWED: WasmFeatures = union(&[
-    // Part of WebAssembly 1.0; wasmparser can disable it.
+    // Part of WebAssembly 1.0, but wasmparser can disable it.
     WasmFeatures::FLOATS,
     // LLVM exports its stack pointer, a mutable global.
     WasmFeatures::MUTABLE_GLOBAL,
@@ -17,18 +18,21 @@ pub(crate) const ALLOWED: WasmFeatures = union(&[
     WasmFeatures::SATURATING_FLOAT_TO_INT,
     WasmFeatures::SIGN_EXTENSION,
     WasmFeatures::MULTI_VALUE,
-    // `memory.copy` and `memory.fill`, which every toolchain emits, AssemblyScript and Go included.
+    // `memory.copy` and `memory.fill`, which every toolchain emits, including AssemblyScript and
+    // Go.
     WasmFeatures::BULK_MEMORY,
     WasmFeatures::BULK_MEMORY_OPT,
-    // Tables of function references, and the long encoding of `call_indirect` that LLVM writes since
-    // version 19. `externref` needs `GC_TYPES` too, which is off.
+    // Tables of function references, and the long encoding of `call_indirect` that LLVM emits since
+    // version 19. `externref` also needs `GC_TYPES`, which is disabled.
     WasmFeatures::REFERENCE_TYPES,
     WasmFeatures::CALL_INDIRECT_OVERLONG,
-    // By option only (`+simd128`, `-msimd128`, `--enable simd`), but libraries that parse or match gain from it.
+    // Only with an option (`+simd128`, `-msimd128`, `--enable simd`), but it speeds up libraries
+    // that parse or match.
     WasmFeatures::SIMD,
-    // Addresses in position-independent code; part of LLVM's `lime1`.
+    // For addresses in position-independent code; part of LLVM's `lime1`.
     WasmFeatures::EXTENDED_CONST,
-    // By option (`-mtail-call`) and in functional languages. Function entries check the deadline.
+    // With an option (`-mtail-call`) and in functional languages. Function entries check the
+    // deadline.
     WasmFeatures::TAIL_CALL,
 ]);
 
@@ -48,9 +52,9 @@ const NO_EXCEPTIONS: &str = "build without exceptions: clang++ and Zig with `-fn
 /// For proposals that no stable toolchain emits.
 const EXPERIMENTAL: &str = "build without this experimental feature";
 
-/// What a core module may not use.
+/// The proposals that a core module may not use.
 const DISABLED: &[DisabledProposal] = &[
-    // A call runs on one thread.
+    // Not supported, because a call runs on one thread.
     DisabledProposal {
         feature: WasmFeatures::THREADS,
         name: "threads",
@@ -68,17 +72,18 @@ const DISABLED: &[DisabledProposal] = &[
     // The guest interface has one memory with 32-bit addresses.
     DisabledProposal { feature: WasmFeatures::MULTI_MEMORY, name: "multi-memory", remedy: "build and link it with one memory" },
     DisabledProposal { feature: WasmFeatures::MEMORY64, name: "memory64", remedy: "build for `wasm32`, not `wasm64`" },
-    // Limits count in pages of 64 KiB.
+    // Limits are in pages of 64 KiB.
     DisabledProposal {
         feature: WasmFeatures::CUSTOM_PAGE_SIZES,
         name: "custom-page-sizes",
         remedy: "link it with pages of 64 KiB: `wasm-ld` without `--page-size`",
     },
     DisabledProposal { feature: WasmFeatures::MEMORY_CONTROL, name: "memory-control", remedy: EXPERIMENTAL },
-    // Exceptions and all that follows live on a collector's heap, which the agent neither bounds nor resets.
+    // Exceptions and the following proposals use a garbage-collected heap, which the agent neither
+    // bounds nor resets.
     DisabledProposal { feature: WasmFeatures::EXCEPTIONS, name: "exceptions", remedy: NO_EXCEPTIONS },
     DisabledProposal { feature: WasmFeatures::LEGACY_EXCEPTIONS, name: "legacy-exceptions", remedy: NO_EXCEPTIONS },
-    // Subtypes and recursive types, of functions too, are part of it.
+    // It includes subtypes and recursive types, also of functions.
     DisabledProposal { feature: WasmFeatures::GC, name: "gc", remedy: NO_COLLECTOR },
     DisabledProposal { feature: WasmFeatures::FUNCTION_REFERENCES, name: "function-references", remedy: NO_COLLECTOR },
     DisabledProposal {
@@ -97,7 +102,7 @@ const DISABLED: &[DisabledProposal] = &[
     DisabledProposal { feature: WasmFeatures::COMPACT_IMPORTS, name: "compact-import-section", remedy: EXPERIMENTAL },
 ];
 
-/// What only components can use, which are refused by their header. Off as well.
+/// Proposals for components, which are rejected by their header. Disabled too.
 #[cfg(test)]
 const OF_COMPONENTS: WasmFeatures = union(&[
     WasmFeatures::COMPONENT_MODEL,
@@ -116,18 +121,19 @@ const OF_COMPONENTS: WasmFeatures = union(&[
     WasmFeatures::CM_CANON_NAMES,
 ]);
 
-/// Proposals whose types need `GC_TYPES` too, as `externref` does.
+/// Proposals whose types also need `GC_TYPES`, like `externref`.
 const WITH_GC_TYPES: WasmFeatures =
     union(&[WasmFeatures::GC, WasmFeatures::EXCEPTIONS, WasmFeatures::CUSTOM_DESCRIPTORS, WasmFeatures::STACK_SWITCHING]);
 
-/// Most proposals named in one message. Each costs validations of the whole module.
+/// Most proposals named in one message. Each takes several validations of the whole module.
 const MAX_NAMED: usize = 3;
 
 /// Checks that `module` is valid and uses only what is [`ALLOWED`].
 ///
 /// # Errors
 ///
-/// The problem, in one line: the proposals that it needs and what to build with instead, or why it is invalid.
+/// The problem, in one line: the unsupported proposals and how to build without them, or why the
+/// module is invalid.
 pub(crate) fn check(module: &[u8]) -> Result<(), String> {
     let Err(error) = validate(module, ALLOWED) else { return Ok(()) };
     let needed = needed(module, &error);
@@ -141,7 +147,8 @@ pub(crate) fn check(module: &[u8]) -> Result<(), String> {
     Err(format!("it uses the {uses} {}, which the agent does not support: {}", names.join(", "), remedies.join("; ")))
 }
 
-/// The proposals without which `module` fails with `error`. Empty when it is not valid with them either.
+/// The proposals without which `module` fails with `error`. Empty if it is invalid even with all
+/// proposals.
 fn needed(module: &[u8], error: &wasmparser::Error) -> Vec<&'static DisabledProposal> {
     let mut needed: Vec<&DisabledProposal> = Vec::new();
     let mut features = ALLOWED;
@@ -150,7 +157,8 @@ fn needed(module: &[u8], error: &wasmparser::Error) -> Vec<&'static DisabledProp
         let candidates = DISABLED.iter().filter(|proposal| !features.contains(proposal.feature));
         let (proposal, outcome) = match missing.and_then(|feature| candidates.clone().find(|proposal| proposal.feature == feature)) {
             Some(proposal) => (proposal, validate(module, features | proposal.feature)),
-            // Not every check names its feature; then the one that gets further is it.
+            // Not every error names a proposal. Then it is the one with which validation gets
+            // further.
             None => {
                 let further = candidates
                     .map(|proposal| (proposal, validate(module, features | proposal.feature)))
@@ -167,7 +175,7 @@ fn needed(module: &[u8], error: &wasmparser::Error) -> Vec<&'static DisabledProp
         }
     }
     if needed.iter().any(|proposal| WITH_GC_TYPES.contains(proposal.feature)) {
-        // Its remedy is enough; the one for `externref` would mislead.
+        // Its remedy is sufficient, and the remedy for `externref` would be misleading.
         needed.retain(|proposal| proposal.feature != WasmFeatures::GC_TYPES);
     }
     needed
@@ -191,19 +199,6 @@ mod tests {
     use super::*;
     use std::path::Path;
 
-    #[test]
-    fn every_proposal_is_decided_on() {
-        let disabled = DISABLED.iter().fold(OF_COMPONENTS, |all, proposal| {
-            assert!(!all.intersects(proposal.feature), "{} is listed twice", proposal.name);
-            all | proposal.feature
-        });
-        for (name, feature) in WasmFeatures::all().iter_names() {
-            // A new one: find out what it reaches, and who emits it, before it is put into either list.
-            assert!(ALLOWED.contains(feature) != disabled.contains(feature), "{name} is in both lists or in none");
-        }
-        assert_eq!((ALLOWED | disabled, ALLOWED & disabled), (WasmFeatures::all(), WasmFeatures::empty()));
-    }
-
     fn fixture(name: &str) -> Vec<u8> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/hostile");
         let text = std::fs::read_to_string(folder.join(name).with_extension("wat")).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -211,20 +206,34 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_off_is_named_with_a_remedy() {
+    fn every_proposal_is_decided_on() {
+        let disabled = DISABLED.iter().fold(OF_COMPONENTS, |all, proposal| {
+            assert!(!all.intersects(proposal.feature), "{} is listed twice", proposal.name);
+            all | proposal.feature
+        });
+        for (name, feature) in WasmFeatures::all().iter_names() {
+            // A new proposal: find out which code it reaches, and which toolchains emit it, before
+            // adding it to a list.
+            assert!(ALLOWED.contains(feature) != disabled.contains(feature), "{name} is in both lists or in none");
+        }
+        assert_eq!((ALLOWED | disabled, ALLOWED & disabled), (WasmFeatures::all(), WasmFeatures::empty()));
+    }
+
+    #[test]
+    fn names_disabled_proposals_with_a_remedy() {
         for proposal in DISABLED {
             let module = fixture(proposal.name);
             let message = check(&module).unwrap_err();
             let DisabledProposal { name, remedy, .. } = proposal;
             assert!(message.contains(&format!("`{name}`")) && message.contains(remedy), "{name}: {message}");
-            // The engine refuses it by itself as well.
+            // The engine rejects it too.
             let engine = crate::engine::new(1).unwrap();
             assert!(wasmtime::Module::new(&engine, &module).is_err(), "{name}");
         }
     }
 
     #[test]
-    fn subtypes_and_recursive_types_of_functions_are_refused() {
+    fn rejects_subtypes_and_recursive_types_of_functions() {
         let types = [
             "(type (sub (func)))",
             "(type $a (sub (func))) (type (sub final $a (func)))",
@@ -247,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn the_types_of_a_proposal_are_not_taken_for_externref() {
+    fn distinguishes_types_of_a_proposal_from_externref() {
         for (text, named) in [
             ("(type (struct))", "the proposal `gc`"),
             ("(type (array i32))", "the proposal `gc`"),
@@ -261,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn what_toolchains_emit_is_allowed() {
+    fn allows_what_toolchains_emit() {
         for text in [
             "(global (export \"sp\") (mut i32) (i32.const 0))",
             "(func (result i32) (i32.trunc_sat_f32_s (f32.const 1)))",
@@ -282,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_invalid_whatever_is_enabled_is_called_so() {
+    fn reports_modules_that_are_invalid_with_any_proposals() {
         let module = wat::parse_str("(module (func (result i32) (i64.const 0)))").unwrap();
         assert!(check(&module).unwrap_err().starts_with("invalid module: "));
         let both = wat::parse_str("(module (memory i64 1) (func (result i32) (i64.const 0)))").unwrap();

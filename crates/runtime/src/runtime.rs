@@ -1,4 +1,4 @@
-//! What all pools of a process share.
+//! Threads shared by all pools of a process.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -39,7 +39,7 @@ impl Runtime {
         })))
     }
 
-    /// Instances of serving modules that could not be made, over all pools.
+    /// Failed attempts to create an instance of a serving module, in all pools.
     pub fn failed_starts(&self) -> u64 {
         self.0.failed_starts.load(Relaxed)
     }
@@ -48,8 +48,8 @@ impl Runtime {
         self.0.failed_starts.fetch_add(1, Relaxed);
     }
 
-    /// Runs `work`, which blocks on files or computes for long, on threads that exist already. It runs
-    /// to its end even if the returned future is dropped.
+    /// Runs `work`, which blocks on files or computes for long, on threads that already exist. It
+    /// runs to its end even if the returned future is dropped.
     ///
     /// # Errors
     ///

@@ -1,4 +1,5 @@
-//! Threads that are there before they are needed, so that a limit on threads is an error at start and no failure later.
+//! Threads that are started before they are needed, so a limit on threads is an error at start, not
+//! a failure later.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,27 +10,29 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use zentinel_wasm_contract::shortened;
 
-/// Most characters of a panic's message that an error repeats.
+/// Most characters of a panic's message in an error.
 const MAX_MESSAGE: usize = 1000;
 
-/// How often to look whether threads have ended, and how often at most: the kernel counts a thread for some microseconds after it was joined.
+/// Interval at which to check whether threads have ended, because the kernel counts a thread for
+/// some microseconds after it was joined.
 const END_INTERVAL: Duration = Duration::from_millis(1);
 
-/// See [`END_INTERVAL`].
+/// Most checks at [`END_INTERVAL`].
 const END_CHECKS: usize = 1000;
 
-/// Threads that the CPU time of this process keeps busy.
+/// The number of threads that this process can run at the same time.
 pub fn parallelism() -> usize {
     thread::available_parallelism().map_or(1, Into::into)
 }
 
-/// Checks that the system gives `count` more threads, by starting and ending them.
+/// Checks that the system allows `count` more threads, by starting and ending them.
 ///
-/// `tokio` panics when it gets no thread, and waits for ever for work that it has queued for one; hence the check before it asks.
+/// `tokio` panics if it cannot start a thread, and waits forever for work that it has queued for
+/// one. So callers check before they start a `tokio` runtime.
 ///
 /// # Errors
 ///
-/// The system refuses one of them.
+/// The system refuses to start one of them.
 pub fn check(count: usize) -> io::Result<()> {
     let before = running();
     let gate = Arc::new(RwLock::new(()));
@@ -59,12 +62,12 @@ pub fn check(count: usize) -> io::Result<()> {
     checked
 }
 
-/// Threads that the kernel counts, or 0 where it does not say.
+/// The number of threads that the kernel counts, or 0 if it is not available.
 fn running() -> usize {
     std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count)
 }
 
-/// Work has panicked. The panic itself is in the log.
+/// The work panicked. The panic itself is in the log.
 #[derive(Debug, thiserror::Error)]
 #[error("panicked: {0}")]
 pub struct Panicked(String);
@@ -76,23 +79,25 @@ impl Panicked {
     }
 }
 
-/// Threads for what blocks or computes for long: reading files and compiling modules, whose functions are shared out among them.
+/// Threads for work that blocks or computes for long: reading files and compiling modules. The
+/// functions of a module are distributed among them.
 pub(crate) struct Loaders(rayon_core::ThreadPool);
 
 impl Loaders {
-    /// Starts one thread for each core.
+    /// Starts one thread per core.
     pub(crate) fn start() -> io::Result<Self> {
         let pool = rayon_core::ThreadPoolBuilder::new()
             .num_threads(parallelism())
             .thread_name(|number| format!("wasm-loader-{number}"))
-            // The default aborts. No panic gets here, unless a value panics that is dropped because nobody waits for it.
+            // The default handler aborts. A panic gets here only if dropping a result that nobody
+            // waits for panics.
             .panic_handler(|_| ())
             .build()
             .map_err(io::Error::other)?;
         Ok(Self(pool))
     }
 
-    /// Runs `work` to its end, even when nobody waits for it any more.
+    /// Runs `work` to its end, even if the returned future is dropped.
     pub(crate) async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Panicked> {
         let (done, result) = oneshot::channel();
         self.0.spawn(move || {
@@ -107,13 +112,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_system_gives_is_checked_and_given_back() {
+    fn check_starts_and_ends_threads() {
         check(0).unwrap();
         check(20).unwrap();
     }
 
     #[tokio::test]
-    async fn a_panic_is_an_error_and_the_threads_go_on() {
+    async fn panics_are_errors_and_threads_survive() {
         let loaders = Loaders::start().unwrap();
         for _ in 0..=parallelism() {
             let panicked = loaders.run(|| panic!("no {}", "luck")).await.unwrap_err();

@@ -1,7 +1,8 @@
-//! A tiny module that stands between the host and the guest, so that a call enters Wasm once.
+//! A small module between the host and the guest, so a call enters Wasm only once.
 //!
-//! Entering Wasm on a fibre costs about a microsecond, and a call consists of four: `alloc`, the hook, and `dealloc` twice. The adapter makes all
-//! four from inside, and calls back where the input has to be written and the result read. Per hook it exports, under the hook's own name,
+//! Entering Wasm on a fibre costs about 1 µs, and a call consists of four calls: `alloc`, the hook,
+//! and `dealloc` twice. The adapter makes all four inside Wasm, and calls the host back to write
+//! the input and to read the result. For each hook it exports, under the hook's name,
 //!
 //! ```text
 //! (func (param $len i32)
@@ -26,7 +27,8 @@ const DEALLOC: u32 = 1;
 const PUT: u32 = 2;
 const TAKE: u32 = 3;
 
-/// The adapter for a module that exports `hooks`. It imports [`IMPORTS`] and then the hooks, in their order.
+/// The adapter for a module that exports `hooks`. It imports [`IMPORTS`] and then the hooks, in
+/// their order.
 pub(crate) fn module(hooks: Hooks) -> Vec<u8> {
     let hooks: Vec<_> = hooks.iter().collect();
 
@@ -103,7 +105,7 @@ pub(crate) fn define(linker: &mut Linker<HostState>) -> Result<()> {
     Ok(())
 }
 
-/// Writes the input to where `alloc` has allocated memory.
+/// Writes the input to the memory that `alloc` returned.
 fn put(mut caller: Caller<'_, HostState>, ptr: i32) -> Result<()> {
     let (memory, state) = HostState::memory(&mut caller)?;
     let input = &state.exchange.json().input;
@@ -117,7 +119,7 @@ fn put(mut caller: Caller<'_, HostState>, ptr: i32) -> Result<()> {
     Err(state.fail(kind, format!("`alloc({len})` returned {}, but the module has no {len} bytes of memory there", ptr.cast_unsigned())))
 }
 
-/// Copies the answer from where the hook has put it. A length of 0 means "no opinion".
+/// Copies the answer to which the hook's result points. A length of 0 means "no opinion".
 fn take(mut caller: Caller<'_, HostState>, packed: i64) -> Result<()> {
     let (memory, state) = HostState::memory(&mut caller)?;
     let packed = packed.cast_unsigned();

@@ -1,7 +1,7 @@
 //! Buffers for the input of calls.
 //!
-//! Each thread keeps the buffers of its last calls, because the next calls need about the same sizes
-//! and memory that was just used is in the caches.
+//! Each thread keeps the buffers of its last calls, because the next calls need about the same
+//! sizes, and recently used memory is in the CPU's caches.
 
 use std::cell::RefCell;
 
@@ -39,7 +39,7 @@ pub(crate) fn keep(mut buffer: Vec<u8>) {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn few_buffers_are_kept_and_they_are_empty() {
+    fn keeps_few_buffers_and_empties_them() {
         for _ in 0..100 {
             super::keep(b"input of another module".to_vec());
         }

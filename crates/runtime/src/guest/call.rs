@@ -5,12 +5,12 @@ use zentinel_wasm_guest_json::input;
 
 use super::buffers;
 
-/// An event, as one module is to see it.
+/// An event, as one module should see it.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
     /// The event.
     pub event: &'a Event<'a>,
-    /// What is remembered of its request's earlier events.
+    /// What is remembered of earlier events of its request.
     pub context: Option<&'a RequestContext>,
     /// How header names are written.
     pub header_case: HeaderCase,
@@ -39,7 +39,7 @@ pub enum ResponseContext {
 }
 
 impl RequestContext {
-    /// Memory that it holds, in bytes.
+    /// Its memory, in bytes.
     pub fn size(&self) -> usize {
         match self {
             Self::Json(context) => context.size(),

@@ -1,4 +1,4 @@
-//! What the host hands to a guest and takes from it during one call. Each kind of guest has its own.
+//! The input and the answer of one call. Each kind of guest has its own type.
 
 use super::buffers;
 
@@ -22,14 +22,14 @@ impl Default for GuestExchange {
 /// The buffers of the JSON interface.
 #[derive(Default)]
 pub(crate) struct JsonExchange {
-    /// The object that the hook gets.
+    /// The object for the hook.
     pub(crate) input: Vec<u8>,
-    /// The object that it has returned.
+    /// The object that the hook returned.
     pub(crate) output: Vec<u8>,
 }
 
 impl GuestExchange {
-    /// The bytes that the guest has answered with, for kinds that answer with bytes.
+    /// The guest's answer, for kinds whose answers are bytes.
     pub(crate) fn output(&self) -> &[u8] {
         match self {
             Self::Json(exchange) => &exchange.output,
@@ -70,7 +70,7 @@ impl GuestExchange {
         }
     }
 
-    /// The same for writing.
+    /// The buffers of the JSON interface, for writing.
     pub(crate) fn json_mut(&mut self) -> &mut JsonExchange {
         match self {
             Self::Json(exchange) => exchange,

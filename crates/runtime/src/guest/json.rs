@@ -10,8 +10,8 @@ use super::{adapter, buffers};
 use crate::host::state::HostState;
 use crate::inspect::check_function;
 
-/// Largest answer of `on_configure`, in bytes: it holds a reason and nothing else. It is read on the
-/// thread of the call, after the last check of the deadline.
+/// Largest answer of `on_configure`, in bytes: it holds a reason and nothing else. It is read on
+/// the thread of the call, after the last check of the deadline.
 const MAX_CONFIGURED: usize = 64 << 10;
 
 /// A module's exports, and the adapter through which they are called.
@@ -91,7 +91,7 @@ fn check_exports(module: &Module, max_memory: usize, problems: &mut Vec<String>)
     check_function(module, "_initialize", "() -> ()", false, problems);
     let hooks: Hooks =
         Hook::ALL.into_iter().filter(|hook| check_function(module, hook.export(), "(i32, i32) -> i64", false, problems)).collect();
-    // A hook of a wrong type was meant to be one: its own message is enough.
+    // A hook of the wrong type counts as a hook, because its own message is enough.
     if !Hook::HANDLERS.iter().any(|hook| module.get_export(hook.export()).is_some()) {
         if module.get_export("_start").is_some() {
             problems.push(

@@ -1,16 +1,16 @@
-//! Kinds of guests. This is the only place where they differ: a kind checks a module's exports,
-//! writes an event in the form that its guests take, calls them, and reads their answers. The pool,
-//! the deadlines and the host functions are the same for all.
+//! Kinds of guests. They differ only here: a kind checks a module's exports, writes an event in the
+//! form that its guests expect, calls them, and reads their answers. The pool, the deadlines and
+//! the host functions are the same for all kinds.
 //!
 //! ```text
-//! GuestInterface::of(module)                at load, once a module
-//! GuestInterface::bind(instance)            once an instance
-//! GuestInterface::prepare(view) -> Call     once an event, without an instance
-//! GuestFunctions::call(store, call)         once an event, on an instance
-//! GuestInterface::answer(exchange)          once an event, borrowing from the instance
+//! GuestInterface::of(module)              once per module, at load
+//! GuestInterface::bind(instance)          once per instance
+//! GuestInterface::prepare(view) -> Call   once per event, without an instance
+//! GuestFunctions::call(store, call)       once per event, on an instance
+//! GuestInterface::answer(exchange)        once per event, borrowing from the instance
 //! ```
 //!
-//! Kinds are told apart by enums: a call costs no allocation and no dynamic dispatch for it.
+//! Kinds are variants of enums, so a call costs no allocation and no dynamic dispatch.
 
 mod adapter;
 pub(crate) mod buffers;
@@ -34,7 +34,7 @@ use call::Payload;
 use exchange::GuestExchange;
 use json::{JsonFunctions, JsonInterface};
 
-/// How the modules of one kind are called; one module's exports among it.
+/// The exports of one module, and how modules of its kind are called.
 pub(crate) enum GuestInterface {
     Json(JsonInterface),
     #[cfg(test)]
@@ -42,8 +42,8 @@ pub(crate) enum GuestInterface {
 }
 
 impl GuestInterface {
-    /// Finds the module's kind and checks its exports. Problems go to `problems`, for the module's
-    /// author; there are some whenever the result is `None`.
+    /// Finds the module's kind and checks its exports. Adds problems to `problems`, for the
+    /// module's author; there is at least one if the result is `None`.
     pub(crate) fn of(engine: &Engine, module: &Module, max_memory: usize, problems: &mut Vec<String>) -> Option<Self> {
         #[cfg(test)]
         if let Some(interface) = verdict::VerdictInterface::of(module) {
@@ -52,7 +52,7 @@ impl GuestInterface {
         JsonInterface::of(engine, module, max_memory, problems).map(Self::Json)
     }
 
-    /// The hooks that the module takes.
+    /// The hooks that the module exports.
     pub(crate) fn hooks(&self) -> Hooks {
         match self {
             Self::Json(interface) => interface.hooks(),
@@ -61,7 +61,7 @@ impl GuestInterface {
         }
     }
 
-    /// An exchange for an instance.
+    /// Creates the exchange of an instance.
     pub(crate) fn exchange(&self) -> GuestExchange {
         match self {
             Self::Json(_) => GuestExchange::default(),
@@ -70,7 +70,7 @@ impl GuestInterface {
         }
     }
 
-    /// The functions of an instance.
+    /// Binds the functions of an instance.
     pub(crate) async fn bind(&self, store: &mut Store<HostState>, instance: &wasmtime::Instance) -> Result<GuestFunctions> {
         match self {
             Self::Json(interface) => interface.bind(store, instance).await.map(GuestFunctions::Json),
@@ -93,7 +93,7 @@ impl GuestInterface {
         Ok(Call { hook: view.event.hook(), payload })
     }
 
-    /// What later hooks get to see of a request, whose call was prepared.
+    /// What later hooks get to see of a request. `call` is its prepared call.
     pub(crate) fn request_context(&self, event: &RequestHeaders<'_>, call: &Call) -> RequestContext {
         match (self, &call.payload) {
             (Self::Json(_), Payload::Json(input)) => RequestContext::Json(input::context(event, input)),
@@ -111,7 +111,7 @@ impl GuestInterface {
         }
     }
 
-    /// The call that hands the module its configuration.
+    /// The call that passes the configuration to the module.
     pub(crate) fn configuration(&self, config: &Arc<[u8]>) -> Call {
         match self {
             Self::Json(_) => Call::json(Hook::Configure, config.to_vec()),
@@ -155,11 +155,11 @@ pub(crate) enum GuestFunctions {
 }
 
 impl GuestFunctions {
-    /// Calls the guest. A failure of the host's own is left in the store's state, as for any trap.
+    /// Calls the guest. If a host function ended the call, the reason is in the store's state.
     ///
     /// # Errors
     ///
-    /// The guest has trapped, or what cannot even be tried.
+    /// The guest trapped, or the call is impossible.
     pub(crate) async fn call(&self, store: &mut Store<HostState>, call: Call) -> Result<()> {
         match (self, call.payload) {
             (Self::Json(functions), Payload::Json(input)) => functions.call(store, call.hook, input).await,

@@ -1,9 +1,9 @@
-//! What AssemblyScript's standard library imports: `abort`, `Math.random`, `Date.now`,
-//! `console.log` and its siblings, `trace`, `performance.now` and `process.exit`, under the names
-//! and types that `asc` 0.28 compiles them to.
+//! The imports of AssemblyScript's standard library: `abort`, `Math.random`, `Date.now`,
+//! `console.log` and similar functions, `trace`, `performance.now` and `process.exit`, with the
+//! names and types that `asc` 0.28 emits.
 //!
-//! Strings are UTF-16 with their length in bytes in the four bytes before them. Both are the
-//! guest's word, so each string is checked against memory as a whole before a part of it is read.
+//! Strings are UTF-16, with their length in bytes in the four bytes before them. The guest controls
+//! both, so the whole string is checked against the memory before any part of it is read.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -19,22 +19,22 @@ use crate::memory::slice;
 
 const MODULE: &str = "env";
 
-/// UTF-16 units that are read of a string for the log: at least as many as fit into a line.
+/// UTF-16 units of a string that are read for the log: at least as many as fit in a line.
 const MAX_UNITS: usize = MAX_LINE;
 
-/// The same of the message of an abort and of its file: enough to find the place.
+/// The same for the message and the file of an abort: enough to find the location.
 const MAX_ABORT_UNITS: usize = 512;
 
-/// The same of the label of a timer. Labels with the same beginning share a timer.
+/// The same for the label of a timer. Labels that start with the same units share a timer.
 const MAX_LABEL_UNITS: usize = 64;
 
-/// CPU time that it takes to make text of a unit, roughly.
+/// Approximate CPU time for converting a unit to text.
 const UNIT_COST: Duration = Duration::from_nanos(4);
 
-/// CPU time of a look at a clock or at a timer, roughly.
+/// Approximate CPU time for reading a clock or a timer.
 const CLOCK_COST: Duration = Duration::from_nanos(100);
 
-/// CPU time of a seed, which the kernel makes, roughly.
+/// Approximate CPU time for a seed, which comes from the kernel.
 const SEED_COST: Duration = Duration::from_micros(1);
 
 /// Defines the functions that `asc` imports.
@@ -100,7 +100,7 @@ async fn write(mut caller: Caller<'_, HostState>, name: &str, level: Level, text
     HostState::spend(&mut caller, cost).await
 }
 
-/// The message with the first `count` of the numbers.
+/// Logs the message with the first `count` of the numbers.
 async fn trace(mut caller: Caller<'_, HostState>, message: i32, count: i32, numbers: [f64; 5]) -> Result<()> {
     let mut line = argument(&mut caller, "trace", Level::Debug, message)?;
     for number in numbers.iter().take(usize::try_from(count).unwrap_or(0)) {
@@ -111,8 +111,8 @@ async fn trace(mut caller: Caller<'_, HostState>, message: i32, count: i32, numb
     HostState::spend(&mut caller, cost).await
 }
 
-/// What a function of the log was given as text: empty when nobody reads that level, an error when
-/// it does not lie in memory.
+/// Reads the text argument of a log function: empty if `level` is not logged, an error if the text
+/// is not in the guest's memory.
 fn argument(caller: &mut Caller<'_, HostState>, name: &str, level: Level, ptr: i32) -> Result<String> {
     let (memory, state) = HostState::memory(caller)?;
     let most = if level.enabled() { MAX_UNITS } else { 0 };
@@ -123,8 +123,8 @@ fn outside(state: &mut HostState, name: &str) -> wasmtime::Error {
     state.fail(FailureKind::Trap, format!("it called `{MODULE}.{name}` with text outside its memory"))
 }
 
-/// A string of the guest, of which the first `most` units are taken. `None` when any of it lies
-/// outside its memory.
+/// Reads the first `most` units of a guest's string. `None` if any part of the string is outside
+/// its memory.
 fn string(memory: &[u8], ptr: i32, most: usize) -> Option<String> {
     if ptr == 0 {
         return Some("null".into());
@@ -135,9 +135,10 @@ fn string(memory: &[u8], ptr: i32, most: usize) -> Option<String> {
     Some(char::decode_utf16(units).map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)).collect())
 }
 
-/// A number from which `Math.random` makes all that follow in this instance.
+/// The number from which `Math.random` generates all others in this instance.
 async fn seed(mut caller: Caller<'_, HostState>) -> Result<f64> {
-    /// Without this bit of the exponent a number is finite: of a NaN, a processor may change bits.
+    /// Without this bit of the exponent a number is finite. Processors may change the bits of a
+    /// NaN.
     const LARGE: u64 = 1 << 62;
     HostState::spend(&mut caller, SEED_COST).await?;
     let mut bytes = [0; 8];
@@ -147,7 +148,7 @@ async fn seed(mut caller: Caller<'_, HostState>) -> Result<f64> {
     Ok(f64::from_bits(u64::from_le_bytes(bytes) & !LARGE))
 }
 
-/// Milliseconds of a clock.
+/// The time of a clock, in milliseconds.
 async fn milliseconds(mut caller: Caller<'_, HostState>, clock: i32, name: &str) -> Result<f64> {
     HostState::spend(&mut caller, CLOCK_COST).await?;
     match clock::now(clock) {
@@ -173,7 +174,7 @@ async fn time(mut caller: Caller<'_, HostState>, name: &str, action: TimerAction
 mod tests {
     use super::*;
 
-    /// 64 bytes with a string of these bytes at 8.
+    /// 64 bytes with a string of these bytes at offset 8.
     fn memory(len: u32, text: &[u8]) -> Vec<u8> {
         let mut memory = vec![0; 64];
         memory[4..8].copy_from_slice(&len.to_le_bytes());
@@ -182,27 +183,27 @@ mod tests {
     }
 
     #[test]
-    fn strings_are_read() {
+    fn reads_strings() {
         assert_eq!(string(&memory(4, b"h\0i\0"), 8, 10).unwrap(), "hi");
         assert_eq!(string(&memory(4, b"h\0i\0"), 8, 1).unwrap(), "h");
         assert_eq!(string(&memory(0, b""), 8, 10).unwrap(), "");
         assert_eq!(string(&memory(4, b"\x3d\xd8\x00\xde"), 8, 10).unwrap(), "😀");
-        // Half a pair, and half a unit.
+        // Half a surrogate pair, and half a unit.
         assert_eq!(string(&memory(3, b"\x3d\xd8x"), 8, 10).unwrap(), "\u{fffd}");
         assert_eq!(string(&[], 0, 10).unwrap(), "null");
     }
 
     #[test]
-    fn strings_never_leave_the_memory() {
+    fn rejects_strings_out_of_bounds() {
         for ptr in [1, 2, 3, 65, 68, i32::MAX, i32::MIN, -1, -4, -8] {
             assert!(string(&memory(4, b""), ptr, 10).is_none(), "{ptr}");
         }
-        // To the last byte and no further, although the beginning alone is read.
+        // Up to the last byte but not beyond, although only the beginning is read.
         assert!(string(&memory(56, b""), 8, 1).is_some());
         for len in [57, 58, u32::MAX - 8, u32::MAX] {
             assert!(string(&memory(len, b""), 8, 1).is_none(), "{len}");
         }
-        // A length that stands at the very end, and one that would stand half beyond it.
+        // A length at the very end, and one that is partly beyond the end.
         assert_eq!(string(&memory(0, b""), 64, 10).unwrap(), "");
         assert!(string(&memory(0, b""), 66, 10).is_none());
     }

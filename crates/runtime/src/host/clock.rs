@@ -3,13 +3,13 @@
 use std::sync::OnceLock;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-/// WASI's number of the wall clock.
+/// WASI's id of the wall clock.
 pub(crate) const REALTIME: i32 = 0;
 
-/// WASI's number of the monotonic clock.
+/// WASI's id of the monotonic clock.
 pub(crate) const MONOTONIC: i32 = 1;
 
-/// Nanoseconds of the clock with this number, if there is one.
+/// The time of the clock with this id, in nanoseconds, if the clock exists.
 pub(crate) fn now(clock: i32) -> Option<u64> {
     static START: OnceLock<Instant> = OnceLock::new();
     let passed = match clock {

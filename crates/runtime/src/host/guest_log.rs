@@ -1,4 +1,4 @@
-//! What modules write goes to the agent's log, marked as theirs and bounded.
+//! Modules' log lines in the agent's log, marked as theirs and rate-limited.
 
 use std::sync::Once;
 use std::time::Duration;
@@ -6,31 +6,32 @@ use std::time::Duration;
 use tracing::{debug, error, info, trace, warn};
 use zentinel_wasm_bounds::RateLimit;
 
-/// Longest line taken from a module, in bytes; the rest of it is cut.
+/// Longest line of a module, in bytes. Longer lines are truncated.
 pub(crate) const MAX_LINE: usize = 8 * 1024;
 
-/// Lines a second taken from all instances of a module, once the burst is used up.
+/// Lines per second from all instances of a module, after the burst.
 const LINES_PER_SECOND: f64 = 100.0;
 
-/// Lines taken at once: enough for a panic with its backtrace in every instance.
+/// Lines in a burst: enough for a panic with its backtrace in every instance.
 const BURST: f64 = 500.0;
 
-/// CPU time that a line takes, roughly, and each byte of it.
+/// Approximate CPU time for logging a line, in addition to [`BYTE_COST`].
 const LINE_COST: Duration = Duration::from_micros(5);
 
-/// See [`LINE_COST`].
+/// Approximate CPU time for logging a byte of a line.
 const BYTE_COST: Duration = Duration::from_nanos(10);
 
-/// CPU time that it takes to find out that a line is not wanted, roughly.
+/// Approximate CPU time for discarding a line.
 const UNWANTED_COST: Duration = Duration::from_nanos(100);
 
-/// Warnings of instances that cannot be replaced, at once and then a second. All slots of a pool may be tried at once, and each for ever.
+/// Warnings about instances that cannot be created, in a burst. A pool may retry all of its slots
+/// at the same time, and forever.
 const REPLACEMENT_BURST: f64 = 5.0;
 
-/// See [`REPLACEMENT_BURST`].
+/// Such warnings per second, after the burst.
 const REPLACEMENTS_PER_SECOND: f64 = 0.2;
 
-/// How serious a line is, as the import `zentinel.log` numbers it.
+/// The level of a line, numbered as in `zentinel.log`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Level {
     Trace,
@@ -41,7 +42,7 @@ pub(crate) enum Level {
 }
 
 impl Level {
-    /// Numbers beyond the scale count as the nearest end of it.
+    /// Converts a guest's number. Numbers out of range become the nearest level.
     pub(crate) fn from_guest(level: i32) -> Self {
         match level {
             i32::MIN..=0 => Self::Trace,
@@ -52,7 +53,7 @@ impl Level {
         }
     }
 
-    /// Whether lines of this level are logged at all.
+    /// Whether lines of this level are logged.
     pub(crate) fn enabled(self) -> bool {
         match self {
             Self::Trace => tracing::enabled!(target: "guest", tracing::Level::TRACE),
@@ -64,19 +65,20 @@ impl Level {
     }
 }
 
-/// What is logged of a module, and how much of it. It belongs to the module and not to a pool, so that new settings bring no new budget.
+/// The log of a module and its rate limits. It belongs to the module rather than a pool, so new
+/// settings do not reset the limits.
 #[derive(Debug)]
 pub(crate) struct GuestLog {
     module: String,
     lines: RateLimit,
-    /// For the agent's warnings that an instance cannot be replaced.
+    /// For the agent's warnings that an instance cannot be created.
     pub(crate) replacements: RateLimit,
-    /// For the agent's warning that nothing takes the configuration.
+    /// For the agent's warning that the module ignores its configuration.
     pub(crate) unconfigurable: Once,
 }
 
 impl GuestLog {
-    /// `module` is the digest that lines are marked with.
+    /// Creates the log of the module with the digest `module`, with which lines are marked.
     pub(crate) fn new(module: String) -> Self {
         Self {
             module,
@@ -86,7 +88,8 @@ impl GuestLog {
         }
     }
 
-    /// Logs one line of a module, unless its level is off or the budget is used up, and tells what CPU time that took, roughly.
+    /// Logs a line of the module, unless its level is disabled or the rate limit is reached.
+    /// Returns about how much CPU time that took.
     pub(crate) fn line(&self, level: Level, correlation_id: &str, line: &[u8]) -> Duration {
         if !level.enabled() {
             return UNWANTED_COST;
@@ -99,7 +102,7 @@ impl GuestLog {
         let line = &line[..line.len().min(MAX_LINE)];
         let cost = LINE_COST + BYTE_COST * line.len() as u32;
         let line = String::from_utf8_lossy(line);
-        // In the text format a line's end would let the module forge entries of the agent's own.
+        // In the text format, a line end would let the module forge entries of the agent.
         let line = line.replace(|c: char| c.is_control() && c != '\t', " ");
         match level {
             Level::Trace => trace!(target: "guest", module, correlation_id, "{line}"),
@@ -112,12 +115,12 @@ impl GuestLog {
     }
 }
 
-/// Collects what a module writes to a stream until a line is whole.
+/// Buffers what a module writes to a stream until a line is complete.
 #[derive(Default)]
 pub(crate) struct LineBuffer(Vec<u8>);
 
 impl LineBuffer {
-    /// Takes bytes and hands on every line that they end.
+    /// Appends bytes and calls `line` with every line that they complete.
     pub(crate) fn write(&mut self, bytes: &[u8], mut line: impl FnMut(&[u8])) {
         for part in bytes.split_inclusive(|&byte| byte == b'\n') {
             let ended = part.ends_with(b"\n");
@@ -131,7 +134,7 @@ impl LineBuffer {
         }
     }
 
-    /// Hands on what is left without a line's end.
+    /// Calls `line` with the rest that has no line end, if any.
     pub(crate) fn flush(&mut self, mut line: impl FnMut(&[u8])) {
         if !self.0.is_empty() {
             line(&self.0);
@@ -145,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_whole_and_bounded() {
+    fn lines_are_complete_and_bounded() {
         let mut buffer = LineBuffer::default();
         let mut lines = Vec::new();
         buffer.write(b"one\ntw", |line| lines.push(line.to_vec()));
@@ -159,10 +162,10 @@ mod tests {
     }
 
     #[test]
-    fn a_module_that_logs_without_end_is_cut_off_and_counted() {
+    fn endless_logging_is_rate_limited_and_counted() {
         let log = GuestLog::new("m".into());
         let taken = (0..1_000_000).filter(|_| log.lines.admit().is_some()).count();
-        // The refill during the loop is small, however slow the machine is: a hundred lines a second.
+        // The refill during the loop is small even on a slow machine: 100 lines per second.
         assert!(taken >= BURST as usize && taken < 100_000, "{taken}");
         assert!(log.lines.suppressed() > 0);
     }

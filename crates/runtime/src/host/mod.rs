@@ -1,5 +1,5 @@
-//! What modules may import of the agent. Each interface is a file, and a module gets the ones that it
-//! imports from.
+//! The functions that modules may import. Each interface is a file, and a module gets the
+//! interfaces from which it imports.
 
 mod assemblyscript;
 mod clock;
@@ -14,7 +14,7 @@ use wasmtime::{Engine, Linker, Module, Result};
 
 use state::HostState;
 
-/// One interface of the host.
+/// An interface of the host.
 struct HostInterface {
     /// The module name of its imports.
     namespace: &'static str,
@@ -33,7 +33,7 @@ const INTERFACES: [HostInterface; 4] = [
 ///
 /// # Errors
 ///
-/// Two functions have the same name, which is an error in this crate.
+/// Two functions have the same name, which is a bug in this crate.
 pub(crate) fn linker(engine: &Engine, module: &Module) -> Result<Linker<HostState>> {
     let mut linker = Linker::new(engine);
     for HostInterface { namespace, define } in INTERFACES {

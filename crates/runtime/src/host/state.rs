@@ -1,4 +1,4 @@
-//! The host's side of one instance: limits, time, log, and what the guest was given and has answered.
+//! The host's state of one instance: limits, time, log, input and answer.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use crate::guest::exchange::GuestExchange;
 use crate::host::guest_log::{GuestLog, Level, LineBuffer};
 use crate::host::timers::Timers;
 
-/// What an instance may use.
+/// Limits of one instance.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct InstanceLimits {
     /// Linear memory, in bytes.
@@ -21,7 +21,7 @@ pub(crate) struct InstanceLimits {
     pub(crate) output: usize,
 }
 
-/// The host's side of one instance.
+/// The host's state of one instance.
 pub(crate) struct HostState {
     log: Option<Arc<GuestLog>>,
     pub(crate) limits: InstanceLimits,

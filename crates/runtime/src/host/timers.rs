@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-/// Most timers that run at once in a call. A label is kept for each.
+/// Most timers at the same time in a call. Each stores its label.
 const MAX_TIMERS: usize = 16;
 
-/// What is done with a timer.
+/// An action on a timer.
 #[derive(Clone, Copy)]
 pub(crate) enum TimerAction {
     Start,
@@ -13,17 +13,17 @@ pub(crate) enum TimerAction {
     End,
 }
 
-/// The timers of `console.time`, which do not outlive the call.
+/// The timers of `console.time` in one call.
 #[derive(Default)]
 pub(crate) struct Timers(Vec<(String, Instant)>);
 
 impl Timers {
-    /// Forgets the timers of the call before.
+    /// Removes the timers of the previous call.
     pub(crate) fn clear(&mut self) {
         self.0.clear();
     }
 
-    /// The time that is to be logged, if any.
+    /// Performs `action`. Returns the time to log, if any, or why the action is impossible.
     pub(crate) fn act(&mut self, action: TimerAction, label: &str) -> Result<Option<Duration>, &'static str> {
         let at = self.0.iter().position(|(known, _)| known == label);
         match (action, at) {
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn timers_are_few() {
+    fn are_bounded_and_end_with_the_call() {
         let mut timers = Timers::default();
         for n in 0..10_000 {
             assert_eq!(timers.act(TimerAction::Start, &n.to_string()).is_ok(), n < MAX_TIMERS);

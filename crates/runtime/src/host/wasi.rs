@@ -1,11 +1,13 @@
-//! WASI preview 1 without anything to reach: no files, no network, no environment, no arguments.
+//! WASI preview 1 without access to anything: no files, no network, no environment, no arguments.
 //!
-//! What real toolchains need works: clocks, random numbers, output (which goes to the log), sleeping (within the deadline), and the questions that a
-//! runtime asks at its start. Everything else exists, so that modules link, and answers that there is no such file. It is written here and not taken
-//! from `wasmtime-wasi`, because a fresh instance per request must not pay for a file system that it cannot use, and because every call must keep
-//! the deadline.
+//! Functions that real toolchains need work: clocks, random numbers, output (which goes to the
+//! log), sleeping (within the deadline), and what language runtimes call at their start. All others
+//! exist, so modules link, and return that there is no such file. `wasmtime-wasi` is not used,
+//! because a fresh instance per request must not pay for a file system that it cannot use, and
+//! because every call must keep the deadline.
 //!
-//! Names, types and error numbers: <https://github.com/WebAssembly/WASI/blob/wasi-0.1/preview1/docs.md>.
+//! Names, types and error numbers:
+//! <https://github.com/WebAssembly/WASI/blob/wasi-0.1/preview1/docs.md>.
 
 use std::time::{Duration, Instant};
 
@@ -25,22 +27,24 @@ const INVAL: i32 = 28;
 const IO: i32 = 29;
 const SPIPE: i32 = 70;
 
-/// Bytes of random numbers made at once, some ten microseconds' worth: a host function cannot be interrupted as the guest's own code can.
+/// Random bytes generated at once, which takes about 10 µs: unlike the guest's code, a host
+/// function cannot be interrupted.
 const RANDOM_CHUNK: u32 = 8 << 10;
 
-/// CPU time that a random byte takes, roughly.
+/// Approximate CPU time for a random byte.
 const RANDOM_COST: Duration = Duration::from_nanos(4);
 
-/// Bytes that one write takes, for the same reason: a guest that has more calls again, as POSIX programs do anyway.
+/// Most bytes of one write, for the same reason. A guest with more bytes calls again, as POSIX
+/// programs do.
 const MAX_WRITE: usize = 8 << 10;
 
-/// CPU time that a buffer of a write takes, or a subscription of a poll, roughly.
+/// Approximate CPU time for a buffer of a write, or a subscription of a poll.
 const ENTRY_COST: Duration = Duration::from_nanos(100);
 
 /// Most buffers of one write, and most subscriptions of one poll.
 const MAX_ENTRIES: u32 = 1024;
 
-/// Functions that say "no such file" whatever they are asked, with their parameters: `i` is an i32, `I` an i64.
+/// Functions that always return "no such file", with their parameters: `i` is an i32, `I` an i64.
 const NO_FILE: &[(&str, &str)] = &[
     ("fd_advise", "iIIi"),
     ("fd_allocate", "iII"),
@@ -125,7 +129,7 @@ fn define_standard_streams(linker: &mut Linker<HostState>) -> Result<()> {
         Box::new(fd_write(caller, fd, buffers, count.cast_unsigned(), out))
     })?;
     linker.func_wrap(MODULE, "fd_read", |mut caller: Caller<'_, HostState>, fd: i32, _buffers: i32, _count: i32, out: i32| {
-        // Standard input is at its end.
+        // Standard input is empty.
         if fd == 0 { Ok(errno(write(&mut caller, out, &[0; 4])?)) } else { Ok::<_, wasmtime::Error>(BADF) }
     })?;
     linker.func_wrap(MODULE, "fd_close", move |fd: i32| if is_stream(fd) { SUCCESS } else { BADF })?;
@@ -159,7 +163,7 @@ const fn errno(written: bool) -> i32 {
     if written { SUCCESS } else { FAULT }
 }
 
-/// Writes to the guest's memory, if the place is inside it.
+/// Writes to the guest's memory. Returns false if the target is out of bounds.
 fn write(caller: &mut Caller<'_, HostState>, ptr: i32, bytes: &[u8]) -> Result<bool> {
     let (memory, _) = HostState::memory(caller)?;
     Ok(match slice_mut(memory, ptr, bytes.len() as u32) {
@@ -220,7 +224,8 @@ async fn fd_write(mut caller: Caller<'_, HostState>, fd: i32, buffers: i32, coun
     Ok(errno(write(&mut caller, out, &(text.len() as u32).to_le_bytes())?))
 }
 
-/// Waits for the first of its subscriptions: clocks ring, output is always ready, everything else is no file.
+/// Waits for the first of the subscriptions: clocks become ready at their time, output is always
+/// ready, all others are invalid files.
 async fn poll_oneoff(mut caller: Caller<'_, HostState>, subscriptions: i32, events: i32, count: u32, out: i32) -> Result<i32> {
     const SUBSCRIPTION: usize = 48;
     const EVENT: usize = 32;
@@ -235,7 +240,7 @@ async fn poll_oneoff(mut caller: Caller<'_, HostState>, subscriptions: i32, even
     let Some(subscriptions) = slice(memory, subscriptions, count * SUBSCRIPTION as u32) else { return Ok(FAULT) };
     let subscriptions: Vec<[u8; SUBSCRIPTION]> = subscriptions.chunks_exact(SUBSCRIPTION).filter_map(|s| s.try_into().ok()).collect();
 
-    // For each: how long it waits, its error and its kind.
+    // For each subscription: how long it waits, and its error.
     let waits: Vec<(Duration, i32)> = subscriptions
         .iter()
         .map(|subscription| match subscription[8] {

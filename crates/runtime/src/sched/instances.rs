@@ -1,4 +1,4 @@
-//! The instances of a pool: the idle ones, the permits to take one, and how more are made.
+//! The instances of a pool: the idle ones, the permits to take one, and how more are created.
 
 use std::fmt;
 use std::pin::Pin;
@@ -19,19 +19,19 @@ use crate::instance::{Instance, StartStep};
 use crate::module::LoadError;
 use crate::runtime::Runtime;
 
-/// Pause before a replacement that failed is tried again. Doubled each time, up to [`MAX_RETRY`].
+/// Pause before a failed start of an instance is retried. Doubled each time, up to [`MAX_RETRY`].
 const MIN_RETRY: Duration = Duration::from_millis(50);
 
-/// See [`MIN_RETRY`].
+/// Longest pause before a retry.
 const MAX_RETRY: Duration = Duration::from_secs(5);
 
-/// Most calls that wait for an instance. The proxy has at most 100 events under way per agent, and
+/// Most calls that wait for an instance. The proxy has at most 100 events in flight per agent, and
 /// ten proxies may share an agent.
 const MAX_WAITING: usize = 1024;
 
-/// CPU time without a yield from which instances are made on the slow lane. Guest code yields after
-/// a millisecond; copying segments and evaluating constant expressions do not, and a module may have
-/// so many of them that they take hundreds.
+/// CPU time without a yield above which instances are created on the slow lane. Guest code yields
+/// after 1 ms, but copying segments and evaluating constant expressions do not, and a module may
+/// have so many of them that they take hundreds of ms.
 pub(super) const MAX_PIECE: Duration = Duration::from_millis(2);
 
 /// Whether instances are reused.
@@ -47,7 +47,7 @@ pub enum Isolation {
 /// How a pool is set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolSettings {
-    /// Instances, and so calls that run at once. At least 1.
+    /// Number of instances, and so of concurrent calls. At least 1.
     pub size: u32,
     /// Linear memory of one instance, in bytes.
     pub max_memory: usize,
@@ -55,7 +55,7 @@ pub struct PoolSettings {
     pub max_output: usize,
     /// Whether instances are reused.
     pub isolation: Isolation,
-    /// What `on_configure` is handed, if anything.
+    /// The input of `on_configure`, if any.
     pub config: Option<Arc<[u8]>>,
     /// Time for an instance to become ready off the request path: start function, `_initialize` and
     /// `on_configure` together.
@@ -68,7 +68,7 @@ pub enum StartError {
     /// The file is not a module that can be served.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// No instance could be made.
+    /// No instance could be created.
     #[error("cannot start the module `{path}`: {failure}")]
     Start {
         /// The module's file.
@@ -76,7 +76,7 @@ pub enum StartError {
         /// What happened.
         failure: Failure,
     },
-    /// `on_configure` has returned an error.
+    /// `on_configure` returned an error.
     #[error("the module `{path}` rejects its configuration: {reason}")]
     Rejected {
         /// The module's file.
@@ -92,29 +92,29 @@ type Idle = Vec<Box<Instance>>;
 /// The instances of one pool.
 pub(crate) struct Instances {
     runtime: Runtime,
-    /// Where replacements are made: at the priority of ordinary work, because calls may be waiting
+    /// Where instances are created: at the priority of ordinary work, because calls may be waiting
     /// for them.
     home: tokio::runtime::Handle,
     artifact: Artifact,
     pub(super) settings: PoolSettings,
     pub(super) log: Arc<GuestLog>,
     idle: Mutex<Idle>,
-    /// A permit allows taking an idle instance or, with [`Isolation::Request`], making one. Closed
-    /// when the pool is dropped.
+    /// A permit allows taking an idle instance or, with [`Isolation::Request`], creating one.
+    /// Closed when the pool is dropped.
     permits: Semaphore,
     waiting: AtomicUsize,
     discarded: AtomicU64,
-    /// See [`PoolStats::largest_memory`](super::pool::PoolStats). Idle instances are looked at when
+    /// See [`PoolStats::largest_memory`](super::pool::PoolStats). Idle instances are checked when
     /// it is read.
     largest_memory: AtomicUsize,
-    /// Instances that still have to be made for the first time.
+    /// Instances that have not been attempted yet.
     missing: watch::Sender<u32>,
-    /// Making an instance has taken more than [`MAX_PIECE`].
+    /// Creating an instance took more than [`MAX_PIECE`].
     pub(super) is_slow_to_make: AtomicBool,
 }
 
 impl Instances {
-    /// Makes the first instance, and the others in the background.
+    /// Creates the first instance, and the others in the background.
     ///
     /// # Errors
     ///
@@ -141,7 +141,7 @@ impl Instances {
         });
         let first = instances.make_ready().await?;
         match instances.settings.isolation {
-            // Made only to prove that the module starts.
+            // Created only to prove that the module starts.
             Isolation::Request => {
                 drop(first);
                 instances.permits.add_permits(instances.settings.size as usize);
@@ -154,7 +154,7 @@ impl Instances {
         Ok(instances)
     }
 
-    /// Waits until each instance was made, or has failed once and is retried from now on.
+    /// Waits until each instance was created, or failed once and is being retried.
     pub(crate) async fn warm(&self) {
         // The sender lives as long as `self`.
         let _ = self.missing.subscribe().wait_for(|missing| *missing == 0).await;
@@ -198,7 +198,7 @@ impl Instances {
         self.largest_memory.fetch_max(instance.memory_size(), Relaxed);
     }
 
-    /// Whether instances are to be made on the slow lane.
+    /// Whether instances must be created on the slow lane.
     pub(crate) fn is_slow_to_make(&self) -> bool {
         self.is_slow_to_make.load(Relaxed)
     }
@@ -227,7 +227,7 @@ impl Instances {
     ///
     /// # Errors
     ///
-    /// There is none before `deadline`, or too many calls are waiting.
+    /// None is free before `deadline`, or too many calls are waiting.
     pub(crate) async fn acquire(&self, deadline: Instant) -> Result<(), Failure> {
         struct Waiting<'a>(&'a AtomicUsize);
 
@@ -265,7 +265,7 @@ impl Instances {
         self.release();
     }
 
-    /// Drops an instance and makes another one in its place, however long that takes.
+    /// Drops an instance and creates a replacement, however long that takes.
     pub(crate) fn discard(self: &Arc<Self>, instance: Option<Box<Instance>>) {
         self.discarded.fetch_add(1, Relaxed);
         let instances = Arc::clone(self);
@@ -275,12 +275,12 @@ impl Instances {
         });
     }
 
-    /// Makes an instance before `deadline` and configures it. The inner error is the module's reason
-    /// for rejecting its configuration.
+    /// Creates an instance before `deadline` and configures it. The inner error is the module's
+    /// reason for rejecting its configuration.
     ///
     /// # Errors
     ///
-    /// A step has failed: which one, and why.
+    /// The step that failed, and why.
     pub(crate) async fn make(
         &self,
         correlation_id: &Arc<str>,
@@ -304,7 +304,7 @@ impl Instances {
         }
     }
 
-    /// Makes an instance off the request path.
+    /// Creates an instance off the request path.
     async fn make_ready(self: &Arc<Self>) -> Result<Box<Instance>, StartError> {
         let instances = Arc::clone(self);
         let limit = self.settings.start_timeout;
@@ -331,7 +331,8 @@ impl Instances {
         }
     }
 
-    /// The first slice of making an instance. It shows whether others may be made where calls begin.
+    /// Polls the creation of an instance once. Its duration decides whether further instances may
+    /// be created on their caller's task.
     pub(super) async fn measured_slice<F: Future>(&self, mut making: Pin<&mut F>) -> Poll<F::Output> {
         std::future::poll_fn(|context| {
             let before = thread_cpu_time();
@@ -344,8 +345,8 @@ impl Instances {
         .await
     }
 
-    /// Makes the instances after the first in the background, as many at once as the slow lane has
-    /// threads: they run there if they take long, and more would only slow each other down.
+    /// Creates the instances after the first in the background, as many at once as the slow lane
+    /// has threads: they run there if they take long, and more would only slow each other down.
     fn fill(self: &Arc<Self>) {
         let missing = self.settings.size - 1;
         self.missing.send_replace(missing);
@@ -363,7 +364,7 @@ impl Instances {
                             instances.home.spawn(Arc::clone(&instances).retry(MIN_RETRY));
                         }
                     }
-                    // There may be many, and others need this thread.
+                    // There may be many instances, and other tasks need this thread.
                     tokio::task::yield_now().await;
                 }
             });
@@ -377,7 +378,7 @@ impl Instances {
         }
     }
 
-    /// Makes an instance after `pause`, however often that fails.
+    /// Creates an instance after `pause`, however often that fails.
     async fn retry(self: Arc<Self>, mut pause: Duration) {
         loop {
             if !pause.is_zero() {
@@ -397,7 +398,7 @@ impl Instances {
     }
 }
 
-/// The first attempt to make an instance. It counts as made however it ends.
+/// The first attempt to create an instance. Its end is counted whatever the result.
 struct FirstAttempt<'a>(&'a watch::Sender<u32>);
 
 impl Drop for FirstAttempt<'_> {
@@ -406,8 +407,8 @@ impl Drop for FirstAttempt<'_> {
     }
 }
 
-/// The failure of a step before the first call, with the step's name. `limit` is what a timeout has
-/// exceeded.
+/// The failure of a step before the first call, with the step's name. `limit` describes the
+/// exceeded time limit.
 pub(crate) fn step_failed(step: StartStep, failure: Failure, limit: fmt::Arguments<'_>) -> Failure {
     let detail = match (failure.kind, step) {
         (FailureKind::Timeout, _) => format!("{step} did not end {limit}"),

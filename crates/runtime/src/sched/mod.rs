@@ -1,4 +1,4 @@
-//! Which call gets which instance, and which thread it runs on.
+//! Which instance a call gets, and on which thread it runs.
 
 pub(crate) mod instances;
 pub(crate) mod pool;

@@ -17,21 +17,20 @@ use crate::sched::instances::{Instances, PoolSettings, StartError, first_slice};
 use crate::sched::slot::{Lease, Slot};
 use crate::sched::slow_lane::AbortOnDrop;
 
-/// Slots of the engine beyond the pool's size: while an instance is torn down, its replacement is
-/// made.
+/// Slots of the engine in addition to the pool's size, because a replacement is created while its
+/// predecessor is dropped.
 const SPARE_SLOTS: u32 = 2;
 
-/// How a pool is doing.
+/// Statistics of a pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolStats {
-    /// Instances that could be called right now.
+    /// Instances that are free.
     pub available: usize,
-    /// Calls that wait for an instance.
+    /// Calls that are waiting for an instance.
     pub waiting: usize,
-    /// Instances discarded since the pool was made.
+    /// Instances discarded since the pool was started.
     pub discarded: u64,
-    /// The largest linear memory that an instance has had after a call since the pool was made, in
-    /// bytes.
+    /// The largest linear memory of an instance after a call since the pool was started, in bytes.
     pub largest_memory: usize,
 }
 
@@ -39,8 +38,8 @@ pub struct PoolStats {
 #[derive(Clone)]
 pub struct Pool(Arc<PoolHandle>);
 
-/// Shared by the clones of a pool, but not by its calls and replacements: when it is dropped, nobody
-/// waits for instances any more.
+/// Shared by the clones of a pool, but not by its calls and tasks. When it is dropped, no caller
+/// needs instances any more.
 struct PoolHandle(Arc<Instances>);
 
 impl Drop for PoolHandle {
@@ -50,9 +49,9 @@ impl Drop for PoolHandle {
 }
 
 impl Pool {
-    /// Compiles the module and makes its first instance, which proves that the module can be served.
-    /// The others are made in the background, some side by side, and serve as they become ready; see
-    /// [`warm`](Self::warm).
+    /// Compiles the module and creates its first instance, which proves that the module can be
+    /// served. The others are created in the background, some in parallel, and serve as they become
+    /// ready; see [`warm`](Self::warm).
     ///
     /// # Errors
     ///
@@ -61,7 +60,7 @@ impl Pool {
         let (compiled, cache, slots, max_memory) = (Arc::clone(module), cache.cloned(), settings.size + SPARE_SLOTS, settings.max_memory);
         let permit = runtime.compile_permit().await;
         let compiling = runtime.run_blocking(move || {
-            // Owned by this task: the caller may be gone, and may have asked again.
+            // Owned by this task, because the caller may be gone, or have called again.
             let _permit = permit;
             Artifact::compile(&compiled, slots, max_memory, cache.as_ref())
         });
@@ -77,7 +76,7 @@ impl Pool {
         Ok(Self(Arc::new(PoolHandle(instances))))
     }
 
-    /// Waits until each instance was made, or has failed once and is retried from now on.
+    /// Waits until each instance was created, or failed once and is being retried.
     pub async fn warm(&self) {
         self.instances().warm().await;
     }
@@ -106,7 +105,7 @@ impl Pool {
         self.instances().settings()
     }
 
-    /// How the pool is doing. Looks at every idle instance.
+    /// Statistics of the pool. Visits every idle instance.
     pub fn stats(&self) -> PoolStats {
         let instances = self.instances();
         PoolStats {
@@ -117,12 +116,12 @@ impl Pool {
         }
     }
 
-    /// Calls that wait for an instance.
+    /// Calls that are waiting for an instance.
     pub fn waiting(&self) -> usize {
         self.instances().waiting()
     }
 
-    /// Instances discarded since the pool was made.
+    /// Instances discarded since the pool was started.
     pub fn discarded(&self) -> u64 {
         self.instances().discarded()
     }
@@ -136,7 +135,7 @@ impl Pool {
         self.instances().artifact().interface.prepare(view)
     }
 
-    /// What later hooks get to see of a request, whose call was prepared.
+    /// What later hooks get to see of a request. `call` is its prepared call.
     pub fn request_context(&self, event: &RequestHeaders<'_>, call: &Call) -> RequestContext {
         self.instances().artifact().interface.request_context(event, call)
     }

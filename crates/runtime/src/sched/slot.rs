@@ -10,8 +10,8 @@ use crate::guest::Call;
 use crate::instance::Instance;
 use crate::sched::instances::{Instances, Isolation, step_failed};
 
-/// The right to one instance. Dropping it gives the right back: as an instance that is idle again
-/// ([`Lease::accept`]), or as one that is discarded and replaced.
+/// The right to one instance. Dropping it discards and replaces the instance, unless
+/// [`Lease::accept`] has returned it to the pool.
 pub(crate) struct Slot {
     instances: Arc<Instances>,
     instance: Option<Box<Instance>>,
@@ -27,19 +27,20 @@ impl Slot {
     /// None was free before `deadline`, or too many calls are waiting.
     pub(crate) async fn acquire(instances: &Arc<Instances>, deadline: Instant) -> Result<Self, Failure> {
         if !instances.try_acquire() {
-            // Boxed, as is making an instance in `run`: rare cases must not make every call's future large.
+            // Boxed, like creating an instance in `run`, because rare cases must not make every
+            // call's future large.
             Box::pin(instances.acquire(deadline)).await?;
         }
         let instance = instances.take_idle();
         Ok(Self { instances: Arc::clone(instances), instance, settled: false })
     }
 
-    /// Whether the instance is still to be made.
+    /// Whether the instance must still be created.
     pub(crate) fn is_empty(&self) -> bool {
         self.instance.is_none()
     }
 
-    /// Makes the instance, if needed, and the call.
+    /// Creates the instance, if needed, and calls it.
     ///
     /// # Errors
     ///
@@ -83,12 +84,12 @@ impl Drop for Slot {
     }
 }
 
-/// An instance after its call. It is discarded unless it is [accepted](Self::accept): an instance
-/// whose answer was wrong in any way may have a broken memory.
+/// An instance after its call. It is discarded unless it is [accepted](Self::accept), because an
+/// instance with an invalid answer may have a corrupted memory.
 pub struct Lease(Slot);
 
 impl Lease {
-    /// The bytes of the module's answer. No bytes mean that it has no opinion.
+    /// The bytes of the module's answer. Empty if it has no opinion.
     pub fn output(&self) -> &[u8] {
         self.0.instance.as_ref().map(|instance| instance.exchange().output()).unwrap_or_default()
     }
@@ -105,7 +106,7 @@ impl Lease {
         }
     }
 
-    /// Returns the instance to the pool, because its answer was good.
+    /// Returns the instance to the pool, because its answer was valid.
     pub fn accept(mut self) {
         let Some(mut instance) = self.0.instance.take() else { return };
         instance.exchange_mut().recycle_input();

@@ -11,11 +11,12 @@ use crate::{platform, threads};
 /// memory, must not delay every slow call.
 const MIN_THREADS: usize = 2;
 
-/// Most threads. This many calls make progress at once and the others take turns; and a unit that
-/// limits the number of tasks needs room for as many threads again, which serve connections.
+/// Most threads. This many calls make progress at the same time, and the others take turns. A
+/// systemd unit that limits the number of tasks must allow as many threads again, which serve
+/// connections.
 const MAX_THREADS: usize = 64;
 
-/// Threads for a machine with `cores`: one each, because slow calls are bound by the CPU. Their lower
+/// Threads for a machine with `cores`: one per core, because slow calls are CPU-bound. Their lower
 /// priority leaves the cores to ordinary work.
 fn threads_for(cores: usize) -> usize {
     cores.clamp(MIN_THREADS, MAX_THREADS)
@@ -46,7 +47,7 @@ impl SlowLane {
         Ok(Self { runtime: Some(runtime), threads })
     }
 
-    /// Calls that make progress at once.
+    /// Calls that make progress at the same time.
     pub(crate) fn threads(&self) -> usize {
         self.threads
     }
@@ -59,7 +60,8 @@ impl SlowLane {
         AbortOnDrop(self.handle().spawn(std::future::poll_fn(move |context| {
             let polled = future.as_mut().poll(context);
             if polled.is_pending() {
-                // Ordinary work that was woken on this core runs now, not when the kernel's time slice ends.
+                // Lets ordinary work on this core run now rather than after the kernel's time
+                // slice.
                 std::thread::yield_now();
             }
             polled
@@ -74,13 +76,13 @@ impl SlowLane {
 impl Drop for SlowLane {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            // A runtime that is dropped within another one blocks, and panics.
+            // Dropping a runtime within another one would block, and so panic.
             runtime.shutdown_background();
         }
     }
 }
 
-/// A task that is aborted when nobody waits for it any more.
+/// A task that is aborted on drop.
 pub(crate) struct AbortOnDrop<T>(pub(crate) JoinHandle<T>);
 
 impl<T> Drop for AbortOnDrop<T> {
@@ -94,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_is_a_thread_for_each_core_within_bounds() {
+    fn has_a_thread_per_core_within_bounds() {
         assert_eq!([1, 2, 8, 200].map(threads_for), [2, 2, 8, 64]);
         let cores = std::thread::available_parallelism().unwrap().get();
         let lane = SlowLane::start().unwrap();

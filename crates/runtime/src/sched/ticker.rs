@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use wasmtime::{Engine, EngineWeak};
 
-/// Time between two ticks: the granularity of slices and deadlines. Only a call that outlives a tick
-/// is interrupted, so shorter ticks would cost without gain; with longer ones a looping module would
-/// visibly hold its worker.
+/// Time between two ticks: the granularity of slices and deadlines. Only calls that run during a
+/// tick are interrupted, so shorter ticks would cost more without a gain; with longer ones a
+/// looping module would noticeably block its worker.
 pub(crate) const TICK: Duration = Duration::from_micros(500);
 
-/// Ticks without a call after which the thread sleeps until the next call. Waking it costs a call some
-/// microseconds, and a tick costs about as much: the thread stays awake through the pauses of a busy
-/// agent, and sleeps between the calls of one that gets a hundred per second.
+/// Ticks without a call after which the thread sleeps until the next call. Waking it costs the call
+/// some microseconds, about as much as a tick. So the thread stays awake through the pauses of a
+/// busy agent, and sleeps between the calls of an agent with a hundred per second.
 const IDLE_TICKS: u32 = 4;
 
 pub(crate) struct Ticker {
