@@ -4,13 +4,15 @@ use std::fs::File;
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use serde_json::Value;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, PipeReader, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use tempfile::TempDir;
-use testkit::{Admin, Connection, Program, decision, module, module_error, wait_for};
+use testkit::{Admin, Connection, PATIENCE, Program, decision, module, module_error, wait_for};
 
 const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
 
@@ -164,6 +166,19 @@ mod unwritable {
 mod stalled_reader {
     use super::*;
 
+    /// The entries read from `reader` until its end. Fails if there is no other one for
+    /// [`PATIENCE`].
+    fn entries(reader: PipeReader) -> impl Iterator<Item = Value> {
+        let (sender, receiver) = mpsc::channel();
+        // A thread of its own, because reading a pipe has no time limit.
+        thread::spawn(move || BufReader::new(reader).lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        std::iter::from_fn(move || match receiver.recv_timeout(PATIENCE) {
+            Ok(line) => Some(serde_json::from_str(&line).expect("a partial line")),
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => panic!("no other entry within {PATIENCE:?}"),
+        })
+    }
+
     #[test]
     fn delays_nothing_and_learns_what_it_missed() {
         let (reader, stalled) = std::io::pipe().unwrap();
@@ -173,8 +188,7 @@ mod stalled_reader {
         // queue.
         let lost = agent.admin.metric(LOST);
         assert!(lost > 0.0);
-        let mut lines =
-            BufReader::new(reader).lines().map_while(Result::ok).map(|line| serde_json::from_str::<Value>(&line).expect("a partial line"));
+        let mut lines = entries(reader);
         let reported: f64 = lines.by_ref().find_map(|entry| entry["lost"].as_f64()).expect("no line with the number of lost ones");
         assert_eq!(reported, lost);
         // Later lines arrive.

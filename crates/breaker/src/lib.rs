@@ -1,9 +1,9 @@
 //! A circuit breaker for a module that fails every call.
 //!
-//! Such a module costs a deadline's worth of CPU time per call and decides nothing. [`CircuitBreaker`]
-//! opens after a while, and its owner answers calls without the module. Now and then it admits one
-//! call, a probe, and the first that succeeds closes it. [`BreakerLimits`] define "a while" and "now
-//! and then".
+//! Such a module costs a deadline's worth of CPU time per call and decides nothing.
+//! [`CircuitBreaker`] opens after a while, and its owner answers calls without the module. Now and
+//! then it admits one call, a probe, and the first that succeeds closes it. [`BreakerLimits`]
+//! define "a while" and "now and then".
 //!
 //! ```
 //! use std::time::Duration;
@@ -17,8 +17,8 @@
 //! assert!(!breaker.is_open() && breaker.admits());
 //! ```
 //!
-//! The crate has no dependencies, so [loom](https://docs.rs/loom) can check every interleaving of its
-//! calls without building anything else.
+//! The crate has no dependencies, so [loom](https://docs.rs/loom) can check every interleaving of
+//! its calls without building anything else.
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
@@ -40,8 +40,8 @@ pub struct BreakerLimits {
     /// Consecutive failures before the breaker may open. Default: 100, so a handful of bad requests
     /// cannot open it.
     pub failures: u32,
-    /// How long there must have been nothing but failures before it opens. Default: 10 s, which tells
-    /// a burst of hostile requests from a module that is broken.
+    /// How long there must have been nothing but failures before it opens. Default: 10 s, which
+    /// tells a burst of hostile requests from a module that is broken.
     pub window: Duration,
     /// Interval of probes while it is open. Default: 1 s.
     pub probe_interval: Duration,
@@ -58,9 +58,9 @@ impl Default for BreakerLimits {
 pub struct CircuitBreaker {
     limits: BreakerLimits,
     created: Instant,
-    /// Milliseconds from `created` to the first of the consecutive failures. Locked while `failures`
-    /// or `open` changes, so the breaker is never open with no failure counted: no success would
-    /// close it.
+    /// Milliseconds from `created` to the first of the consecutive failures. Locked while
+    /// `failures` or `open` changes, so the breaker is never open with no failure counted: no
+    /// success would close it.
     first_failure: Mutex<u64>,
     /// Consecutive failures. A success reads it first, and has nothing to do when there are none.
     failures: AtomicU32,
