@@ -34,6 +34,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 fn run_all() -> Result<()> {
+    circles::check()?;
+    prose::check()?;
     let nested = cargo::nested_workspaces(&NESTED)?;
     let others = cargo::nested_workspaces(&["peers"])?;
     for manifest in [tools::root().join("Cargo.toml")].iter().chain(&nested).chain(&others) {
