@@ -8,7 +8,8 @@ use std::process::{Command, Stdio};
 
 #[derive(clap::Args, Default)]
 pub(crate) struct Args {
-    /// Skip the guests in other languages and the real proxy
+    /// Leave out `cargo xtask guests` and `cargo xtask e2e`: the guests in other languages and the
+    /// real proxy, which take long to build and to run
     #[arg(long)]
     quick: bool,
 }
