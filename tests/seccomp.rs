@@ -72,14 +72,15 @@ async fn everything_works_under_the_profile() {
     let folder = tempfile::tempdir().unwrap();
     for options in [&["--isolation", "request"][..], &["--log-format", "text", "--watch"], &[]] {
         let module = module::write(folder.path(), "m.wasm", &module::judging());
-        let agent = launch(&module, options);
+        let agent = launch(&module, &[&["--timeout-ms", "20000"], options].concat());
         let mut connection = agent.connect();
         assert_eq!(decision(&connection.get("a", "/")), "allow");
         assert_eq!(decision(&connection.get("b", "/blocked")), "block");
         assert_eq!(decision(&connection.get("s", "/slow")), "allow");
         connection.send(testkit::kind::REQUEST_HEADERS, &json!({"correlation_id": "w", "uri": 1}));
         assert_eq!(module_error(&connection.answer()), Some("WASM_INVALID_EVENT"));
-        connection.configure(&json!({"pool-size": 3, "fail-open": true})).unwrap();
+        // From now on, calls may miss their deadline.
+        connection.configure(&json!({"pool-size": 3, "fail-open": true, "timeout-ms": 40})).unwrap();
         let mut stream = Client::connect(&agent).await.process().await;
         assert!(is_allow(&stream.ask(get("a", "/")).await));
         let admin = agent.admin();
