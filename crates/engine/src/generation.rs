@@ -141,7 +141,7 @@ impl Generations {
     }
 
     /// Calls `look` with the policy that serves and the number of instances that earlier pools have
-    /// discarded, between which no swap happens.
+    /// discarded, without a swap in between.
     pub(crate) fn observe<T>(&self, look: impl FnOnce(&Policy, u64) -> T) -> T {
         let discarded_before = self.discarded_before();
         look(&self.current.load(), *discarded_before)

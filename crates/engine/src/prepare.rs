@@ -49,7 +49,7 @@ pub(crate) struct PreparedCall {
     pub(crate) call: Call,
     pub(crate) subject: Subject,
     pub(crate) traceparent: Option<Arc<str>>,
-    /// The request's, as long as it may be refused.
+    /// The request's number, while the request may be refused.
     pub(crate) number: Option<u64>,
 }
 
@@ -60,7 +60,7 @@ pub(crate) struct Failed {
     /// The proxy should send more of the body.
     pub(crate) needs_more: bool,
     pub(crate) traceparent: Option<Arc<str>>,
-    /// The request's, as long as it may be refused.
+    /// The request's number, while the request may be refused.
     pub(crate) number: Option<u64>,
 }
 

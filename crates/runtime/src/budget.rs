@@ -29,7 +29,7 @@ pub(crate) struct CallBudget {
 
 #[derive(Clone, Copy)]
 enum Slice {
-    /// No tick has come yet.
+    /// No tick so far.
     Fresh,
     /// The thread's CPU time at the first tick.
     Since(Duration),

@@ -12,7 +12,7 @@ pub struct View<'a> {
     pub event: &'a Event<'a>,
     /// What is remembered of earlier events of its request.
     pub context: Option<&'a RequestContext>,
-    /// How header names are written.
+    /// The case of header names.
     pub header_case: HeaderCase,
     /// Largest body, in bytes.
     pub max_body: usize,
@@ -65,7 +65,7 @@ pub struct Call {
     pub(crate) payload: Payload,
 }
 
-/// What the guest is handed.
+/// The input of the guest.
 #[derive(Debug)]
 pub(crate) enum Payload {
     /// A JSON object.
@@ -75,12 +75,12 @@ pub(crate) enum Payload {
 }
 
 impl Call {
-    /// A call of `hook` with a JSON object that is written already.
+    /// A call of `hook` with a JSON object.
     pub fn json(hook: Hook, input: Vec<u8>) -> Self {
         Self { hook, payload: Payload::Json(input) }
     }
 
-    /// Keeps the call's buffer for another one, if the module is not called after all.
+    /// Keeps the call's buffer for other calls, if the module is not called after all.
     pub fn recycle(self) {
         match self.payload {
             Payload::Json(input) => buffers::keep(input),

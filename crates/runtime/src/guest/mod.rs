@@ -148,6 +148,7 @@ impl GuestInterface {
 }
 
 /// The functions of one instance.
+#[cfg_attr(test, expect(clippy::large_enum_variant, reason = "only tests have a small variant"))]
 pub(crate) enum GuestFunctions {
     Json(JsonFunctions),
     #[cfg(test)]

@@ -10,8 +10,8 @@ use crate::guest::Call;
 use crate::instance::Instance;
 use crate::sched::instances::{Instances, Isolation, step_failed};
 
-/// The right to one instance. Dropping it discards and replaces the instance, unless
-/// [`Lease::accept`] has returned it to the pool.
+/// The right to one instance. Dropping it returns the right; the instance is discarded and
+/// replaced, unless [`Lease::accept`] has returned it to the pool.
 pub(crate) struct Slot {
     instances: Arc<Instances>,
     instance: Option<Box<Instance>>,
