@@ -73,7 +73,7 @@ fn ends_when_the_queue_is_empty() {
 
 #[test]
 fn circuit_opens_when_every_call_fails_and_closes_after_a_probe() {
-    let agent = start(&module::choosing(), &[]);
+    let agent = start(&module::choosing(), &["--timeout-ms", "20000"]);
     let admin = agent.admin();
     let mut proxy = agent.connect();
     // 100 failures are not enough. Nothing but failures for 10 s is.
