@@ -3,7 +3,9 @@
 use std::io::Write as _;
 
 use serde_json::{Value, json};
-use testkit::{Agent, Connection, Program, base64, decision, frame, kind, module, request, request_body, response, response_body};
+use testkit::{
+    Agent, Connection, Program, base64, decision, frame, kind, module, request, request_body, response, response_body, wait_for,
+};
 
 const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
 
@@ -218,24 +220,38 @@ mod shared_ids {
     /// The proxy never gets the block, and may let the request through.
     #[test]
     fn stay_reserved_after_a_superseded_block() {
+        const DURATION: &str = r#"wasm_agent_call_duration_seconds_sum{hook="on_request_headers"}"#;
         for superseding in [kind::REQUEST_HEADERS, kind::RESPONSE_HEADERS] {
             let modules = tempfile::tempdir().unwrap();
             let module = module::write(modules.path(), "refusing.wasm", &module::refusing_some(0, r#"{"decision":"block"}"#));
             let agent = AGENT.start(&module, &["--timeout-ms", "5000", "--admin-address", "127.0.0.1:0"]);
-            let mut proxy = agent.connect();
-            // These fill the socket, so the answers have to wait.
-            for _ in 0..8 {
-                proxy.send(kind::PING, &json!("x".repeat(64 << 10)));
-            }
-            proxy.send(kind::REQUEST_HEADERS, &request("same", "/refused"));
-            agent.admin().wait_for_metric("wasm_agent_requests_blocked_total", 1.0);
-            let second = if superseding == kind::REQUEST_HEADERS { request("same", "/two") } else { response("same", 200) };
-            assert_eq!(decision(&proxy.ask(superseding, &second)), "allow");
-            if superseding == kind::RESPONSE_HEADERS {
-                proxy.get("same", "/two");
-            }
-            let seen = ask(&mut proxy, kind::RESPONSE_HEADERS, &response("same", 200));
-            assert!(!knows_request(&seen), "this may be the response to /refused: {seen}");
+            let admin = agent.admin();
+            let mut rounds = 0;
+            wait_for("a block within 10 ms", || {
+                rounds += 1;
+                let id = format!("same-{rounds}");
+                let mut proxy = agent.connect();
+                // These fill the socket, so the answers have to wait.
+                for _ in 0..8 {
+                    proxy.send(kind::PING, &json!("x".repeat(64 << 10)));
+                }
+                let before = admin.metric(DURATION);
+                proxy.send(kind::REQUEST_HEADERS, &request(&id, "/refused"));
+                admin.wait_for_metric("wasm_agent_requests_blocked_total", f64::from(rounds));
+                admin.wait_for_metric("wasm_agent_in_flight", 0.0);
+                // After a later block the request still counts as live, so a response ends it.
+                if admin.metric(DURATION) - before > 0.005 {
+                    return None;
+                }
+                let second = if superseding == kind::REQUEST_HEADERS { request(&id, "/two") } else { response(&id, 200) };
+                assert_eq!(decision(&proxy.ask(superseding, &second)), "allow");
+                if superseding == kind::RESPONSE_HEADERS {
+                    proxy.get(&id, "/two");
+                }
+                let seen = ask(&mut proxy, kind::RESPONSE_HEADERS, &response(&id, 200));
+                assert!(!knows_request(&seen), "after {superseding:#04x}, this may be the response to /refused: {seen}");
+                Some(())
+            });
         }
     }
 
