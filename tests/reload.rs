@@ -201,7 +201,7 @@ mod watch {
             fs::create_dir(home.path().join(name)).unwrap();
             module::write(&home.path().join(name), "m.wasm", &module::tagging(tag))
         };
-        let agent = AGENT.start(&make("live", "first"), &["--watch"]);
+        let agent = AGENT.start(&make("live", "first"), &[&AMPLE[..], &["--watch"]].concat());
         let mut connection = agent.connect();
         make("next", "second");
         fs::rename(home.path().join("live"), home.path().join("old")).unwrap();
@@ -280,7 +280,7 @@ mod watch {
     #[test]
     fn retries_a_failed_reload_without_a_change() {
         let files = Files::new();
-        let agent = AGENT.start(&files.path("m.wasm"), &["--watch"]);
+        let agent = AGENT.start(&files.path("m.wasm"), &[&AMPLE[..], &["--watch"]].concat());
         agent.log.wait_for_line("serving the socket", |line| line.contains("serving the socket"));
         // No file can be opened, although the state of each is unchanged.
         let before = limit_files(&agent, Some(3));
