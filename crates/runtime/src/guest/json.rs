@@ -16,7 +16,9 @@ const MAX_CONFIGURED: usize = 64 << 10;
 
 /// A module's exports, and the adapter through which they are called.
 pub(crate) struct JsonInterface {
-    hooks: Vec<(Hook, ModuleExport)>,
+    /// Asked for several times per event.
+    hooks: Hooks,
+    hook_exports: Vec<(Hook, ModuleExport)>,
     alloc: ModuleExport,
     dealloc: ModuleExport,
     adapter: Module,
@@ -31,10 +33,10 @@ impl JsonInterface {
         if problems.len() > before {
             return None;
         }
-        let hooks: Vec<_> = hooks.iter().filter_map(|hook| Some((hook, module.get_export_index(hook.export())?))).collect();
+        let hook_exports = hooks.iter().filter_map(|hook| Some((hook, module.get_export_index(hook.export())?))).collect();
         let (alloc, dealloc) = (module.get_export_index("alloc")?, module.get_export_index("dealloc")?);
-        match adapter_of(engine, hooks.iter().map(|(hook, _)| *hook).collect()) {
-            Ok((adapter, linker)) => Some(Self { hooks, alloc, dealloc, adapter, linker }),
+        match adapter_of(engine, hooks) {
+            Ok((adapter, linker)) => Some(Self { hooks, hook_exports, alloc, dealloc, adapter, linker }),
             Err(error) => {
                 problems.push(format!("cannot create the adapter: {error:#}"));
                 None
@@ -43,20 +45,20 @@ impl JsonInterface {
     }
 
     pub(crate) fn hooks(&self) -> Hooks {
-        self.hooks.iter().map(|(hook, _)| *hook).collect()
+        self.hooks
     }
 
     pub(crate) async fn bind(&self, store: &mut Store<HostState>, instance: &wasmtime::Instance) -> Result<JsonFunctions> {
         let mut export =
             |at: &ModuleExport| instance.get_module_export(&mut *store, at).ok_or_else(|| wasmtime::Error::msg("missing export"));
         let (alloc, dealloc) = (export(&self.alloc)?, export(&self.dealloc)?);
-        let hooks: Vec<_> = self.hooks.iter().map(|(_, at)| export(at)).collect::<Result<_>>()?;
+        let hooks: Vec<_> = self.hook_exports.iter().map(|(_, at)| export(at)).collect::<Result<_>>()?;
         let (put, take) = (self.linker.get(&mut *store, "", "put")?, self.linker.get(&mut *store, "", "take")?);
         let mut imports = vec![alloc, dealloc, put, take];
         imports.extend(hooks);
         let adapter = wasmtime::Instance::new_async(&mut *store, &self.adapter, &imports).await?;
         let mut functions = JsonFunctions::default();
-        for (hook, _) in &self.hooks {
+        for (hook, _) in &self.hook_exports {
             functions.0[*hook as usize] = Some(adapter.get_typed_func(&mut *store, hook.export())?);
         }
         Ok(functions)
