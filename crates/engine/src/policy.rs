@@ -31,7 +31,11 @@ impl Policy {
         cache: Option<&Cache>,
     ) -> Result<Self, StartError> {
         let pool = Pool::start(runtime, &module, settings.pool(), cache).await?;
-        Ok(Self { module, pool, settings, breaker: Breaker::new(BreakerLimits::default()) })
+        Ok(Self::new(module, pool, settings))
+    }
+
+    fn new(module: Arc<Module>, pool: Pool, settings: Settings) -> Self {
+        Self { module, pool, settings, breaker: Breaker::new(BreakerLimits::default()) }
     }
 
     /// The same module under other settings. It keeps its instances unless the settings concern
@@ -43,7 +47,7 @@ impl Policy {
     pub(crate) async fn with_settings(&self, runtime: &Runtime, settings: Settings, cache: Option<&Cache>) -> Result<Self, StartError> {
         let module = Arc::clone(&self.module);
         if settings.pool() == self.settings.pool() {
-            return Ok(Self { module, pool: self.pool.clone(), settings, breaker: Breaker::new(BreakerLimits::default()) });
+            return Ok(Self::new(module, self.pool.clone(), settings));
         }
         Self::make(runtime, module, settings, cache).await
     }
