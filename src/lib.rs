@@ -21,7 +21,7 @@
 //!
 //! let cli = Cli::try_parse_from(["agent", "--module", "policy.wasm", "--socket", "agent.sock"])?;
 //! let server = SocketServer::bind(&cli.socket, cli.socket_mode)?;
-//! let agent = cli.source(None).start(Runtime::start()?, cli.settings(), None).await?;
+//! let agent = cli.source(None).start(Runtime::start()?, cli.settings(), None, Vec::new()).await?;
 //! let stage = watch::Sender::new(Stage::Serving);
 //! let served = tokio::spawn(server.serve(agent, stage.subscribe(), Timeouts::default())?);
 //! // Stops accepting connections. The server ends once its connections have ended.

@@ -78,7 +78,7 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
     let watcher = if cli.watch { Some(FileWatcher::start(source.files()).context(NO_THREADS)?) } else { None };
     let runtime = Runtime::start().context(NO_THREADS)?;
     let agent = tokio::select! {
-        agent = source.start(runtime, cli.settings(), cache) => agent?,
+        agent = source.start(runtime, cli.settings(), cache, Vec::new()) => agent?,
         () = signals.termination.recv() => return Ok(()),
     };
 

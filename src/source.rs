@@ -5,13 +5,12 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
 use tokio_rustls::rustls::ServerConfig;
-use zentinel_wasm_engine::{Agent, ReloadError};
+use zentinel_wasm_engine::{Agent, Observer, ReloadError};
 use zentinel_wasm_engine::{SettingLimits, Settings, checked_module_config};
 use zentinel_wasm_runtime::{Cache, Module, Runtime, StartError};
 
-use crate::files;
 use crate::listen::tls::ReloadableTls;
-use crate::logging;
+use crate::{files, logging};
 
 /// Paths of the files, and what the command line requires of them.
 #[derive(Clone)]
@@ -44,16 +43,23 @@ impl Source {
         files
     }
 
-    /// Starts an agent from the files. `settings` are those of the command line.
+    /// Starts an agent from the files. `settings` are those of the command line, and `observers`
+    /// are given the outcome of every event.
     ///
     /// # Errors
     ///
     /// A file cannot be used. The message lists everything that is wrong with it.
-    pub async fn start(&self, runtime: Runtime, settings: Settings, cache: Option<Cache>) -> anyhow::Result<Arc<Agent>> {
+    pub async fn start(
+        &self,
+        runtime: Runtime,
+        settings: Settings,
+        cache: Option<Cache>,
+        observers: Vec<Arc<dyn Observer>>,
+    ) -> anyhow::Result<Arc<Agent>> {
         let Contents { module, module_config, tls } = self.read().await?;
         let settings = settings.with_module_config(module_config);
         let agent =
-            Agent::start(runtime, module, settings, cache, logging::metrics()).await.map_err(|error| self.name_config_file(error))?;
+            Agent::start(runtime, module, settings, cache, logging::metrics(), observers).await.map_err(|error| self.name_config_file(error))?;
         self.install(tls);
         Ok(agent)
     }

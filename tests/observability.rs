@@ -201,6 +201,7 @@ mod metrics {
             "wasm_agent_call_duration_seconds",
             "wasm_agent_circuit_open",
             "wasm_agent_connections",
+            "wasm_agent_decisions_total",
             "wasm_agent_errors_total",
             "wasm_agent_fail_open_total",
             "wasm_agent_guest_memory_max_bytes",
@@ -217,6 +218,7 @@ mod metrics {
             "wasm_agent_requests_blocked_total",
             "wasm_agent_requests_total",
             "wasm_agent_routing_metadata_lost_total",
+            "wasm_agent_rule_hits_total",
         ];
         assert_eq!(names(admin).iter().map(String::as_str).collect::<Vec<_>>(), expected);
     }

@@ -62,7 +62,7 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
         None => None,
     };
     let source = cli.source(None);
-    let agent = source.start(Runtime::start()?, cli.settings(), None).await?;
+    let agent = source.start(Runtime::start()?, cli.settings(), None, Vec::new()).await?;
     let timeouts = Timeouts { handshake: TIMEOUT, stall: TIMEOUT, ..Timeouts::default() };
     let mut lifecycle = Lifecycle::new(agent, source, LifecycleConfig { grace: cli.grace(), timeouts }, signals, None);
     lifecycle.serve_socket(socket)?;

@@ -15,9 +15,10 @@ use crate::collect::Rescue;
 use crate::generation::{Generations, ReloadError};
 use crate::health::Conditions;
 use crate::metrics::Metrics;
+use crate::outcome::{AnswerSummary, DecisionKind, Observer, Outcome, RequestLine};
 use crate::policy::Policy;
-use crate::prepare::{Failed, IncomingEvent, Prepared, PreparedCall, Requests};
-use crate::reply::{Reply, Subject, module_error};
+use crate::prepare::{Failed, IncomingEvent, Origin, Prepared, PreparedCall, Requests, is_followed};
+use crate::reply::{FAIL_OPEN, Reply, Subject, module_error};
 use crate::settings::Settings;
 
 /// Time that the proxy waits for its configuration to be applied. Instances that take longer to
@@ -38,10 +39,21 @@ pub struct Agent {
     error_limits: Vec<RateLimit>,
     conditions: Mutex<Conditions>,
     reports: watch::Sender<Arc<Reports>>,
+    observers: Vec<Arc<dyn Observer>>,
+}
+
+/// An event that is being answered.
+struct Task<'a, E> {
+    policy: &'a Policy,
+    hook: Hook,
+    arrived: Instant,
+    origin: &'a Origin,
+    encode: &'a E,
 }
 
 impl Agent {
     /// Compiles the module and creates its first instance. The others follow in the background.
+    /// `observers` are given the outcome of every event.
     ///
     /// # Errors
     ///
@@ -52,6 +64,7 @@ impl Agent {
         settings: Settings,
         cache: Option<Cache>,
         metrics: Metrics,
+        observers: Vec<Arc<dyn Observer>>,
     ) -> Result<Arc<Self>, StartError> {
         if settings.start_timeout > PROXY_CONFIG_TIMEOUT {
             warn!(
@@ -71,6 +84,7 @@ impl Agent {
             error_limits: FailureKind::ALL.iter().map(|_| RateLimit::per_log_line()).collect(),
             conditions: Mutex::default(),
             reports: watch::Sender::new(Arc::new(Reports::default())),
+            observers,
         });
         agent.publish();
         Ok(agent)
@@ -191,9 +205,15 @@ impl Agent {
     }
 
     /// Calls the module and encodes its answer.
-    async fn decide<E: Encode>(&self, policy: &Policy, prepared: PreparedCall, arrived: Instant, encode: &E) -> Result<E::Encoded, Failed> {
-        let PreparedCall { call, subject, traceparent, number } = prepared;
-        let result = self.call(policy, call, &subject, arrived, encode).await;
+    async fn decide<E: Encode>(
+        &self,
+        task: &Task<'_, E>,
+        prepared: PreparedCall,
+        outcome: Option<&mut Outcome>,
+    ) -> Result<E::Encoded, Failed> {
+        let PreparedCall { call, subject } = prepared;
+        let Task { policy, arrived, .. } = *task;
+        let result = self.call(task, call, &subject, outcome).await;
         self.metrics.called(subject.hook, arrived.elapsed());
         match result {
             Ok(reply) => {
@@ -202,7 +222,7 @@ impl Agent {
                     self.publish();
                 }
                 if reply.refuses {
-                    self.requests.refused(encode.correlation_id(), number, arrived);
+                    self.requests.refused(subject.hook, task.encode.correlation_id(), task.origin.number, arrived);
                 }
                 Ok(reply.encoded)
             }
@@ -212,35 +232,38 @@ impl Agent {
                     self.publish();
                 }
                 let rescue = subject.whole.map_or(Rescue::Pass, Rescue::Replace);
-                Err(Failed { failure, rescue, needs_more: false, traceparent, number })
+                Err(Failed { failure, rescue, needs_more: false })
             }
         }
     }
 
     async fn call<E: Encode>(
         &self,
-        policy: &Policy,
+        task: &Task<'_, E>,
         call: Call,
         subject: &Subject,
-        arrived: Instant,
-        encode: &E,
+        mut outcome: Option<&mut Outcome>,
     ) -> Result<Reply<E::Encoded>, Failure> {
-        let mut lease = policy.call(call, Arc::clone(encode.correlation_id()), arrived).await?;
+        let Task { policy, arrived, encode, .. } = *task;
+        let times = outcome.as_deref_mut().map(|outcome| &mut outcome.times);
+        let mut lease = policy.call(call, Arc::clone(encode.correlation_id()), arrived, times).await?;
         let size = lease.output().len() + subject.whole.as_ref().map_or(0, |whole| whole.len());
-        let reply = if size < LARGE {
-            Reply::new(&lease, subject, encode)?
+        let is_observed = outcome.is_some();
+        let mut reply = if size < LARGE {
+            Reply::new(&lease, subject, encode, &self.metrics.rule_hits, is_observed)?
         } else {
             // On another thread, because neither the deadline nor the slow lane applies to the
             // host's work on an answer, and it would delay other events of the connection.
-            let (subject, encode) = (subject.clone(), encode.clone());
-            let reading = tokio::task::spawn_blocking(move || (Reply::new(&lease, &subject, &encode), lease));
+            let (subject, encode, rule_hits) = (subject.clone(), encode.clone(), Arc::clone(&self.metrics.rule_hits));
+            let reading = tokio::task::spawn_blocking(move || (Reply::new(&lease, &subject, &encode, &rule_hits, is_observed), lease));
             let reply;
             (reply, lease) = reading.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
             reply?
         };
-        if reply.blocks {
-            self.metrics.blocked.inc();
+        if let (Some(outcome), Some(summary)) = (outcome, reply.summary.take()) {
+            outcome.answer = *summary;
         }
+        self.metrics.decided(subject.hook, reply.decision);
         if reply.loses_routing_metadata {
             self.metrics.routing_metadata_lost.inc();
         }
@@ -248,8 +271,21 @@ impl Agent {
         Ok(reply)
     }
 
+    /// Encodes an answer for which the module was not called.
+    fn answer<E: Encode>(&self, task: &Task<'_, E>, answer: &Answer<'_>, outcome: Option<&mut Outcome>) -> Result<E::Encoded, Failed> {
+        // The returned body may be too large for a frame.
+        let encoded = task.encode.encode(answer).map_err(|failure| Failed { rescue: Rescue::Refuse, ..Failed::from(failure) })?;
+        self.metrics.decided(task.hook, DecisionKind::of(answer, task.hook));
+        if let Some(outcome) = outcome {
+            outcome.answer = AnswerSummary::of(answer, task.hook);
+            outcome.fail_open = answer.audit.tags.contains(&FAIL_OPEN);
+        }
+        Ok(encoded)
+    }
+
     /// Answers an event for which the module has no answer, by the failure mode.
-    fn fail<E: Encode>(&self, policy: &Policy, hook: Hook, failed: &Failed, arrived: Instant, encode: &E) -> E::Encoded {
+    fn fail<E: Encode>(&self, task: &Task<'_, E>, failed: &Failed, outcome: Option<&mut Outcome>) -> E::Encoded {
+        let Task { policy, hook, arrived, origin, encode } = *task;
         let failure = &failed.failure;
         let answer = match &failed.rescue {
             _ if !policy.settings.fail_open => None,
@@ -273,20 +309,42 @@ impl Agent {
                 hook = hook.export(),
                 kind = failure.kind.code(),
                 module = policy.digest(),
-                traceparent = failed.traceparent.as_deref(),
+                traceparent = origin.traceparent.as_deref(),
                 suppressed,
                 "module error, {mode}: {}",
                 failure.detail
             );
         }
+        if let Some(outcome) = outcome {
+            outcome.answer = AnswerSummary::of(&module_error(failure.kind, allowed.is_some(), hook), hook);
+            outcome.answer.needs_more = allowed.is_some() && failed.needs_more;
+            (outcome.error, outcome.fail_open) = (Some(failure.kind), allowed.is_some());
+        }
         if let Some(allowed) = allowed {
             self.metrics.fail_open.inc();
+            self.metrics.decided(hook, DecisionKind::Allow);
             return allowed;
         }
-        self.metrics.blocked.inc();
-        self.requests.refused(encode.correlation_id(), failed.number, arrived);
+        self.metrics.decided(hook, DecisionKind::Block);
+        self.requests.refused(hook, encode.correlation_id(), origin.number, arrived);
         // The answer consists of constants, which every transport can carry.
         encode.encode(&module_error(failure.kind, false, hook)).unwrap_or_else(|failure| unreachable!("{failure}"))
+    }
+
+    /// The outcome of an event that has just arrived, if anybody observes events.
+    fn begin_outcome(&self, policy: &Policy, hook: Hook, correlation_id: &str) -> Option<Box<Outcome>> {
+        (!self.observers.is_empty()).then(|| Box::new(Outcome::begin(correlation_id, hook, policy.takes(hook), policy.digest())))
+    }
+
+    /// Hands a complete outcome to the observers.
+    fn observed(&self, mut outcome: Box<Outcome>, origin: Origin, arrived: Instant) {
+        let refuses = outcome.answer.decision != DecisionKind::Allow && !outcome.answer.needs_more;
+        outcome.is_last |= origin.number.is_none() || origin.collides || refuses;
+        (outcome.request, outcome.traceparent, outcome.duration) = (origin.number, origin.traceparent, arrived.elapsed());
+        let outcome = Arc::new(*outcome);
+        for observer in &self.observers {
+            observer.observe(&outcome);
+        }
     }
 }
 
@@ -309,30 +367,45 @@ impl Handler for Agent {
         if arrival == Arrival::Superseding {
             self.requests.superseded(&policy, at, &encode);
         }
-        let prepared = self.requests.prepare(&IncomingEvent { policy: &policy, event, at, arrival, encode: &encode });
+        let mut outcome = self.begin_outcome(&policy, hook, encode.correlation_id());
+        if let Some(outcome) = &mut outcome {
+            outcome.request_line = RequestLine::of(event);
+            outcome.is_last = !is_followed(&policy, event);
+        }
+        let mut origin = Origin::default();
+        let prepared = self.requests.prepare(&IncomingEvent { policy: &policy, event, at, arrival, encode: &encode }, &mut origin);
         self.metrics.requests.inc();
         async move {
+            let task = Task { policy: &policy, hook, arrived: at, origin: &origin, encode: &encode };
             let result = match prepared {
                 Ok(Prepared::Call(call)) => {
                     agent.metrics.in_flight.inc();
                     let _in_flight = InFlight(&agent.metrics);
-                    agent.decide(&policy, call, at, &encode).await
+                    agent.decide(&task, call, outcome.as_deref_mut()).await
                 }
-                // The returned body may be too large for a frame.
-                Ok(Prepared::Known(answer)) => {
-                    encode.encode(&answer).map_err(|failure| Failed { rescue: Rescue::Refuse, ..Failed::from(failure) })
-                }
+                Ok(Prepared::Known(answer)) => agent.answer(&task, &answer, outcome.as_deref_mut()),
                 Err(failed) => Err(failed),
             };
-            result.unwrap_or_else(|failed| agent.fail(&policy, hook, &failed, at, &encode))
+            let encoded = result.unwrap_or_else(|failed| agent.fail(&task, &failed, outcome.as_deref_mut()));
+            if let Some(outcome) = outcome {
+                agent.observed(outcome, origin, at);
+            }
+            encoded
         }
     }
 
     fn reject<E: Encode>(self: &Arc<Self>, hook: Hook, failure: Failure, encode: E) -> E::Encoded {
         self.metrics.requests.inc();
         let (policy, now) = (self.generations.current_owned(), Instant::now());
+        let mut outcome = self.begin_outcome(&policy, hook, encode.correlation_id());
         let rescue = self.requests.undecodable(&policy, hook, now, &encode);
-        self.fail(&policy, hook, &Failed { rescue, ..Failed::from(failure) }, now, &encode)
+        let origin = Origin::default();
+        let task = Task { policy: &policy, hook, arrived: now, origin: &origin, encode: &encode };
+        let encoded = self.fail(&task, &Failed { rescue, ..Failed::from(failure) }, outcome.as_deref_mut());
+        if let Some(outcome) = outcome {
+            self.observed(outcome, origin, now);
+        }
+        encoded
     }
 
     fn cancelled(&self, connection: u64, correlation_id: &str) {

@@ -3,7 +3,8 @@
 //! * [`Agent`]: takes events through [`Handler`](zentinel_wasm_contract::Handler) and answers them
 //!   through [`Encode`](zentinel_wasm_contract::Encode), which a transport implements;
 //! * [`Settings`]: how the module is run, from the command line and from the proxy;
-//! * [`Metrics`]: what the agent counts.
+//! * [`Metrics`]: what the agent counts;
+//! * [`Observer`]: is given the [`Outcome`] of every event.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -52,7 +53,7 @@
 //!     header_case: HeaderCase::Canonical,
 //!     start_timeout: Duration::from_secs(5),
 //! };
-//! let agent = Agent::start(Runtime::start()?, module, settings, None, Metrics::new()).await?;
+//! let agent = Agent::start(Runtime::start()?, module, settings, None, Metrics::new(), Vec::new()).await?;
 //!
 //! let event = Event::RequestHeaders(serde_json::from_str(
 //!     r#"{"metadata": {"correlation_id": "1"}, "method": "GET", "uri": "/", "headers": {}}"#,
@@ -80,6 +81,7 @@ mod context;
 mod generation;
 mod health;
 mod metrics;
+mod outcome;
 mod policy;
 mod prepare;
 mod reply;
@@ -88,4 +90,5 @@ mod settings;
 pub use agent::Agent;
 pub use generation::ReloadError;
 pub use metrics::Metrics;
+pub use outcome::{AnswerSummary, DecisionKind, Observer, Outcome, RequestLine};
 pub use settings::{SettingLimits, Settings, checked_module_config};

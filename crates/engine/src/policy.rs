@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use zentinel_wasm_breaker::BreakerLimits;
 use zentinel_wasm_contract::{Event, Failure, FailureKind, Hook};
-use zentinel_wasm_runtime::{Cache, Call, Lease, Module, Pool, RequestContext, Runtime, StartError, View};
+use zentinel_wasm_runtime::{Cache, Call, CallTimes, Lease, Module, Pool, RequestContext, Runtime, StartError, View};
 
 use crate::breaker::Breaker;
 use crate::settings::Settings;
@@ -83,15 +83,22 @@ impl Policy {
         self.pool.prepare(&View { event, context, header_case, max_body })
     }
 
-    /// Calls the module, unless its circuit is open. The deadline counts from `arrived`.
+    /// Calls the module, unless its circuit is open. The deadline counts from `arrived`. Measures
+    /// the call into `times`, if given.
     ///
     /// # Errors
     ///
     /// Every module error that a call can end in.
-    pub(crate) async fn call(&self, call: Call, correlation_id: Arc<str>, arrived: Instant) -> Result<Lease, Failure> {
+    pub(crate) async fn call(
+        &self,
+        call: Call,
+        correlation_id: Arc<str>,
+        arrived: Instant,
+        times: Option<&mut CallTimes>,
+    ) -> Result<Lease, Failure> {
         if !self.breaker.admits() {
             return Err(Failure::new(FailureKind::CircuitOpen, "circuit open: every call fails"));
         }
-        self.pool.clone().call(call, correlation_id, arrived + self.settings.timeout).await
+        self.pool.clone().call_timed(call, correlation_id, arrived + self.settings.timeout, times).await
     }
 }

@@ -48,9 +48,6 @@ impl From<Option<PreparedCall>> for Prepared {
 pub(crate) struct PreparedCall {
     pub(crate) call: Call,
     pub(crate) subject: Subject,
-    pub(crate) traceparent: Option<Arc<str>>,
-    /// The request's number, while the request may be refused.
-    pub(crate) number: Option<u64>,
 }
 
 /// A module error, and how its event can still be answered.
@@ -59,15 +56,22 @@ pub(crate) struct Failed {
     pub(crate) rescue: Rescue,
     /// The proxy should send more of the body.
     pub(crate) needs_more: bool,
-    pub(crate) traceparent: Option<Arc<str>>,
-    /// The request's number, while the request may be refused.
-    pub(crate) number: Option<u64>,
 }
 
 impl From<Failure> for Failed {
     fn from(failure: Failure) -> Self {
-        Self { failure, rescue: Rescue::Pass, needs_more: false, traceparent: None, number: None }
+        Self { failure, rescue: Rescue::Pass, needs_more: false }
     }
+}
+
+/// The request of an event, as far as that is certain.
+#[derive(Debug, Default)]
+pub(crate) struct Origin {
+    pub(crate) traceparent: Option<Arc<str>>,
+    /// The request's number.
+    pub(crate) number: Option<u64>,
+    /// Another live request has the same id, so later events could be those of either.
+    pub(crate) collides: bool,
 }
 
 /// An event from a transport, and how to answer it.
@@ -86,20 +90,20 @@ impl Requests {
         Self { contexts: Contexts::new(), bodies: BodyCollector::new(), id_collisions }
     }
 
-    /// Prepares an event.
+    /// Prepares an event, and finds its `origin`.
     ///
     /// # Errors
     ///
     /// The event cannot be passed to the module.
-    pub(crate) fn prepare<E: Encode>(&self, arrived: &IncomingEvent<'_, E>) -> Result<Prepared, Failed> {
+    pub(crate) fn prepare<E: Encode>(&self, arrived: &IncomingEvent<'_, E>, origin: &mut Origin) -> Result<Prepared, Failed> {
         match arrived.event {
-            Event::RequestBody(chunk) if self.is_collected(arrived, chunk) => self.collect(arrived, chunk),
-            _ => Ok(self.call(arrived)?.into()),
+            Event::RequestBody(chunk) if self.is_collected(arrived, chunk) => self.collect(arrived, chunk, origin),
+            _ => Ok(self.call(arrived, origin)?.into()),
         }
     }
 
     /// Prepares the call for an event, or `None` if the module does not export its hook.
-    fn call<E: Encode>(&self, arrived: &IncomingEvent<'_, E>) -> Result<Option<PreparedCall>, Failure> {
+    fn call<E: Encode>(&self, arrived: &IncomingEvent<'_, E>, origin: &mut Origin) -> Result<Option<PreparedCall>, Failure> {
         let IncomingEvent { policy, event, at, arrival, encode } = *arrived;
         let id = encode.correlation_id();
         let wanted = policy.takes(event.hook());
@@ -118,6 +122,10 @@ impl Requests {
             // request with its id may have begun since the last event for which it has one.
             _ => None,
         };
+        origin.found(known.as_deref());
+        if let Event::RequestHeaders(event) = event {
+            origin.traceparent = event.metadata.traceparent.as_deref().map(Arc::from);
+        }
         let length = known.as_ref().map_or(Length::Unknown, |known| known.length);
         let body = match event {
             Event::RequestBody(chunk) if wanted => EventBody::request(chunk, length),
@@ -126,22 +134,17 @@ impl Requests {
         };
         let is_remembered = matches!(event, Event::RequestHeaders(_)) && has_later_hooks;
         let call = if wanted || is_remembered { Some(policy.prepare(event, known.as_ref().map(|known| &known.context))?) } else { None };
-        let mut number = None;
-        if let Event::RequestBody(_) = event {
-            number = known.as_ref().map(|known| known.number());
-        }
-        // Released here, because the response can only be added to a context that no event holds.
-        let mut traceparent = known.and_then(|known| known.traceparent.clone());
+        // The response can only be added to a context that no event holds.
+        drop(known);
         match event {
             Event::RequestHeaders(event) => {
-                traceparent = event.metadata.traceparent.as_deref().map(Arc::from);
                 if let Some(call) = call.as_ref().filter(|_| has_later_hooks) {
                     let takes_body = policy.takes(Hook::RequestBody);
                     let length = if takes_body { Length::of(event) } else { Length::Unknown };
                     let context = policy.pool.request_context(event, call);
-                    let remembered = Remembered::new(Arc::clone(id), context, traceparent.clone(), length);
+                    let remembered = Remembered::new(Arc::clone(id), context, origin.traceparent.clone(), length);
                     let begun = self.contexts.begin(remembered, takes_body && may_have_body(event), at);
-                    number = Some(begun.number);
+                    (origin.number, origin.collides) = (Some(begun.number), begun.collides);
                     // A collision is counted only once.
                     if begun.collides && arrival == Arrival::Alone {
                         self.id_collisions.inc();
@@ -165,7 +168,7 @@ impl Requests {
             }
             return Ok(None);
         }
-        Ok(call.map(|call| PreparedCall { call, subject: Subject { hook: event.hook(), body, whole: None }, traceparent, number }))
+        Ok(call.map(|call| PreparedCall { call, subject: Subject { hook: event.hook(), body, whole: None } }))
     }
 
     /// Whether to [collect](Self::collect) a chunk of a request's body, because the module takes
@@ -176,22 +179,22 @@ impl Requests {
     }
 
     /// Collects a chunk of a request's body.
-    fn collect<E: Encode>(&self, arrived: &IncomingEvent<'_, E>, chunk: &BodyChunk<'_>) -> Result<Prepared, Failed> {
+    fn collect<E: Encode>(&self, arrived: &IncomingEvent<'_, E>, chunk: &BodyChunk<'_>, origin: &mut Origin) -> Result<Prepared, Failed> {
         let IncomingEvent { policy, at, encode, .. } = *arrived;
         let id = &*chunk.correlation_id;
         let Some(connection) = encode.connection() else {
             if chunk.is_last && chunk.chunk_index == 0 {
-                return Ok(self.call(arrived)?.into());
+                return Ok(self.call(arrived, origin)?.into());
             }
+            origin.found(self.contexts.get(id, at).as_deref());
             let detail = "`--collect-request-body` needs the Unix socket, because gRPC has no field for the body that is put back";
             return Err(Failure::new(FailureKind::BodyNotCollected, detail).into());
         };
         let known = self.contexts.get_for_body(id, chunk.is_last, at);
-        let number = known.as_ref().map(|known| known.number());
+        origin.found(known.as_deref());
         let length = known.as_ref().map_or(Length::Unknown, |known| known.length);
-        let traceparent = known.as_ref().and_then(|known| known.traceparent.clone());
         let needs_more = !chunk.is_last;
-        let failed = |failure, rescue| Failed { failure, rescue, needs_more, traceparent: traceparent.clone(), number };
+        let failed = |failure, rescue| Failed { failure, rescue, needs_more };
         let bytes = match chunk.data.bytes(usize::MAX) {
             Ok(bytes) => bytes.into_owned(),
             Err(error) => {
@@ -202,7 +205,7 @@ impl Requests {
         let collected = self.bodies.take(collect::RequestChunk {
             connection,
             id,
-            number,
+            number: origin.number,
             length,
             bytes,
             index: chunk.chunk_index,
@@ -214,7 +217,7 @@ impl Requests {
         });
         let whole = match collected.map_err(|lost| failed(lost.failure, lost.rescue))? {
             Collected::Whole(whole) => whole,
-            Collected::Alone => return Ok(self.call(arrived)?.into()),
+            Collected::Alone => return Ok(self.call(arrived, origin)?.into()),
             Collected::Held => return Ok(Prepared::Known(changed(Some(BodyAction::Drop), needs_more))),
             Collected::Pass => return Ok(Prepared::Known(failed_open(changed(None, needs_more)))),
             Collected::Forward(text) => {
@@ -241,7 +244,7 @@ impl Requests {
         let call = call.map_err(|failure| failed(failure, Rescue::Replace(Arc::clone(&whole))))?;
         let body = EventBody::Request { size, is_last: true, applied: true, length };
         let subject = Subject { hook: Hook::RequestBody, body, whole: Some(whole) };
-        Ok(Prepared::Call(PreparedCall { call, subject, traceparent, number }))
+        Ok(Prepared::Call(PreparedCall { call, subject }))
     }
 
     /// Records that an event will not be answered, because a newer one with its id has arrived.
@@ -274,10 +277,12 @@ impl Requests {
         Rescue::Pass
     }
 
-    /// Records that a request was refused. If the refusal was prompt, the request has no more
-    /// events.
-    pub(crate) fn refused(&self, id: &str, number: Option<u64>, arrived: Instant) {
+    /// Records that an event for `hook` was answered with a refusal. If that was prompt, the
+    /// request has no more events.
+    pub(crate) fn refused(&self, hook: Hook, id: &str, number: Option<u64>, arrived: Instant) {
+        // The proxy may ignore a refusal of a response.
         if let Some(number) = number
+            && matches!(hook, Hook::RequestHeaders | Hook::RequestBody)
             && arrived.elapsed() < PROMPT_REFUSAL
         {
             self.contexts.refused(id, number);
@@ -314,6 +319,27 @@ fn changed(action: Option<BodyAction<'static>>, needs_more: bool) -> Answer<'sta
 fn failed_open(mut answer: Answer<'static>) -> Answer<'static> {
     answer.audit.tags.push(FAIL_OPEN);
     answer
+}
+
+impl Origin {
+    /// The event belongs to `known`.
+    fn found(&mut self, known: Option<&Remembered>) {
+        self.number = known.map(Remembered::number);
+        self.traceparent = known.and_then(|known| known.traceparent.clone());
+    }
+}
+
+/// Whether another event of the request is expected, for which the module has a hook. None may come
+/// nevertheless: the proxy sends only the events that its configuration names.
+pub(crate) fn is_followed(policy: &Policy, event: &Event<'_>) -> bool {
+    let takes_response = policy.takes(Hook::ResponseHeaders) || policy.takes(Hook::ResponseBody);
+    match event {
+        Event::RequestHeaders(event) => takes_response || policy.takes(Hook::RequestBody) && may_have_body(event),
+        Event::RequestBody(chunk) => takes_response || !chunk.is_last,
+        Event::ResponseHeaders(event) => is_interim(event.status) || policy.takes(Hook::ResponseBody),
+        Event::ResponseBody(chunk) => !chunk.is_last,
+        Event::WebsocketFrame(_) | Event::GuardrailInspect(_) | Event::RequestComplete(_) => false,
+    }
 }
 
 /// Whether a body may follow. HTTP/1.1 announces each body (RFC 9112, 6.3), but HTTP/2 need not,

@@ -7,6 +7,8 @@ use zentinel_wasm_contract::{Answer, BlockStatus, Decision, Encode, Failure, Fai
 use zentinel_wasm_runtime::Lease;
 
 use crate::bodies::{self, EventBody};
+use crate::metrics::RuleHits;
+use crate::outcome::{AnswerSummary, DecisionKind};
 
 /// Tag of an event that a module error let through.
 pub(crate) const FAIL_OPEN: Printable<'_> = Printable::from_static("fail-open");
@@ -23,29 +25,41 @@ pub(crate) struct Subject {
 /// An encoded answer, and what the agent needs to know about it.
 pub(crate) struct Reply<T> {
     pub(crate) encoded: T,
-    pub(crate) blocks: bool,
+    pub(crate) decision: DecisionKind,
     /// The answer certainly ends the request.
     pub(crate) refuses: bool,
     pub(crate) loses_routing_metadata: bool,
+    /// For those who observe the event.
+    pub(crate) summary: Option<Box<AnswerSummary>>,
 }
 
 impl<T> Reply<T> {
-    /// Reads the module's answer, checks it against its subject, and encodes it.
+    /// Reads the module's answer, checks it against its subject, encodes it, and counts its rules.
+    /// If `is_observed`, the reply has a summary.
     ///
     /// # Errors
     ///
     /// The answer breaks a rule, the proxy would not apply it, or the transport cannot carry it.
-    pub(crate) fn new<E: Encode<Encoded = T>>(lease: &Lease, subject: &Subject, encode: &E) -> Result<Self, Failure> {
+    pub(crate) fn new<E: Encode<Encoded = T>>(
+        lease: &Lease,
+        subject: &Subject,
+        encode: &E,
+        rule_hits: &RuleHits,
+        is_observed: bool,
+    ) -> Result<Self, Failure> {
         let mut answer = lease.answer()?;
         bodies::settle(&mut answer, subject.hook, subject.body)?;
         if let Some(whole) = &subject.whole {
             bodies::put_back(&mut answer, whole);
         }
-        let blocks = matches!(answer.decision, Decision::Block(_));
+        let decision = DecisionKind::of(&answer, subject.hook);
         // Not a challenge: Zentinel 0.6.45 lets such a request through.
-        let refuses = (blocks || matches!(answer.decision, Decision::Redirect { .. })) && !answer.needs_more;
+        let refuses = matches!(decision, DecisionKind::Block | DecisionKind::Redirect) && !answer.needs_more;
         let loses_routing_metadata = encode.loses_routing_metadata(&answer);
-        Ok(Self { encoded: encode.encode(&answer)?, blocks, refuses, loses_routing_metadata })
+        let encoded = encode.encode(&answer)?;
+        rule_hits.count(&answer.audit.rule_ids);
+        let summary = is_observed.then(|| Box::new(AnswerSummary::of(&answer, subject.hook)));
+        Ok(Self { encoded, decision, refuses, loses_routing_metadata, summary })
     }
 }
 

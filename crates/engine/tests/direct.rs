@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use testkit::{base64, module, request, request_body, response, response_body};
 use zentinel_wasm_contract::report::HealthState;
 use zentinel_wasm_contract::{Answer, Arrival, BodyAction, Decision, Encode, Event, Failure, FailureKind, Handler, HeaderCase, Hook};
-use zentinel_wasm_engine::{Agent, Metrics, Settings};
+use zentinel_wasm_engine::{Agent, DecisionKind, Metrics, Observer, Outcome, RequestLine, Settings};
 use zentinel_wasm_runtime::{Isolation, Module, Runtime};
 
 /// A transport that returns answers unchanged.
@@ -57,8 +57,12 @@ fn settings() -> Settings {
 }
 
 async fn start(wat: &str, settings: Settings) -> Arc<Agent> {
+    start_observed(wat, settings, Vec::new()).await
+}
+
+async fn start_observed(wat: &str, settings: Settings, observers: Vec<Arc<dyn Observer>>) -> Arc<Agent> {
     let module = Arc::new(Module::from_bytes("test.wasm", module::encode(wat), None).unwrap());
-    Agent::start(Runtime::start().unwrap(), module, settings, None, Metrics::new()).await.unwrap()
+    Agent::start(Runtime::start().unwrap(), module, settings, None, Metrics::new(), observers).await.unwrap()
 }
 
 async fn ask_on(agent: &Arc<Agent>, connection: Option<u64>, hook: Hook, event: &Value) -> Answer<'static> {
@@ -182,6 +186,165 @@ mod module_errors {
             assert_eq!(blocked(&answer), status);
             assert_eq!(texts(&answer.audit.reason_codes), ["WASM_INVALID_EVENT"]);
         }
+    }
+}
+
+mod outcomes {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// Keeps every outcome.
+    #[derive(Default)]
+    struct Outcomes(Mutex<Vec<Arc<Outcome>>>);
+
+    impl Observer for Outcomes {
+        fn observe(&self, outcome: &Arc<Outcome>) {
+            self.0.lock().unwrap().push(Arc::clone(outcome));
+        }
+    }
+
+    impl Outcomes {
+        fn take(&self) -> Vec<Arc<Outcome>> {
+            std::mem::take(&mut *self.0.lock().unwrap())
+        }
+
+        /// The only outcome since the last call.
+        #[track_caller]
+        fn one(&self) -> Arc<Outcome> {
+            let all = self.take();
+            assert_eq!(all.len(), 1, "{all:?}");
+            Arc::clone(&all[0])
+        }
+    }
+
+    async fn observed(wat: &str, settings: Settings) -> (Arc<Agent>, Arc<Outcomes>) {
+        let outcomes = Arc::new(Outcomes::default());
+        let observer: Arc<dyn Observer> = Arc::clone(&outcomes) as _;
+        (start_observed(wat, settings, vec![observer]).await, outcomes)
+    }
+
+    #[tokio::test]
+    async fn have_the_decision_and_its_reasons() {
+        let answer = r#"{"decision":"block","status":451,"tags":["t"],"rule_ids":["r"],"reason_codes":["c"],"confidence":0.5}"#;
+        let (agent, outcomes) = observed(&module::answering(&["on_request_headers"], answer), settings()).await;
+        let mut event = request(ID, "/cart?x=1");
+        event["metadata"]["traceparent"] = json!("00-a-b-01");
+        ask(&agent, Hook::RequestHeaders, &event).await;
+        let outcome = outcomes.one();
+        assert_eq!((&*outcome.correlation_id, outcome.traceparent.as_deref(), outcome.module.len()), (ID, Some("00-a-b-01"), 64));
+        assert_eq!((outcome.hook, outcome.is_exported, outcome.is_last), (Hook::RequestHeaders, true, true));
+        let line = RequestLine {
+            route: Some("all".into()),
+            method: Some("GET".into()),
+            uri: Some("/cart?x=1".into()),
+            client: "192.0.2.7:50123".into(),
+        };
+        assert_eq!(outcome.request_line, Some(line));
+        let answer = &outcome.answer;
+        assert_eq!((answer.decision, answer.status, answer.confidence), (DecisionKind::Block, Some(451), Some(0.5)));
+        assert_eq!([&answer.tags, &answer.rule_ids, &answer.reason_codes], [&["t"], &["r"], &["c"]]);
+        assert_eq!((outcome.error, outcome.fail_open), (None, false));
+        assert!(outcome.times.in_guest > Duration::ZERO && outcome.times.waiting + outcome.times.in_guest <= outcome.duration);
+    }
+
+    #[tokio::test]
+    async fn are_joined_by_request() {
+        let (agent, outcomes) = observed(&module::echo(&module::PAGE_HOOKS), settings()).await;
+        for (hook, event) in [
+            (Hook::RequestHeaders, request(ID, "/")),
+            (Hook::RequestBody, request_body(ID, "one")),
+            (Hook::ResponseHeaders, response(ID, 200)),
+            (Hook::ResponseBody, response_body(ID, "two")),
+        ] {
+            ask(&agent, hook, &event).await;
+        }
+        let all = outcomes.take();
+        assert!(all[0].request.is_some() && all.iter().all(|outcome| outcome.request == all[0].request), "{all:?}");
+        assert_eq!(all.iter().map(|outcome| outcome.is_last).collect::<Vec<_>>(), [false, false, false, true]);
+        // Only the first says what the request is.
+        assert_eq!(all.iter().map(|outcome| outcome.request_line.is_some()).collect::<Vec<_>>(), [true, false, false, false]);
+        ask(&agent, Hook::RequestHeaders, &request(ID, "/")).await;
+        assert_ne!(outcomes.one().request, all[0].request);
+    }
+
+    #[tokio::test]
+    async fn of_requests_with_the_same_id_are_not_joined() {
+        let (agent, outcomes) = observed(&module::echo(&module::PAGE_HOOKS), settings()).await;
+        ask(&agent, Hook::RequestHeaders, &request(ID, "/first")).await;
+        let first = outcomes.one();
+        ask(&agent, Hook::RequestHeaders, &request(ID, "/second")).await;
+        let second = outcomes.one();
+        assert!(!first.is_last && second.is_last);
+        assert_ne!(first.request, second.request);
+        // It could be that of either.
+        ask(&agent, Hook::ResponseHeaders, &response(ID, 200)).await;
+        let response = outcomes.one();
+        assert_eq!((response.request, response.is_last), (None, true));
+    }
+
+    #[tokio::test]
+    async fn of_a_refused_request_are_complete() {
+        let (agent, outcomes) = observed(&module::answering(&module::PAGE_HOOKS, r#"{"decision":"block"}"#), settings()).await;
+        ask(&agent, Hook::RequestHeaders, &request(ID, "/")).await;
+        assert!(outcomes.one().is_last);
+    }
+
+    #[tokio::test]
+    async fn end_with_the_last_event_that_the_module_takes() {
+        for (hooks, method, followed) in [
+            (&["on_request_headers"][..], "POST", false),
+            (&["on_request_headers", "on_request_body"], "GET", false),
+            (&["on_request_headers", "on_request_body"], "POST", true),
+            (&["on_request_headers", "on_response_headers"], "GET", true),
+        ] {
+            let (agent, outcomes) = observed(&module::answering(hooks, "{}"), settings()).await;
+            let mut event = request(ID, "/");
+            event["method"] = json!(method);
+            ask(&agent, Hook::RequestHeaders, &event).await;
+            assert_eq!(outcomes.one().is_last, !followed, "{hooks:?} {method}");
+            if followed {
+                ask(&agent, Hook::RequestBody, &request_body(ID, "x")).await;
+                let is_last = outcomes.one().is_last;
+                assert_eq!(is_last, !hooks.contains(&"on_response_headers"), "{hooks:?} {method}");
+                // Whether it is the last one or one that the module does not take.
+                ask(&agent, Hook::ResponseHeaders, &response(ID, 200)).await;
+                assert!(outcomes.one().is_last, "{hooks:?} {method}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn have_the_module_error() {
+        for fail_open in [false, true] {
+            let settings = Settings { fail_open, max_body: 3, ..settings() };
+            let (agent, outcomes) = observed(&module::choosing(), settings.clone()).await;
+            ask(&agent, Hook::RequestHeaders, &request(ID, "/t")).await;
+            let outcome = outcomes.one();
+            assert_eq!((outcome.error, outcome.fail_open), (Some(FailureKind::Trap), fail_open));
+            let (decision, status) = if fail_open { (DecisionKind::Allow, None) } else { (DecisionKind::Block, Some(500)) };
+            assert_eq!((outcome.answer.decision, outcome.answer.status), (decision, status));
+            assert_eq!(outcome.answer.reason_codes, ["WASM_TRAP"]);
+            // The module is not called.
+            let (agent, outcomes) = observed(&module::echo(&module::PAGE_HOOKS), settings).await;
+            ask(&agent, Hook::RequestHeaders, &request(ID, "/")).await;
+            let request = outcomes.one().request;
+            ask(&agent, Hook::RequestBody, &request_body(ID, "long")).await;
+            let outcome = outcomes.one();
+            assert_eq!((outcome.request, outcome.error), (request, Some(FailureKind::BodyLimit)));
+            assert_eq!((outcome.is_last, outcome.times.in_guest), (!fail_open, Duration::ZERO));
+            agent.reject(Hook::RequestHeaders, Failure::new(FailureKind::InvalidEvent, "not JSON"), transport(None));
+            let outcome = outcomes.one();
+            assert_eq!((outcome.error, outcome.fail_open, outcome.is_last), (Some(FailureKind::InvalidEvent), fail_open, true));
+        }
+    }
+
+    #[tokio::test]
+    async fn say_whether_the_module_has_the_hook() {
+        let (agent, outcomes) = observed(&module::tagging("x"), settings()).await;
+        ask(&agent, Hook::ResponseHeaders, &response(ID, 200)).await;
+        let outcome = outcomes.one();
+        assert_eq!((outcome.is_exported, outcome.answer.decision), (false, DecisionKind::Allow));
     }
 }
 

@@ -70,5 +70,5 @@ pub use guest::{Call, RequestContext, ResponseContext, View};
 pub use module::{LoadError, Module};
 pub use runtime::Runtime;
 pub use sched::instances::{Isolation, PoolSettings, StartError};
-pub use sched::pool::{Pool, PoolStats};
+pub use sched::pool::{CallTimes, Pool, PoolStats};
 pub use sched::slot::Lease;

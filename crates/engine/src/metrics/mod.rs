@@ -1,9 +1,10 @@
 //! The agent's metrics. Their names do not change, because dashboards and alerts use them.
 
+mod decisions;
 mod latency;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use prometheus::{
@@ -13,6 +14,9 @@ use zentinel_wasm_contract::report::{self, REPORT_INTERVAL};
 use zentinel_wasm_contract::{FailureKind, Hook};
 use zentinel_wasm_runtime::PoolStats;
 
+use crate::outcome::DecisionKind;
+use decisions::DecisionCounters;
+pub(crate) use decisions::RuleHits;
 use latency::{BUCKETS, CallTotals, RecentCalls};
 
 /// The agent's metrics.
@@ -31,6 +35,9 @@ pub struct Metrics {
     /// Events whose correlation id belonged to another event or request that was, or may have been,
     /// in flight.
     pub(crate) id_collisions: IntCounter,
+    decisions: DecisionCounters,
+    /// How often the module names each rule.
+    pub(crate) rule_hits: Arc<RuleHits>,
     errors: Vec<IntCounter>,
     durations: Vec<Histogram>,
     pool_available: IntGauge,
@@ -79,6 +86,16 @@ impl Metrics {
             }};
         }
         let errors = metric!(IntCounterVec, Opts::new("wasm_agent_errors_total", "Module errors, by kind."), &["kind"]);
+        let decisions =
+            metric!(IntCounterVec, Opts::new("wasm_agent_decisions_total", "Events answered, by decision."), &["hook", "decision"]);
+        let rule_hits = metric!(
+            IntCounterVec,
+            Opts::new(
+                "wasm_agent_rule_hits_total",
+                "Answers that name a rule, by rule; `other` counts those without a series of their own."
+            ),
+            &["rule_id"]
+        );
         let durations = metric!(
             HistogramVec,
             HistogramOpts::new("wasm_agent_call_duration_seconds", "Time from an event's arrival to its answer, including waiting.")
@@ -103,6 +120,8 @@ impl Metrics {
                 "wasm_agent_id_collisions_total",
                 "Events whose correlation id belonged to another event or request that was, or may have been, in flight."
             ),
+            decisions: DecisionCounters::new(&decisions),
+            rule_hits: Arc::new(RuleHits::new(rule_hits)),
             errors: FailureKind::ALL.iter().map(|kind| errors.with_label_values(&[kind.label()])).collect(),
             durations: Hook::ALL.iter().map(|hook| durations.with_label_values(&[hook.export()])).collect(),
             pool_available: metric!(IntGauge, "wasm_agent_pool_available", "Instances that are free."),
@@ -144,6 +163,14 @@ impl Metrics {
     pub fn with(self, counter: &IntCounter) -> Self {
         self.registry.register(Box::new(counter.clone())).expect("the names are distinct");
         self
+    }
+
+    /// Counts an answer.
+    pub(crate) fn decided(&self, hook: Hook, decision: DecisionKind) {
+        self.decisions.count(hook, decision);
+        if decision == DecisionKind::Block {
+            self.blocked.inc();
+        }
     }
 
     /// Counts a module error.
@@ -288,6 +315,7 @@ mod tests {
                 "wasm_agent_call_duration_seconds histogram",
                 "wasm_agent_circuit_open gauge",
                 "wasm_agent_connections gauge",
+                "wasm_agent_decisions_total counter",
                 "wasm_agent_errors_total counter",
                 "wasm_agent_fail_open_total counter",
                 "wasm_agent_guest_memory_max_bytes gauge",
@@ -302,10 +330,14 @@ mod tests {
                 "wasm_agent_requests_blocked_total counter",
                 "wasm_agent_requests_total counter",
                 "wasm_agent_routing_metadata_lost_total counter",
+                "wasm_agent_rule_hits_total counter",
             ]
         );
         for line in [
             r#"wasm_agent_errors_total{kind="trap"} 0"#,
+            r#"wasm_agent_decisions_total{decision="block",hook="on_request_headers"} 0"#,
+            r#"wasm_agent_decisions_total{decision="detect",hook="on_guardrail_inspect"} 0"#,
+            r#"wasm_agent_rule_hits_total{rule_id="other"} 0"#,
             r#"wasm_agent_reloads_total{result="success"} 0"#,
             r#"wasm_agent_reloads_total{result="failure"} 0"#,
             r#"wasm_agent_call_duration_seconds_bucket{hook="on_request_body",le="60"} 0"#,
@@ -328,6 +360,9 @@ mod tests {
         let before = series(&metrics);
         FailureKind::ALL.into_iter().for_each(|kind| metrics.error(kind));
         Hook::ALL.into_iter().for_each(|hook| metrics.called(hook, Duration::from_secs(1)));
+        for hook in Hook::ALL {
+            DecisionKind::ALL.into_iter().for_each(|decision| metrics.decided(hook, decision));
+        }
         [true, false].into_iter().for_each(|good| metrics.reloaded(good));
         assert_eq!(series(&metrics), before);
     }

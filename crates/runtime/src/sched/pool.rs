@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::warn;
 use zentinel_wasm_contract::event::{RequestHeaders, ResponseHeaders};
@@ -32,6 +32,16 @@ pub struct PoolStats {
     pub discarded: u64,
     /// The largest linear memory of an instance after a call since the pool was started, in bytes.
     pub largest_memory: usize,
+}
+
+/// How long the parts of a call took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CallTimes {
+    /// Waiting for an instance.
+    pub waiting: Duration,
+    /// From then until the hook had returned or failed. That includes the creation of an instance,
+    /// unless instances are reused, and turns of other calls on the slow lane.
+    pub in_guest: Duration,
 }
 
 /// The instances of one module. Clones share them.
@@ -154,8 +164,36 @@ impl Pool {
     /// # Errors
     ///
     /// Every module error that a call can end in.
-    pub async fn call(self, call: Call, correlation_id: Arc<str>, deadline: Instant) -> Result<Lease, Failure> {
-        let slot = Slot::acquire(self.instances(), deadline).await?;
+    pub fn call(self, call: Call, correlation_id: Arc<str>, deadline: Instant) -> impl Future<Output = Result<Lease, Failure>> + Send {
+        self.call_timed(call, correlation_id, deadline, None)
+    }
+
+    /// Like [`call`](Self::call). Measures the call into `times`, if given.
+    ///
+    /// # Errors
+    ///
+    /// As for [`call`](Self::call); `times` is measured then too.
+    pub async fn call_timed(
+        self,
+        call: Call,
+        correlation_id: Arc<str>,
+        deadline: Instant,
+        mut times: Option<&mut CallTimes>,
+    ) -> Result<Lease, Failure> {
+        let mut lap = times.is_some().then(Instant::now);
+        let slot = Slot::acquire(self.instances(), deadline).await;
+        if let (Some(times), Some(began)) = (&mut times, lap) {
+            let now = Instant::now();
+            (times.waiting, lap) = (now - began, Some(now));
+        }
+        let result = self.run(slot?, call, correlation_id, deadline).await;
+        if let (Some(times), Some(began)) = (times, lap) {
+            times.in_guest = began.elapsed();
+        }
+        result
+    }
+
+    async fn run(&self, slot: Slot, call: Call, correlation_id: Arc<str>, deadline: Instant) -> Result<Lease, Failure> {
         let makes_one_slowly = slot.is_empty() && self.instances().is_slow_to_make();
         let mut running = Box::pin(slot.run(call, correlation_id, deadline));
         if !makes_one_slowly && let Poll::Ready(result) = first_slice(running.as_mut()).await {
