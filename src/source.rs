@@ -58,8 +58,9 @@ impl Source {
     ) -> anyhow::Result<Arc<Agent>> {
         let Contents { module, module_config, tls } = self.read().await?;
         let settings = settings.with_module_config(module_config);
-        let agent =
-            Agent::start(runtime, module, settings, cache, logging::metrics(), observers).await.map_err(|error| self.name_config_file(error))?;
+        let agent = Agent::start(runtime, module, settings, cache, logging::metrics(), observers)
+            .await
+            .map_err(|error| self.name_config_file(error))?;
         self.install(tls);
         Ok(agent)
     }

@@ -9,7 +9,7 @@ use tracing::{error, info, warn};
 use zentinel_wasm_bounds::{LARGE, RateLimit, log_limited};
 use zentinel_wasm_contract::report::{self, HealthState, Reports};
 use zentinel_wasm_contract::{Answer, Arrival, BodyAction, Capabilities, Encode, Event, Failure, FailureKind, Handler, Hook};
-use zentinel_wasm_runtime::{Cache, Call, Module, Runtime, StartError};
+use zentinel_wasm_runtime::{Cache, Module, Runtime, StartError};
 
 use crate::collect::Rescue;
 use crate::generation::{Generations, ReloadError};
@@ -18,7 +18,7 @@ use crate::metrics::Metrics;
 use crate::outcome::{AnswerSummary, DecisionKind, Observer, Outcome, RequestLine};
 use crate::policy::Policy;
 use crate::prepare::{Failed, IncomingEvent, Origin, Prepared, PreparedCall, Requests, is_followed};
-use crate::reply::{FAIL_OPEN, Reply, Subject, module_error};
+use crate::reply::{FAIL_OPEN, Reply, module_error};
 use crate::settings::Settings;
 
 /// Time that the proxy waits for its configuration to be applied. Instances that take longer to
@@ -208,12 +208,12 @@ impl Agent {
     async fn decide<E: Encode>(
         &self,
         task: &Task<'_, E>,
-        prepared: PreparedCall,
+        prepared: &mut PreparedCall,
         outcome: Option<&mut Outcome>,
     ) -> Result<E::Encoded, Failed> {
-        let PreparedCall { call, subject } = prepared;
+        let result = self.call(task, prepared, outcome).await;
         let Task { policy, arrived, .. } = *task;
-        let result = self.call(task, call, &subject, outcome).await;
+        let subject = &mut prepared.subject;
         self.metrics.called(subject.hook, arrived.elapsed());
         match result {
             Ok(reply) => {
@@ -231,7 +231,7 @@ impl Agent {
                     warn!(module = policy.digest(), "circuit open: every call fails; probing once a second");
                     self.publish();
                 }
-                let rescue = subject.whole.map_or(Rescue::Pass, Rescue::Replace);
+                let rescue = subject.whole.take().map_or(Rescue::Pass, Rescue::Replace);
                 Err(Failed { failure, rescue, needs_more: false })
             }
         }
@@ -240,13 +240,13 @@ impl Agent {
     async fn call<E: Encode>(
         &self,
         task: &Task<'_, E>,
-        call: Call,
-        subject: &Subject,
+        prepared: &mut PreparedCall,
         mut outcome: Option<&mut Outcome>,
     ) -> Result<Reply<E::Encoded>, Failure> {
+        let PreparedCall { call, subject } = prepared;
         let Task { policy, arrived, encode, .. } = *task;
         let times = outcome.as_deref_mut().map(|outcome| &mut outcome.times);
-        let mut lease = policy.call(call, Arc::clone(encode.correlation_id()), arrived, times).await?;
+        let mut lease = policy.call(call.take(), Arc::clone(encode.correlation_id()), arrived, times)?.await?;
         let size = lease.output().len() + subject.whole.as_ref().map_or(0, |whole| whole.len());
         let is_observed = outcome.is_some();
         let mut reply = if size < LARGE {
@@ -375,16 +375,25 @@ impl Handler for Agent {
         let mut origin = Origin::default();
         let prepared = self.requests.prepare(&IncomingEvent { policy: &policy, event, at, arrival, encode: &encode }, &mut origin);
         self.metrics.requests.inc();
+        // Encoded here, because the future would grow by the size of an answer.
+        let mut prepared = match prepared {
+            Ok(Prepared::Call(call)) => Ok(call),
+            Ok(Prepared::Known(answer)) => {
+                let task = Task { policy: &policy, hook, arrived: at, origin: &origin, encode: &encode };
+                Err(self.answer(&task, &answer, outcome.as_deref_mut()))
+            }
+            Err(failed) => Err(Err(failed)),
+        };
         async move {
             let task = Task { policy: &policy, hook, arrived: at, origin: &origin, encode: &encode };
             let result = match prepared {
-                Ok(Prepared::Call(call)) => {
+                // Not moved, because the future would hold it twice.
+                Ok(ref mut call) => {
                     agent.metrics.in_flight.inc();
                     let _in_flight = InFlight(&agent.metrics);
                     agent.decide(&task, call, outcome.as_deref_mut()).await
                 }
-                Ok(Prepared::Known(answer)) => agent.answer(&task, &answer, outcome.as_deref_mut()),
-                Err(failed) => Err(failed),
+                Err(result) => result,
             };
             let encoded = result.unwrap_or_else(|failed| agent.fail(&task, &failed, outcome.as_deref_mut()));
             if let Some(outcome) = outcome {

@@ -89,16 +89,16 @@ impl Policy {
     /// # Errors
     ///
     /// Every module error that a call can end in.
-    pub(crate) async fn call(
+    pub(crate) fn call<'a>(
         &self,
         call: Call,
         correlation_id: Arc<str>,
         arrived: Instant,
-        times: Option<&mut CallTimes>,
-    ) -> Result<Lease, Failure> {
+        times: Option<&'a mut CallTimes>,
+    ) -> Result<impl Future<Output = Result<Lease, Failure>> + use<'a>, Failure> {
         if !self.breaker.admits() {
             return Err(Failure::new(FailureKind::CircuitOpen, "circuit open: every call fails"));
         }
-        self.pool.clone().call_timed(call, correlation_id, arrived + self.settings.timeout, times).await
+        Ok(self.pool.clone().call_timed(call, correlation_id, arrived + self.settings.timeout, times))
     }
 }

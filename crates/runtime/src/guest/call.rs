@@ -75,6 +75,11 @@ pub(crate) enum Payload {
 }
 
 impl Call {
+    /// Takes the input out, and leaves an empty one.
+    pub fn take(&mut self) -> Self {
+        Self { hook: self.hook, payload: std::mem::replace(&mut self.payload, Payload::Json(Vec::new())) }
+    }
+
     /// A call of `hook` with a JSON object.
     pub fn json(hook: Hook, input: Vec<u8>) -> Self {
         Self { hook, payload: Payload::Json(input) }

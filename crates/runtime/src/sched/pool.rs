@@ -1,5 +1,6 @@
 //! The instances of one module, and the calls made on them.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -186,19 +187,26 @@ impl Pool {
             let now = Instant::now();
             (times.waiting, lap) = (now - began, Some(now));
         }
-        let result = self.run(slot?, call, correlation_id, deadline).await;
+        let slot = slot?;
+        let makes_one_slowly = slot.is_empty() && self.instances().is_slow_to_make();
+        let mut running = Box::pin(slot.run(call, correlation_id, deadline));
+        let first = if makes_one_slowly { Poll::Pending } else { first_slice(running.as_mut()).await };
+        let result = match first {
+            Poll::Ready(result) => result,
+            // Boxed, because rare cases must not make every call's future large.
+            Poll::Pending => Box::pin(self.run_slowly(running, deadline)).await,
+        };
         if let (Some(times), Some(began)) = (times, lap) {
             times.in_guest = began.elapsed();
         }
         result
     }
 
-    async fn run(&self, slot: Slot, call: Call, correlation_id: Arc<str>, deadline: Instant) -> Result<Lease, Failure> {
-        let makes_one_slowly = slot.is_empty() && self.instances().is_slow_to_make();
-        let mut running = Box::pin(slot.run(call, correlation_id, deadline));
-        if !makes_one_slowly && let Poll::Ready(result) = first_slice(running.as_mut()).await {
-            return result;
-        }
+    async fn run_slowly(
+        &self,
+        running: Pin<Box<impl Future<Output = Result<Lease, Failure>> + Send + 'static>>,
+        deadline: Instant,
+    ) -> Result<Lease, Failure> {
         let mut slow: AbortOnDrop<_> = self.instances().runtime().slow_lane().spawn(running);
         match tokio::time::timeout_at(deadline.into(), &mut slow.0).await {
             Ok(Ok(result)) => result,
