@@ -35,4 +35,7 @@ ENV AGENT_SOCKET=/run/zentinel-agents/wasm.sock \
     CACHE_DIRECTORY=/cache
 USER 65532:65532
 STOPSIGNAL SIGTERM
+# By the socket, so no port is needed. It succeeds as soon as the module decides.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --start-interval=1s --retries=2 \
+    CMD ["/usr/bin/zentinel-wasm-agent", "health"]
 ENTRYPOINT ["/usr/bin/zentinel-wasm-agent"]

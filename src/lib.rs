@@ -1,11 +1,12 @@
 //! The Zentinel WebAssembly agent: everything of the binary except its `main`.
 //!
-//! * [`cli::Cli`] reads the options;
+//! * [`cli::Invocation`] reads the command line, [`cli::Cli`] has the options of serving;
 //! * [`source::Source`] reads the files that they name, and starts an agent from them;
 //! * [`listen`] accepts connections on the Unix socket, the gRPC address and the HTTP address for
 //!   operators. The protocol crate hands their events to the engine crate;
 //! * [`lifecycle::Lifecycle`] serves until a signal ends the agent, and reloads the files when they
 //!   change;
+//! * [`commands`] has what the binary does besides serving;
 //! * [`logging::Log`] writes to standard error without blocking.
 //!
 //! An agent can also be served in-process, for example with shorter timeouts in tests:
@@ -38,6 +39,7 @@
 
 pub mod cache;
 pub mod cli;
+pub mod commands;
 mod files;
 pub mod lifecycle;
 pub mod listen;

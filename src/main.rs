@@ -1,4 +1,5 @@
-//! `zentinel-wasm-agent` reads its options, loads the module, and serves it until a signal ends it.
+//! `zentinel-wasm-agent` reads its options, loads the module, and serves it until a signal ends it;
+//! or it runs a command.
 
 #![forbid(unsafe_code)]
 // The macros panic when standard error or output cannot be written.
@@ -10,7 +11,9 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::Context as _;
 use zentinel_agent_wasm::cache;
-use zentinel_agent_wasm::cli::Cli;
+use zentinel_agent_wasm::cli::{CheckOptions, Cli, Invocation};
+use zentinel_agent_wasm::commands::check::Report;
+use zentinel_agent_wasm::commands::health;
 use zentinel_agent_wasm::lifecycle::{Lifecycle, LifecycleConfig};
 use zentinel_agent_wasm::listen::admin::AdminServer;
 use zentinel_agent_wasm::listen::grpc::GrpcServer;
@@ -31,8 +34,13 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let cli = match Cli::parse() {
-        Ok(cli) => cli,
+    let cli = match Invocation::parse() {
+        Ok(Invocation::Serve(cli)) => *cli,
+        Ok(Invocation::Check(options)) => {
+            log.init(options.log_format, options.serve.verbose);
+            return end(check(&options), &log);
+        }
+        Ok(Invocation::Health(options)) => return end(health::run(&options).map(|line| (line, ExitCode::SUCCESS)), &log),
         Err(exit) => return exit.report(|line| log.write_plain(line)),
     };
     log.init(cli.log_format, cli.verbose);
@@ -47,6 +55,27 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Ends a command: its result goes to standard output, or why there is none to standard error.
+fn end(result: Result<(String, ExitCode), String>, log: &Log) -> ExitCode {
+    match result {
+        Ok((text, status)) if writeln!(io::stdout(), "{text}").is_ok() => status,
+        Ok(_) => ExitCode::FAILURE,
+        Err(line) => {
+            log.write_plain(&line);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Checks a module. The report is the result even if the module cannot be served.
+fn check(options: &CheckOptions) -> Result<(String, ExitCode), String> {
+    let runtime = process::runtime().map_err(|error| format!("zentinel-wasm-agent: {NO_THREADS}: {error}"))?;
+    let report = runtime.block_on(Report::of(options));
+    runtime.shutdown_background();
+    let text = if options.json { report.json().to_string() } else { report.to_string().trim_end().to_owned() };
+    Ok((text, if report.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }))
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {

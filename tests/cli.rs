@@ -42,16 +42,35 @@ mod output {
     }
 
     #[test]
-    fn help_matches_its_snapshot() {
-        let output = run(&["--help"], &[]);
-        assert!(output.status.success() && output.stderr.is_empty());
-        let help = String::from_utf8(output.stdout).unwrap();
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli/help.txt");
-        if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
-            fs::create_dir_all(file.parent().unwrap()).unwrap();
-            fs::write(&file, &help).unwrap();
+    fn matches_its_snapshots() {
+        for (arguments, name) in [
+            (&[][..], "overview.txt"),
+            (&["--help"], "help.txt"),
+            (&["check", "--help"], "check.txt"),
+            (&["health", "--help"], "health.txt"),
+        ] {
+            let Output { status, stdout, stderr } = run(arguments, &[]);
+            let is_help = arguments.contains(&"--help");
+            let (printed, other) = if is_help { (stdout, stderr) } else { (stderr, stdout) };
+            assert!(other.is_empty(), "{}", String::from_utf8_lossy(&other));
+            assert_eq!(status.code(), Some(if is_help { 0 } else { 2 }));
+            let printed = String::from_utf8(printed).unwrap();
+            let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli").join(name);
+            if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
+                fs::create_dir_all(file.parent().unwrap()).unwrap();
+                fs::write(&file, &printed).unwrap();
+            }
+            assert_eq!(printed, fs::read_to_string(&file).unwrap(), "if the change is intended: UPDATE_SNAPSHOTS=1 cargo test --test cli");
         }
-        assert_eq!(help, fs::read_to_string(&file).unwrap(), "if the change is intended: UPDATE_SNAPSHOTS=1 cargo test --test cli");
+    }
+
+    #[test]
+    fn without_anything_is_ten_lines() {
+        let overview = String::from_utf8(run(&[], &[]).stderr).unwrap();
+        assert!(overview.lines().count() <= 10, "{overview}");
+        for command in zentinel_agent_wasm::cli::command().get_subcommands() {
+            assert!(overview.contains(&format!("zentinel-wasm-agent {} ", command.get_name())), "{overview}");
+        }
     }
 
     #[test]
@@ -89,7 +108,7 @@ mod values {
         ] {
             assert_eq!(rejection(&[&["--module", "m.wasm"], arguments].concat(), &[]), expected);
         }
-        assert_eq!(rejection(&[], &[]), "error: the following required arguments were not provided: --module <FILE>");
+        assert_eq!(rejection(&["--watch"], &[]), "error: the following required arguments were not provided: --module <FILE>");
         let missing = rejection(&["--module", "m.wasm", "--module-config", "@/nowhere"], &[]);
         assert!(missing.contains("'@/nowhere' for '--module-config <JSON>': expected JSON or @FILE: cannot read the file"), "{missing}");
     }

@@ -1,4 +1,4 @@
-//! Writes the man page and shell completions of the agent into a directory:
+//! Writes the man pages and shell completions of the agent into a directory:
 //! `cargo run --example manual -- DIRECTORY`.
 //!
 //! They are generated from the definition of the command line, so they are always up to date.
@@ -18,5 +18,6 @@ fn main() -> io::Result<()> {
     for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
         generate_to(shell, &mut command, &name, &completions)?;
     }
-    clap_mangen::Man::new(command).render(&mut fs::File::create(directory.join(format!("{name}.1")))?)
+    // One for the agent and one for each command, without one for `help`.
+    clap_mangen::generate_to(command, &directory)
 }

@@ -1,4 +1,4 @@
-//! Reads the options from the command line and the environment.
+//! Reads the options of a command from the command line and the environment.
 
 use std::any::TypeId;
 use std::collections::BTreeMap;
@@ -12,15 +12,18 @@ use clap::{Arg, ArgMatches, CommandFactory as _, FromArgMatches as _};
 use tracing::warn;
 use zentinel_wasm_contract::shortened;
 
-use super::early_exit::{EarlyExit, one_line};
+use super::early_exit::one_line;
 use super::options::{Cli, TlsIncomplete};
 use super::values::boolean;
 
 /// The names and values of environment variables.
-type Environment = BTreeMap<OsString, OsString>;
+pub(super) type Environment = BTreeMap<OsString, OsString>;
 
 /// Second variables of options. clap supports one per option.
 const ALIASES: [(&str, &str); 2] = [("grpc_address", "WASM_GRPC_ADDRESS"), ("fail_open", "WASM_FAIL_OPEN")];
+
+/// Options that a positional argument of a command may give instead.
+const POSITIONALS: [(&str, &str); 1] = [("module", "file")];
 
 /// Options whose variables must not be empty. An empty variable of another option counts as unset;
 /// for these, that would widen who may connect, what may be run, or what is allowed.
@@ -41,14 +44,46 @@ struct Variable {
     value: OsString,
 }
 
+/// What was read of a command's options.
+pub(super) struct Parsed {
+    pub(super) matches: ArgMatches,
+    pub(super) warnings: Vec<String>,
+    variables: Vec<Variable>,
+}
+
+impl Parsed {
+    /// Whether the option has a value of the command line or of a variable.
+    pub(super) fn is_set(&self, option: &str) -> bool {
+        self.is_given(option) || self.variables.iter().any(|variable| variable.option == option)
+    }
+
+    /// Whether the option is on the command line.
+    pub(super) fn is_given(&self, option: &str) -> bool {
+        self.matches.value_source(option) == Some(ValueSource::CommandLine)
+    }
+
+    /// Describes an incomplete TLS configuration: by its variables, if the incomplete part is one.
+    pub(super) fn describe(&self, TlsIncomplete { given, missing }: &TlsIncomplete) -> clap::Error {
+        let variable = self.variables.iter().find(|variable| variable.option == *given);
+        let command = Cli::command();
+        let name = |option: &str| {
+            let arg = command.get_arguments().find(|arg| arg.get_id() == option);
+            let variable = arg.filter(|_| variable.is_some()).and_then(|arg| names(arg).next());
+            variable.unwrap_or_else(|| format!("--{}", option.replace('_', "-")))
+        };
+        invalid(ErrorKind::MissingRequiredArgument, format!("`{}` requires `{}`", name(given), name(missing)))
+    }
+}
+
 impl Cli {
-    /// Reads the command line and the environment.
+    /// Reads the options of serving. `args` begin with the program's name.
     ///
     /// # Errors
     ///
     /// They are invalid, or ask for help or the version.
-    pub fn parse() -> Result<Self, EarlyExit> {
-        Self::read(std::env::args_os(), &std::env::vars_os().collect()).map_err(EarlyExit)
+    pub(super) fn read(args: &[OsString], environment: &Environment) -> Result<Self, clap::Error> {
+        let parsed = read(&Self::command(), args, environment).map_err(|error| with_unknown(error, environment))?;
+        Self::from_parsed(&parsed, environment)
     }
 
     /// Logs what is suspicious about the environment. To be called once, when the log is set up.
@@ -58,75 +93,91 @@ impl Cli {
         }
     }
 
-    fn read<I, T>(args: I, environment: &Environment) -> Result<Self, clap::Error>
-    where
-        I: IntoIterator<Item = T>,
-        T: Into<OsString>,
-    {
-        let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
-        let given = given(&args)?;
-        let mut variables = Vec::new();
-        let mut warnings = Vec::new();
-        for arg in built().get_arguments() {
-            if given.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine) {
-                for value in given.get_raw(arg.get_id().as_str()).into_iter().flatten() {
-                    check_utf8(arg, value, &arg.to_string())?;
-                }
-            } else {
-                variables.extend(variable_of(arg, environment, &mut warnings)?);
-            }
-        }
-        let unknown = unknown_variables(environment);
-        let command = Self::command().mut_args(|arg| {
-            let arg = arg.env(Resettable::Reset);
-            match variables.iter().find(|variable| variable.option == arg.get_id().as_str()) {
-                // As the default, because the command line takes precedence over that.
-                Some(variable) => arg.default_value(clap::builder::OsStr::from(variable.value.clone())).required(false),
-                None => arg,
-            }
-        });
-        let matches = command.try_get_matches_from(args).map_err(|mut error| {
-            if let Some(ContextValue::String(option)) = error.get(ContextKind::InvalidArg)
-                && let Some(variable) = variables.iter().find(|variable| variable.shown_option == *option)
-            {
-                error.insert(ContextKind::InvalidArg, ContextValue::String(variable.name.clone()));
-            }
-            match &unknown {
-                // One of them may be meant for it.
-                Some(unknown) if error.kind() == ErrorKind::MissingRequiredArgument => {
-                    let problem = one_line(&error);
-                    invalid(ErrorKind::MissingRequiredArgument, format!("{}; {unknown}", problem.trim_start_matches("error: ")))
-                }
-                _ => error,
-            }
-        })?;
-        let mut cli = Self::from_arg_matches(&matches)?;
-        cli.check_tls().map_err(|incomplete| invalid(ErrorKind::MissingRequiredArgument, describe(&incomplete, &variables)))?;
-        warnings.extend(unknown);
-        cli.warnings = warnings;
+    /// The options of serving that were read, whatever the command.
+    pub(super) fn from_parsed(parsed: &Parsed, environment: &Environment) -> Result<Self, clap::Error> {
+        let mut cli = Self::from_arg_matches(&parsed.matches)?;
+        cli.check_tls().map_err(|incomplete| parsed.describe(&incomplete))?;
+        cli.warnings.clone_from(&parsed.warnings);
+        cli.warnings.extend(unknown_variables(environment));
         Ok(cli)
     }
 }
 
+/// Reads the options of `command` from `args`, which begin with the program's name, and from the
+/// environment.
+pub(super) fn read(command: &clap::Command, args: &[OsString], environment: &Environment) -> Result<Parsed, clap::Error> {
+    let given = given(command, args)?;
+    let mut variables = Vec::new();
+    let mut warnings = Vec::new();
+    for arg in built(command).get_arguments() {
+        let option = arg.get_id().as_str();
+        if given.value_source(option) == Some(ValueSource::CommandLine) {
+            for value in given.get_raw(option).into_iter().flatten() {
+                check_utf8(arg, value, &arg.to_string())?;
+            }
+        } else if let Some(value) = positional(option, &given) {
+            let name = arg.to_string();
+            variables.push(Variable { option: option.to_owned(), shown_option: name.clone(), name, value });
+        } else {
+            variables.extend(variable_of(command, arg, environment, &mut warnings)?);
+        }
+    }
+    let with_values = command.clone().mut_args(|arg| {
+        let arg = arg.env(Resettable::Reset);
+        match variables.iter().find(|variable| variable.option == arg.get_id().as_str()) {
+            // As the default, because the command line takes precedence over that.
+            Some(variable) => arg.default_value(clap::builder::OsStr::from(variable.value.clone())).required(false),
+            None => arg,
+        }
+    });
+    let matches = with_values.try_get_matches_from(args).map_err(|mut error| {
+        if let Some(ContextValue::String(option)) = error.get(ContextKind::InvalidArg)
+            && let Some(variable) = variables.iter().find(|variable| variable.shown_option == *option)
+        {
+            error.insert(ContextKind::InvalidArg, ContextValue::String(variable.name.clone()));
+        }
+        error
+    })?;
+    Ok(Parsed { matches, warnings, variables })
+}
+
+/// Adds the unknown variables to the error about a missing option, because one of them may be meant
+/// for it.
+pub(super) fn with_unknown(error: clap::Error, environment: &Environment) -> clap::Error {
+    match unknown_variables(environment) {
+        Some(unknown) if error.kind() == ErrorKind::MissingRequiredArgument => {
+            let problem = one_line(&error);
+            invalid(ErrorKind::MissingRequiredArgument, format!("{}; {unknown}", problem.trim_start_matches("error: ")))
+        }
+        _ => error,
+    }
+}
+
+/// The value that a positional argument gives to an option.
+fn positional(option: &str, given: &ArgMatches) -> Option<OsString> {
+    let (_, argument) = POSITIONALS.iter().find(|(named, _)| *named == option)?;
+    given.try_get_raw(argument).ok()??.next().map(OsStr::to_owned)
+}
+
 /// The command, whose arguments clap can display only once it is built.
-fn built() -> clap::Command {
-    let mut command = Cli::command();
+fn built(command: &clap::Command) -> clap::Command {
+    let mut command = command.clone();
     command.build();
     command
 }
 
-fn invalid(kind: ErrorKind, problem: String) -> clap::Error {
+pub(super) fn invalid(kind: ErrorKind, problem: String) -> clap::Error {
     Cli::command().error(kind, problem)
 }
 
 /// The options that are given on the command line. Their values are not parsed, because a value may
 /// be a pipe, which can be read only once.
-fn given(args: &[OsString]) -> Result<ArgMatches, clap::Error> {
-    let command = Cli::command().mut_args(|arg| arg.env(Resettable::Reset).required(false).value_parser(ValueParser::os_string()));
-    command.try_get_matches_from(args).map_err(|error| {
+fn given(command: &clap::Command, args: &[OsString]) -> Result<ArgMatches, clap::Error> {
+    let unparsed = command.clone().mut_args(|arg| arg.env(Resettable::Reset).required(false).value_parser(ValueParser::os_string()));
+    unparsed.try_get_matches_from(args).map_err(|error| {
         // From the real command, whose help has the variables and possible values.
-        let mut error = Cli::command().try_get_matches_from(args).err().unwrap_or(error);
-        if let Some(switch) = separated_switch(&error, args) {
+        let mut error = command.clone().try_get_matches_from(args).err().unwrap_or(error);
+        if let Some(switch) = separated_switch(command, &error, args) {
             let write = StyledStr::from(format!("write '{switch}'"));
             error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![write]));
         }
@@ -136,21 +187,25 @@ fn given(args: &[OsString]) -> Result<ArgMatches, clap::Error> {
 
 /// The right form of a switch whose value is an argument of its own, such as `--watch true`, if
 /// that is the error.
-fn separated_switch(error: &clap::Error, args: &[OsString]) -> Option<String> {
+fn separated_switch(command: &clap::Command, error: &clap::Error, args: &[OsString]) -> Option<String> {
     let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidArg) else { return None };
     let at = args.iter().position(|arg| arg == value.as_str())?;
     let switch = args.get(at.checked_sub(1)?)?.to_str()?;
-    let command = Cli::command();
     let arg = command.get_arguments().find(|arg| switch.strip_prefix("--").is_some_and(|name| arg.get_long() == Some(name)))?;
-    (arg.is_require_equals_set() && boolean_of(arg, OsStr::new(value)).is_some()).then(|| format!("{switch}={value}"))
+    (arg.is_require_equals_set() && boolean_of(command, arg, OsStr::new(value)).is_some()).then(|| format!("{switch}={value}"))
 }
 
-fn boolean_of(arg: &Arg, value: &OsStr) -> Option<bool> {
-    boolean().parse_ref(&Cli::command(), Some(arg), value).ok()
+fn boolean_of(command: &clap::Command, arg: &Arg, value: &OsStr) -> Option<bool> {
+    boolean().parse_ref(command, Some(arg), value).ok()
 }
 
 /// The variable that has the value of the option `arg`.
-fn variable_of(arg: &Arg, environment: &Environment, warnings: &mut Vec<String>) -> Result<Option<Variable>, clap::Error> {
+fn variable_of(
+    command: &clap::Command,
+    arg: &Arg,
+    environment: &Environment,
+    warnings: &mut Vec<String>,
+) -> Result<Option<Variable>, clap::Error> {
     let option = arg.get_id().as_str();
     let mut set = Vec::new();
     for name in names(arg) {
@@ -166,7 +221,7 @@ fn variable_of(arg: &Arg, environment: &Environment, warnings: &mut Vec<String>)
     }
     if let [first, second] = set.as_slice() {
         if option == "fail_open" {
-            match (boolean_of(arg, &first.value), boolean_of(arg, &second.value)) {
+            match (boolean_of(command, arg, &first.value), boolean_of(command, arg, &second.value)) {
                 // Neither may decide alone whether requests are allowed.
                 (Some(one), Some(other)) if one != other => {
                     let problem = format!(
@@ -201,22 +256,9 @@ fn check_utf8(arg: &Arg, value: &OsStr, name: &str) -> Result<(), clap::Error> {
     Err(invalid(ErrorKind::InvalidUtf8, format!("invalid value '{}' for '{name}': expected UTF-8", value.display())))
 }
 
-/// Describes an incomplete TLS configuration: by its variables, if the incomplete part is one.
-fn describe(TlsIncomplete { given, missing }: &TlsIncomplete, variables: &[Variable]) -> String {
-    let variable = variables.iter().find(|variable| variable.option == *given);
-    let command = Cli::command();
-    let name = |option: &str| {
-        let arg = command.get_arguments().find(|arg| arg.get_id() == option);
-        let variable = arg.filter(|_| variable.is_some()).and_then(|arg| names(arg).next());
-        variable.unwrap_or_else(|| format!("--{}", option.replace('_', "-")))
-    };
-    format!("`{}` requires `{}`", name(given), name(missing))
-}
-
 /// Describes the variables that look as if they were meant for the agent and are ignored.
-fn unknown_variables(environment: &Environment) -> Option<String> {
-    let command = Cli::command();
-    let known: Vec<String> = command.get_arguments().flat_map(names).collect();
+pub(super) fn unknown_variables(environment: &Environment) -> Option<String> {
+    let known = known_variables();
     // Kubernetes sets variables for each service, such as `WASM_SERVICE_HOST` and `WASM_PORT`.
     let services: Vec<_> = environment.keys().filter_map(|name| name.to_str()?.strip_suffix("_SERVICE_HOST")).collect();
     let is_of_service = |name: &str| {
@@ -235,6 +277,18 @@ fn unknown_variables(environment: &Environment) -> Option<String> {
         .collect();
     let variables = if unknown.len() == 1 { "variable" } else { "variables" };
     (!unknown.is_empty()).then(|| format!("ignoring unknown environment {variables} {}", shortened(&unknown.join(", "), MAX_UNKNOWN)))
+}
+
+/// The names of all variables.
+fn known_variables() -> Vec<String> {
+    Cli::command().get_arguments().flat_map(names).collect()
+}
+
+/// Whether the environment has a variable of the agent, even an empty one, or one that looks like
+/// it.
+pub(super) fn is_configured(environment: &Environment) -> bool {
+    let known = known_variables();
+    unknown_variables(environment).is_some() || environment.keys().any(|name| known.iter().any(|known| **name == **known))
 }
 
 /// The known name most similar to `name`, if there is a similar one.
@@ -259,7 +313,8 @@ mod tests {
     fn read_bytes(args: &[&[u8]], environment: &[(&str, &[u8])]) -> Result<Cli, String> {
         let args = [b"x".as_slice(), b"--module", b"m.wasm"].into_iter().chain(args.iter().copied());
         let environment = environment.iter().map(|(name, value)| (name.into(), OsStr::from_bytes(value).to_owned())).collect();
-        Cli::read(args.map(OsStr::from_bytes), &environment).map_err(|error| one_line(&error))
+        let args: Vec<_> = args.map(|arg| OsStr::from_bytes(arg).to_owned()).collect();
+        Cli::read(&args, &environment).map_err(|error| one_line(&error))
     }
 
     fn read(args: &[&str], environment: &[(&str, &str)]) -> Result<Cli, String> {
@@ -300,7 +355,7 @@ mod tests {
                 assert_eq!(error(args, &[]), expected);
             }
             assert!(error(&["--module-config", "{"], &[]).contains("expected JSON or @FILE"));
-            let missing = Cli::read(["x"], &Environment::new()).unwrap_err();
+            let missing = Cli::read(&["x".into()], &Environment::new()).unwrap_err();
             assert_eq!(one_line(&missing), "error: the following required arguments were not provided: --module <FILE>");
         }
 
@@ -375,7 +430,7 @@ mod tests {
         #[test]
         fn of_required_options_are_enough() {
             let environment = [("WASM_MODULE", "m.wasm")].map(|(name, value)| (name.into(), value.into())).into();
-            assert_eq!(Cli::read(["x"], &environment).unwrap().module, PathBuf::from("m.wasm"));
+            assert_eq!(Cli::read(&["x".into()], &environment).unwrap().module, PathBuf::from("m.wasm"));
         }
 
         #[test]
@@ -390,7 +445,7 @@ mod tests {
         #[test]
         fn do_not_keep_help_from_being_shown() {
             let environment = [("WASM_POOL_SIZE", "x"), ("FAIL_OPEN", "")].map(|(name, value)| (name.into(), value.into())).into();
-            let help = Cli::read(["x", "--help"], &environment).unwrap_err();
+            let help = Cli::read(&["x".into(), "--help".into()], &environment).unwrap_err();
             assert_eq!(help.kind(), ErrorKind::DisplayHelp);
             assert!(help.to_string().contains("[env: FAIL_OPEN="), "{help}");
         }
@@ -474,7 +529,7 @@ mod tests {
         fn are_named_when_the_module_is_missing() {
             let environment = [("WASM_MODUL", "m.wasm")].map(|(name, value)| (name.into(), value.into())).into();
             assert_eq!(
-                one_line(&Cli::read(["x"], &environment).unwrap_err()),
+                one_line(&Cli::read(&["x".into()], &environment).unwrap_err()),
                 "error: the following required arguments were not provided: --module <FILE>; \
                  ignoring unknown environment variable `WASM_MODUL` (did you mean `WASM_MODULE`?)"
             );

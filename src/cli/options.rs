@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{CommandFactory, Parser, ValueEnum};
+use clap::{Parser, ValueEnum};
 use zentinel_wasm_contract::HeaderCase;
 use zentinel_wasm_engine::{SettingLimits, Settings};
 use zentinel_wasm_protocol::MAX_FRAME;
@@ -16,12 +16,15 @@ use crate::listen::tls::{ReloadableTls, TlsFiles};
 use crate::logging::LogFormat;
 use crate::source::Source;
 
+/// The socket if none is given.
+pub(super) const DEFAULT_SOCKET: &str = "/tmp/zentinel-wasm.sock";
+
 /// Runs WebAssembly modules as a policy agent of the Zentinel reverse proxy.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "zentinel-wasm-agent", version, max_term_width = 110)]
 pub struct Cli {
     /// Unix socket to serve
-    #[arg(long, env = "AGENT_SOCKET", value_name = "PATH", default_value = "/tmp/zentinel-wasm.sock")]
+    #[arg(long, env = "AGENT_SOCKET", value_name = "PATH", default_value = DEFAULT_SOCKET)]
     pub socket: PathBuf,
 
     /// Permissions of the socket, in octal; by default the umask decides
@@ -215,24 +218,26 @@ impl Cli {
         }
     }
 
+    /// What is suspicious about the environment, each in one line.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
     /// Time to finish in-flight events at shutdown.
     pub fn grace(&self) -> Duration {
         Duration::from_millis(self.shutdown_grace_ms)
     }
 }
 
-/// The command, for its help, man page and completions.
-pub fn command() -> clap::Command {
-    Cli::command()
-}
-
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
 
     #[test]
     fn passes_the_checks_of_clap() {
-        command().debug_assert();
+        Cli::command().debug_assert();
     }
 
     #[test]

@@ -21,10 +21,6 @@ use crate::prepare::{Failed, IncomingEvent, Origin, Prepared, PreparedCall, Requ
 use crate::reply::{FAIL_OPEN, Reply, module_error};
 use crate::settings::Settings;
 
-/// Time that the proxy waits for its configuration to be applied. Instances that take longer to
-/// start can only do so before the proxy connects.
-const PROXY_CONFIG_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// Time for applying a proxy's configuration: compiling the module on a slow machine, starting its
 /// instances, and waiting for other configurations. The proxy itself gives up after 5 s, and finds
 /// the compiled module in the cache when it comes back.
@@ -66,12 +62,8 @@ impl Agent {
         metrics: Metrics,
         observers: Vec<Arc<dyn Observer>>,
     ) -> Result<Arc<Self>, StartError> {
-        if settings.start_timeout > PROXY_CONFIG_TIMEOUT {
-            warn!(
-                "`--start-timeout-ms` is {}, but the proxy waits only {} ms for its configuration to be applied: with a configuration, slower starts fail",
-                settings.start_timeout.as_millis(),
-                PROXY_CONFIG_TIMEOUT.as_millis()
-            );
+        for warning in settings.warnings() {
+            warn!("{warning}");
         }
         let generations = Generations::start(runtime, module, settings, cache).await?;
         let policy = generations.current_owned();

@@ -52,6 +52,10 @@ impl SettingLimits {
     pub const MODULE_CONFIG: usize = 1 << 20;
 }
 
+/// Time that the proxy waits for its configuration to be applied. Instances that take longer to
+/// start can only do so before the proxy connects.
+const PROXY_CONFIG_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Most characters of a proxy's value that a message repeats.
 const MAX_SHOWN: usize = 40;
 
@@ -73,7 +77,7 @@ const MAX_PROBLEMS: usize = 10;
 
 impl Settings {
     /// The settings of the pool.
-    pub(crate) fn pool(&self) -> zentinel_wasm_runtime::PoolSettings {
+    pub fn pool(&self) -> zentinel_wasm_runtime::PoolSettings {
         zentinel_wasm_runtime::PoolSettings {
             size: self.pool_size,
             max_memory: (self.max_memory_mb as usize) << 20,
@@ -82,6 +86,19 @@ impl Settings {
             config: self.module_config.clone(),
             start_timeout: self.start_timeout,
         }
+    }
+
+    /// What is probably not intended, each in one line.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.start_timeout > PROXY_CONFIG_TIMEOUT {
+            warnings.push(format!(
+                "`--start-timeout-ms` is {}, but the proxy waits only {} ms for its configuration to be applied: with a configuration, slower starts fail",
+                self.start_timeout.as_millis(),
+                PROXY_CONFIG_TIMEOUT.as_millis()
+            ));
+        }
+        warnings
     }
 
     /// These settings with `file` as the module's configuration, if given.

@@ -24,6 +24,8 @@ pub(crate) struct Artifact {
     pub(crate) guest: InstancePre<HostState>,
     pub(crate) initialize: Option<ModuleExport>,
     pub(crate) interface: GuestInterface,
+    /// Nothing was compiled.
+    pub(crate) from_cache: bool,
 }
 
 impl Artifact {
@@ -38,7 +40,7 @@ impl Artifact {
             return Err(module.error(format!("its element segments have {elements} elements, more than the limit of {MAX_ELEMENTS}")));
         }
         let engine = engine::new(slots).map_err(|error| module.error(format!("cannot set up wasmtime on this machine: {error:#}")))?;
-        let compiled = code(module, &engine, cache)?;
+        let (compiled, from_cache) = code(module, &engine, cache)?;
         module.keep_compiled(compiled.clone());
 
         let linker = host::linker(&engine, &compiled).map_err(|error| module.error(format!("{error:#}")))?;
@@ -51,11 +53,11 @@ impl Artifact {
             if more > 0 {
                 problems.push(format!("and {more} more problems"));
             }
-            return Err(module.error(problems.join("; ")));
+            return Err(module.errors(problems));
         };
         let guest = linker.instantiate_pre(&compiled).map_err(|error| module.error(one_line(&error)))?;
         let initialize = compiled.get_export_index("_initialize");
-        Ok(Self { path: module.path().to_owned(), engine, guest, initialize, interface })
+        Ok(Self { path: module.path().to_owned(), engine, guest, initialize, interface, from_cache })
     }
 
     /// The hooks that the module takes.
@@ -64,10 +66,11 @@ impl Artifact {
     }
 }
 
-/// The module's code for `engine`: compiled earlier, from the cache, or compiled now.
-fn code(module: &Module, engine: &Engine, cache: Option<&Cache>) -> Result<wasmtime::Module, LoadError> {
+/// The module's code for `engine`, and whether it existed: compiled earlier or in the cache.
+/// Otherwise it is compiled now.
+fn code(module: &Module, engine: &Engine, cache: Option<&Cache>) -> Result<(wasmtime::Module, bool), LoadError> {
     if let Some(code) = module.compiled_before(engine).or_else(|| cache.and_then(|cache| cache.load(engine, module.digest()))) {
-        return Ok(code);
+        return Ok((code, true));
     }
     proposals::check(&module.bytes).map_err(|problem| module.error(problem))?;
     let code =
@@ -75,7 +78,7 @@ fn code(module: &Module, engine: &Engine, cache: Option<&Cache>) -> Result<wasmt
     if let Some(cache) = cache {
         cache.store(engine, module.digest(), &code);
     }
-    Ok(code)
+    Ok((code, false))
 }
 
 fn one_line(error: &wasmtime::Error) -> String {

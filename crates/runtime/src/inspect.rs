@@ -12,6 +12,55 @@ use crate::host::state::HostState;
 /// Most characters of an import's name in a message.
 const MAX_NAME: usize = 60;
 
+/// Most characters of a function's type in a report.
+const MAX_SIGNATURE: usize = 100;
+
+/// Most exports and imports in a report, each. Real modules have some dozens.
+const MAX_LISTED: usize = 1000;
+
+/// An export, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Export {
+    /// Its name, shortened.
+    pub name: String,
+    /// Its type, such as `(i32) -> i32` or `memory`.
+    pub ty: String,
+}
+
+/// An import, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Import {
+    /// The name of the module that it is from, shortened.
+    pub module: String,
+    /// Its name, shortened.
+    pub name: String,
+    /// Its type, as for an export.
+    pub ty: String,
+}
+
+/// The first [`MAX_LISTED`] exports and imports.
+pub(crate) fn exports_and_imports(module: &wasmtime::Module) -> (Vec<Export>, Vec<Import>) {
+    let short = |name: &str| shortened(name, MAX_NAME);
+    let exports = module.exports().take(MAX_LISTED).map(|export| Export { name: short(export.name()), ty: describe(&export.ty()) });
+    let imports = module.imports().take(MAX_LISTED).map(|import| Import {
+        module: short(import.module()),
+        name: short(import.name()),
+        ty: describe(&import.ty()),
+    });
+    (exports.collect(), imports.collect())
+}
+
+fn describe(ty: &ExternType) -> String {
+    match ty {
+        // A type may have a thousand parameters.
+        ExternType::Func(ty) => shortened(&signature(ty), MAX_SIGNATURE),
+        ExternType::Global(_) => "global".into(),
+        ExternType::Table(_) => "table".into(),
+        ExternType::Memory(_) => "memory".into(),
+        ExternType::Tag(_) => "tag".into(),
+    }
+}
+
 /// Counts the elements of all segments. Stops at invalid bytes, which the compiler will report.
 pub(crate) fn elements(module: &[u8]) -> u64 {
     let sections = Parser::new(0).parse_all(module).map_while(Result::ok);
@@ -31,7 +80,7 @@ pub(crate) fn check_function(module: &wasmtime::Module, name: &str, wanted: &str
         Some(ExternType::Func(ty)) if signature(&ty) == wanted => return true,
         Some(ExternType::Func(ty)) => problems.push(format!("its export `{name}` has the type {}, not {wanted}", signature(&ty))),
         Some(_) => problems.push(format!("its export `{name}` is not a function")),
-        None if required => problems.push(format!("it does not export `{name}`")),
+        None if required => problems.push(format!("it does not export `{name}`: export it with the type {wanted}, as the SDKs do")),
         None => {}
     }
     false

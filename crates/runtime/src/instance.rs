@@ -38,6 +38,8 @@ impl fmt::Display for StartStep {
 pub(crate) struct Instance {
     store: Store<HostState>,
     functions: GuestFunctions,
+    /// Linear memory before the first call, in bytes.
+    memory_at_start: usize,
 }
 
 impl Instance {
@@ -60,7 +62,11 @@ impl Instance {
         store.data_mut().begin(correlation_id, deadline);
         let mut step = StartStep::Start;
         match link(&mut store, artifact, &mut step).await {
-            Ok(functions) => Ok(Self { store, functions }),
+            Ok(functions) => {
+                let mut instance = Self { store, functions, memory_at_start: 0 };
+                instance.memory_at_start = instance.memory_size();
+                Ok(instance)
+            }
             Err(error) => Err((step, failure(&mut store, &error))),
         }
     }
@@ -85,6 +91,11 @@ impl Instance {
 
     pub(crate) fn exchange_mut(&mut self) -> &mut GuestExchange {
         &mut self.store.data_mut().exchange
+    }
+
+    /// Linear memory before the first call, in bytes.
+    pub(crate) fn memory_at_start(&self) -> usize {
+        self.memory_at_start
     }
 
     /// Linear memory in use, in bytes.

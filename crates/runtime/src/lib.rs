@@ -4,6 +4,7 @@
 //! * [`Pool`]: its warm instances, which takes a [`Call`] with one deadline;
 //! * [`Lease`]: an instance after its call. It has the answer, and returns to the pool only if the
 //!   answer is accepted;
+//! * [`Trial`]: what a pool of a module would be like;
 //! * [`Runtime`]: the threads behind all pools of a process, for deadlines, slow calls and
 //!   compiling.
 //!
@@ -67,8 +68,10 @@ pub mod threads;
 
 pub use cache::Cache;
 pub use guest::{Call, RequestContext, ResponseContext, View};
+pub use inspect::{Export, Import};
 pub use module::{LoadError, Module};
 pub use runtime::Runtime;
 pub use sched::instances::{Isolation, PoolSettings, StartError};
 pub use sched::pool::{CallTimes, Pool, PoolStats};
 pub use sched::slot::Lease;
+pub use sched::trial::{Compiled, Started, Trial};

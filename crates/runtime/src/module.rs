@@ -10,6 +10,7 @@ use wasmtime::Engine;
 use zentinel_wasm_contract::shortened;
 
 use crate::host::guest_log::GuestLog;
+use crate::inspect::{self, Export, Import};
 
 /// Largest module file, in bytes. Real modules have up to 5 MB; compiling a much larger one would
 /// take minutes.
@@ -20,10 +21,21 @@ const MAX_PROBLEM: usize = 4000;
 
 /// Why a module cannot be served. The message names the file, every problem, and what to do.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot serve the module `{path}`: {problem}")]
+#[error("cannot serve the module `{path}`: {}", joined(.problems))]
 pub struct LoadError {
     path: String,
-    problem: String,
+    problems: Vec<String>,
+}
+
+fn joined(problems: &[String]) -> String {
+    shortened(&problems.join("; "), MAX_PROBLEM)
+}
+
+impl LoadError {
+    /// Every problem, each in one line.
+    pub fn problems(&self) -> &[String] {
+        &self.problems
+    }
 }
 
 /// The bytes of a core Wasm module. A pool compiles them, because its engine depends on its
@@ -47,7 +59,7 @@ impl Module {
     /// The file cannot be read, is not a regular file, is too large, is not a core module in the
     /// binary format, or has another SHA-256.
     pub fn read(path: &Path, expected: Option<&str>) -> Result<Self, LoadError> {
-        let error = |problem: String| LoadError { path: path.display().to_string(), problem };
+        let error = |problem: String| LoadError { path: path.display().to_string(), problems: vec![problem] };
         let metadata = fs::metadata(path).map_err(|cause| error(cause.to_string()))?;
         if !metadata.is_file() {
             return Err(error("it is not a regular file".into()));
@@ -67,7 +79,7 @@ impl Module {
     pub fn from_bytes(path: impl Into<String>, bytes: Vec<u8>, expected: Option<&str>) -> Result<Self, LoadError> {
         let path = path.into();
         if let Some(problem) = not_a_module(&bytes) {
-            return Err(LoadError { path, problem: problem.into() });
+            return Err(LoadError { path, problems: vec![problem.into()] });
         }
         let mut digest = String::with_capacity(64);
         for byte in Sha256::digest(&bytes) {
@@ -78,7 +90,7 @@ impl Module {
             && !expected.eq_ignore_ascii_case(&digest)
         {
             let problem = format!("its SHA-256 is {digest}, but `--module-sha256` is {expected}");
-            return Err(LoadError { path, problem });
+            return Err(LoadError { path, problems: vec![problem] });
         }
         let log = Arc::new(GuestLog::new(digest.clone()));
         Ok(Self { path, bytes, digest, log, compiled: Mutex::new(None) })
@@ -87,6 +99,11 @@ impl Module {
     /// The file, as messages name it.
     pub fn path(&self) -> &str {
         &self.path
+    }
+
+    /// Size of the file, in bytes.
+    pub fn size(&self) -> usize {
+        self.bytes.len()
     }
 
     /// SHA-256 of the file, in lower-case hexadecimal.
@@ -109,9 +126,22 @@ impl Module {
         *self.compiled.lock().unwrap_or_else(PoisonError::into_inner) = Some(compiled);
     }
 
+    /// The exports and imports of the compiled code, as far as a report needs them. Empty if
+    /// nothing was compiled.
+    pub(crate) fn exports_and_imports(&self) -> (Vec<Export>, Vec<Import>) {
+        let compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        compiled.as_ref().map(inspect::exports_and_imports).unwrap_or_default()
+    }
+
     /// An error that names the module's file.
     pub(crate) fn error(&self, problem: impl Into<String>) -> LoadError {
-        LoadError { path: self.path.clone(), problem: shortened(&problem.into(), MAX_PROBLEM) }
+        self.errors(vec![problem.into()])
+    }
+
+    /// An error that names the module's file and several problems.
+    pub(crate) fn errors(&self, problems: Vec<String>) -> LoadError {
+        let problems = problems.into_iter().map(|problem| shortened(&problem, MAX_PROBLEM)).collect();
+        LoadError { path: self.path.clone(), problems }
     }
 }
 

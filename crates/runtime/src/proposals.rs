@@ -36,6 +36,19 @@ pub(crate) const ALLOWED: WasmFeatures = union(&[
     WasmFeatures::TAIL_CALL,
 ]);
 
+/// The enabled proposals beyond WebAssembly 1.0, by their public names.
+const ENABLED: [(&str, WasmFeatures); 9] = [
+    ("mutable-globals", WasmFeatures::MUTABLE_GLOBAL),
+    ("saturating-float-to-int", WasmFeatures::SATURATING_FLOAT_TO_INT),
+    ("sign-extension", WasmFeatures::SIGN_EXTENSION),
+    ("multi-value", WasmFeatures::MULTI_VALUE),
+    ("bulk-memory", union(&[WasmFeatures::BULK_MEMORY, WasmFeatures::BULK_MEMORY_OPT])),
+    ("reference-types", union(&[WasmFeatures::REFERENCE_TYPES, WasmFeatures::CALL_INDIRECT_OVERLONG])),
+    ("simd", WasmFeatures::SIMD),
+    ("extended-const", WasmFeatures::EXTENDED_CONST),
+    ("tail-call", WasmFeatures::TAIL_CALL),
+];
+
 /// A proposal that no module may use.
 struct DisabledProposal {
     feature: WasmFeatures,
@@ -147,6 +160,15 @@ pub(crate) fn check(module: &[u8]) -> Result<(), String> {
     Err(format!("it uses the {uses} {}, which the agent does not support: {}", names.join(", "), remedies.join("; ")))
 }
 
+/// The enabled proposals that the valid module uses: those without which it is invalid.
+pub(crate) fn used(module: &[u8]) -> Vec<&'static str> {
+    let mvp = ENABLED.iter().fold(ALLOWED, |features, (_, feature)| features - *feature);
+    if validate(module, mvp).is_ok() {
+        return Vec::new();
+    }
+    ENABLED.iter().filter(|(_, feature)| validate(module, ALLOWED - *feature).is_err()).map(|(name, _)| *name).collect()
+}
+
 /// The proposals without which `module` fails with `error`. Empty if it is invalid even with all
 /// proposals.
 fn needed(module: &[u8], error: &wasmparser::Error) -> Vec<&'static DisabledProposal> {
@@ -217,6 +239,35 @@ mod tests {
             assert!(ALLOWED.contains(feature) != disabled.contains(feature), "{name} is in both lists or in none");
         }
         assert_eq!((ALLOWED | disabled, ALLOWED & disabled), (WasmFeatures::all(), WasmFeatures::empty()));
+    }
+
+    #[test]
+    fn every_enabled_proposal_has_a_name() {
+        let named = ENABLED.iter().fold(WasmFeatures::FLOATS, |all, (name, feature)| {
+            assert!(!all.intersects(*feature), "{name} is listed twice");
+            all | *feature
+        });
+        assert_eq!(named, ALLOWED);
+    }
+
+    #[test]
+    fn names_the_used_proposals() {
+        for (text, names) in [
+            ("(func (export \"f\") (param f64) (result i32) local.get 0 i32.trunc_f64_s)", &[][..]),
+            ("(memory 1) (table 1 funcref) (func $f) (elem (i32.const 0) $f) (data (i32.const 0) \"x\")", &[]),
+            ("(global (export \"sp\") (mut i32) (i32.const 0))", &["mutable-globals"]),
+            ("(func (result i32) (i32.trunc_sat_f32_s (f32.const 1)))", &["saturating-float-to-int"]),
+            ("(func (result i32) (i32.extend8_s (i32.const 1)))", &["sign-extension"]),
+            ("(func (result i32 i32) (i32.const 1) (i32.const 2))", &["multi-value"]),
+            ("(memory 1) (func (memory.fill (i32.const 0) (i32.const 0) (i32.const 1)))", &["bulk-memory"]),
+            ("(table 1 funcref) (func (param i32) (result funcref) (table.get (local.get 0)))", &["reference-types"]),
+            ("(func (result v128) (v128.const i64x2 1 2))", &["simd"]),
+            ("(global i32 (i32.add (i32.const 1) (i32.const 2)))", &["extended-const"]),
+            ("(func $f (return_call $f))", &["tail-call"]),
+            ("(func $f (result i32 i32) (return_call $f))", &["multi-value", "tail-call"]),
+        ] {
+            assert_eq!(used(&wat::parse_str(format!("(module {text})")).unwrap()), names, "{text}");
+        }
     }
 
     #[test]

@@ -67,22 +67,37 @@ struct FromImage {
     grpc_port: Option<u16>,
 }
 
+/// `text` of a sample, moved to `dir`.
+fn moved_to(dir: &Path, text: &str) -> String {
+    text.replace(SOCKETS, &dir.display().to_string())
+        .replace(MODULE, &Paths::from_env().mirror.display().to_string())
+        .replace("/cache", &dir.join("cache").display().to_string())
+}
+
+/// A command of the image, with its variables moved to `dir`.
+fn image_command(dir: &Path) -> Command {
+    let mut command = Command::new(Paths::from_env().agent);
+    command.env_clear().envs(image_variables().into_iter().map(|(name, value)| (name, moved_to(dir, &value))));
+    command
+}
+
+/// Whether the image's health check succeeds, and what it prints.
+fn is_healthy(dir: &Path) -> (bool, String) {
+    let output = image_command(dir).args(health_check()).output().expect("cannot run the health check");
+    let printed = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&printed).trim_end().to_owned())
+}
+
 impl FromImage {
     #[track_caller]
     fn start(args: &[String], dir: &Path) -> Self {
-        let paths = Paths::from_env();
         let (admin_port, grpc_port) = (free_port(), free_port());
         let moved = |text: &str| {
-            text.replace(SOCKETS, &dir.display().to_string())
-                .replace(MODULE, &paths.mirror.display().to_string())
-                .replace(ADMIN, &format!("127.0.0.1:{admin_port}"))
-                .replace(GRPC, &format!("127.0.0.1:{grpc_port}"))
-                .replace("/cache", &dir.join("cache").display().to_string())
+            moved_to(dir, text).replace(ADMIN, &format!("127.0.0.1:{admin_port}")).replace(GRPC, &format!("127.0.0.1:{grpc_port}"))
         };
         let grpc_port = args.iter().any(|arg| arg.contains(GRPC)).then_some(grpc_port);
         assert!(args.iter().any(|arg| arg.contains(ADMIN)), "no admin address in {args:?}");
-        let mut command = Command::new(&paths.agent);
-        command.env_clear().envs(image_variables().into_iter().map(|(name, value)| (name, moved(&value))));
+        let mut command = image_command(dir);
         command.args(args.iter().map(|arg| moved(arg)));
         // Other tests on the machine must not cause timeouts.
         command.arg("--timeout-ms=3000");
@@ -155,6 +170,17 @@ mod image {
         }
         run(Command::new("cargo").args(["metadata", "--locked", "--offline", "--no-deps", "--format-version=1"]).current_dir(dir.path()));
     }
+}
+
+/// The command of the image's health check, without its program.
+fn health_check() -> Vec<String> {
+    let lines = image::instructions();
+    let check = lines.iter().find_map(|line| line.strip_prefix("HEALTHCHECK ")?.split_once("CMD ")).expect("no HEALTHCHECK").1;
+    let words: Vec<String> = serde_json::from_str(check).expect("not a list of words");
+    let entrypoint = lines.iter().find_map(|line| line.strip_prefix("ENTRYPOINT ")).expect("no ENTRYPOINT");
+    let [program]: [String; 1] = serde_json::from_str(entrypoint).expect("not one word");
+    assert_eq!(words[0], program, "the health check runs another program than the image");
+    words[1..].to_vec()
 }
 
 /// The variables that the image sets.
@@ -295,8 +321,12 @@ mod compose {
         let documents = documents("container/compose.yml");
         let services = &documents[0]["services"];
         let dir = TempDir::new().expect("cannot create a directory");
+        // The proxy starts once the health check of the agent's image succeeds.
+        assert_eq!(services["proxy"]["depends_on"]["agent"]["condition"], "service_healthy");
+        let (healthy, printed) = is_healthy(dir.path());
+        assert!(!healthy && printed.starts_with("not ready: cannot connect to the socket"), "{printed}");
         let agent = FromImage::start(&strings(&services["agent"]["command"]), dir.path());
-        agent.wait_until_200("/readyz");
+        wait::until("the agent is healthy", || (is_healthy(dir.path()) == (true, "ready".into())).then_some(()));
 
         let config = sample::read("container/zentinel.kdl");
         assert_strict(&config);

@@ -11,6 +11,8 @@ use zentinel_wasm_e2e::{Agent, HttpRequest, Paths, Proxy, free_port, wait};
 
 const UNIT: &str = "etc/systemd/system/zentinel-wasm-agent.service";
 
+const CHECK: &str = "etc/systemd/system/zentinel-wasm-agent.service.d/check.conf";
+
 /// The file names in the documentation that stand for the operator's own.
 const MODULE: &str = "policy.wasm";
 
@@ -20,12 +22,16 @@ const OTHER_UNITS: [&str; 5] = ["basic.target", "multi-user.target", "shutdown.t
 /// The first version that knows the type of the drop-in.
 const NOTIFY_RELOAD: u32 = 253;
 
-/// The commands of the documentation's section `Installation`.
+/// The commands of the documentation's section `Installation`, and those of `Check` that install
+/// files.
 fn commands() -> Vec<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/operations.md");
     let text = std::fs::read_to_string(path).expect("cannot read the documentation");
-    let section = text.split("\n## ").find(|section| section.starts_with("Installation\n")).expect("no section `Installation`");
-    let lines = section.lines().filter_map(|line| line.strip_prefix("    "));
+    let section = |name: &str| {
+        let section = text.split("\n## ").find(|section| section.lines().next() == Some(name));
+        section.unwrap_or_else(|| panic!("no section `{name}`")).lines().filter_map(|line| line.strip_prefix("    "))
+    };
+    let lines = section("Installation").chain(section("Check").filter(|line| line.starts_with("install ")));
     lines.map(|line| line.split('#').next().unwrap_or_default().trim().to_owned()).filter(|line| !line.is_empty()).collect()
 }
 
@@ -99,9 +105,9 @@ fn install(root: &Path) {
     }
 }
 
-/// The values of a setting in the installed unit.
-fn settings(root: &Path, name: &str) -> Vec<String> {
-    let unit = std::fs::read_to_string(root.join(UNIT)).expect("the unit is not installed");
+/// The values of a setting in an installed unit or drop-in.
+fn settings(root: &Path, file: &str, name: &str) -> Vec<String> {
+    let unit = std::fs::read_to_string(root.join(file)).expect("the unit is not installed");
     let lines = unit.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
     lines.map(str::to_owned).collect()
 }
@@ -130,7 +136,8 @@ mod systemd {
         std::fs::copy("/bin/kill", root.path().join("bin/kill")).expect("cannot copy `kill`");
         if has("systemd-analyze") {
             if systemd_version() < NOTIFY_RELOAD {
-                std::fs::remove_dir_all(unit.with_extension("service.d")).expect("the drop-in is not installed");
+                let drop_in = unit.with_extension("service.d").join("notify-reload.conf");
+                std::fs::remove_file(drop_in).expect("the drop-in is not installed");
             }
             run_quietly(Command::new("systemd-analyze").arg("verify").arg("--man=no").arg("--root").arg(root.path()).arg(&unit));
         }
@@ -149,17 +156,26 @@ mod systemd {
             text.replace("=/", &format!("={root}/")).replace("127.0.0.1:9191", &format!("127.0.0.1:{admin_port}"))
         };
 
-        let commands = settings(root.path(), "ExecStart");
-        let [command] = &commands[..] else { panic!("not one command: {commands:?}") };
-        let words: Vec<&str> = command.split_whitespace().collect();
-        let program: PathBuf = root.path().join(words[0].strip_prefix('/').expect("an absolute path"));
-        let mut agent = Command::new(program);
-        agent.args(&words[1..]).env_clear().env("CACHE_DIRECTORY", root.path().join("cache")).env("WASM_TIMEOUT_MS", "3000");
-        for variable in settings(root.path(), "Environment") {
-            let variable = moved(&variable);
-            let (name, value) = variable.split_once('=').expect("a variable has a value");
-            agent.env(name, value);
-        }
+        // A command of the unit or a drop-in, with the unit's variables.
+        let in_unit = |commands: Vec<String>| {
+            let [command] = &commands[..] else { panic!("not one command: {commands:?}") };
+            let words: Vec<&str> = command.split_whitespace().collect();
+            let program: PathBuf = root.path().join(words[0].trim_start_matches('-').strip_prefix('/').expect("an absolute path"));
+            let mut command = Command::new(program);
+            command.args(&words[1..]).env_clear().env("CACHE_DIRECTORY", root.path().join("cache")).env("WASM_TIMEOUT_MS", "3000");
+            for variable in settings(root.path(), UNIT, "Environment") {
+                let variable = moved(&variable);
+                let (name, value) = variable.split_once('=').expect("a variable has a value");
+                command.env(name, value);
+            }
+            command
+        };
+        let check = in_unit(settings(root.path(), CHECK, "ExecStartPre")).output().expect("cannot run the check");
+        let report: serde_json::Value = serde_json::from_slice(&check.stdout).expect("the journal would not be JSON");
+        assert!(check.status.success() && report["ok"] == true && report["warnings"] == serde_json::json!([]), "{report}");
+        assert!(check.stderr.is_empty() && !sockets.join("wasm.sock").exists());
+
+        let mut agent = in_unit(settings(root.path(), UNIT, "ExecStart"));
         let _agent = Agent::start_command(&mut agent, sockets.join("wasm.sock"), None, root.path()).expect("cannot start the agent");
         wait::until("the agent is ready", || {
             let response = HttpRequest::get("/readyz").send(admin_port).ok()?;

@@ -22,6 +22,8 @@ pub(crate) fn health_json(reports: &Reports) -> Value {
         "state": state_number(&health.state),
         "health_state": state,
         "message": health.state.message(),
+        // Not of the protocol: for `zentinel-wasm-agent health`.
+        "ready": health.ready,
         "load": {
             "in_flight": health.in_flight, "queue_depth": health.waiting,
             "avg_latency_ms": latency.average, "p50_latency_ms": latency.p50, "p95_latency_ms": latency.p95, "p99_latency_ms": latency.p99,
@@ -78,8 +80,9 @@ mod tests {
             (HealthState::Degraded("why".into()), 2, "degraded"),
             (HealthState::Draining, 3, "draining"),
         ] {
-            let reports = Reports { health: Health { state, ..Health::default() }, ..Reports::default() };
+            let reports = Reports { health: Health { state, ready: number < 3, ..Health::default() }, ..Reports::default() };
             let json = health_json(&reports);
+            assert_eq!(json["ready"], number < 3);
             assert_eq!((&json["state"], &json["health_state"]["status"]), (&json!(number), &json!(status)));
         }
     }

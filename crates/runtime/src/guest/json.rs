@@ -75,7 +75,7 @@ fn adapter_of(engine: &Engine, hooks: Hooks) -> Result<(Module, Linker<HostState
 fn check_exports(module: &Module, max_memory: usize, problems: &mut Vec<String>) -> Hooks {
     match module.get_export("memory") {
         Some(ExternType::Memory(memory)) if memory.is_shared() || memory.is_64() => {
-            problems.push("its export `memory` must be a 32-bit memory that is not shared".into());
+            problems.push("its export `memory` must be a 32-bit memory that is not shared: build for `wasm32` and without threads".into());
         }
         Some(ExternType::Memory(memory)) => {
             let initial = memory.minimum().saturating_mul(memory.page_size());
@@ -85,8 +85,8 @@ fn check_exports(module: &Module, max_memory: usize, problems: &mut Vec<String>)
                 ));
             }
         }
-        Some(_) => problems.push("its export `memory` is not a memory".into()),
-        None => problems.push("it does not export `memory`".into()),
+        Some(_) => problems.push("its export `memory` is not a memory: rename it".into()),
+        None => problems.push("it does not export `memory`: link it without `--import-memory` and `--no-export-memory`".into()),
     }
     check_function(module, "alloc", "(i32) -> i32", true, problems);
     check_function(module, "dealloc", "(i32, i32) -> ()", true, problems);
@@ -102,7 +102,10 @@ fn check_exports(module: &Module, max_memory: usize, problems: &mut Vec<String>)
             );
         } else {
             let names: Vec<_> = Hook::HANDLERS.iter().map(|hook| format!("`{hook}`")).collect();
-            problems.push(format!("it exports none of {}", names.join(", ")));
+            problems.push(format!(
+                "it exports none of {}: export a hook with the type (i32, i32) -> i64, in Rust from a `cdylib`",
+                names.join(", ")
+            ));
         }
     }
     hooks

@@ -86,6 +86,17 @@ pub enum StartError {
     },
 }
 
+impl StartError {
+    /// Every problem without the module's file, each in one line.
+    pub fn problems(&self) -> Vec<String> {
+        match self {
+            Self::Load(error) => error.problems().to_vec(),
+            Self::Start { failure, .. } => vec![format!("it does not start: {failure}")],
+            Self::Rejected { reason, .. } => vec![format!("it rejects its configuration: {reason}")],
+        }
+    }
+}
+
 /// Idle instances. Boxed, because they are moved into the future of each call and out again.
 type Idle = Vec<Box<Instance>>;
 
@@ -114,18 +125,9 @@ pub(crate) struct Instances {
 }
 
 impl Instances {
-    /// Creates the first instance, and the others in the background.
-    ///
-    /// # Errors
-    ///
-    /// The module does not start or rejects its configuration.
-    pub(crate) async fn start(
-        runtime: Runtime,
-        artifact: Artifact,
-        settings: PoolSettings,
-        log: Arc<GuestLog>,
-    ) -> Result<Arc<Self>, StartError> {
-        let instances = Arc::new(Self {
+    /// A pool without instances.
+    pub(super) fn new(runtime: Runtime, artifact: Artifact, settings: PoolSettings, log: Arc<GuestLog>) -> Arc<Self> {
+        Arc::new(Self {
             runtime,
             home: tokio::runtime::Handle::current(),
             artifact,
@@ -138,7 +140,21 @@ impl Instances {
             largest_memory: AtomicUsize::new(0),
             missing: watch::Sender::new(0),
             is_slow_to_make: AtomicBool::new(false),
-        });
+        })
+    }
+
+    /// Creates the first instance, and the others in the background.
+    ///
+    /// # Errors
+    ///
+    /// The module does not start or rejects its configuration.
+    pub(crate) async fn start(
+        runtime: Runtime,
+        artifact: Artifact,
+        settings: PoolSettings,
+        log: Arc<GuestLog>,
+    ) -> Result<Arc<Self>, StartError> {
+        let instances = Self::new(runtime, artifact, settings, log);
         let first = instances.make_ready().await?;
         match instances.settings.isolation {
             // Created only to prove that the module starts.
@@ -305,7 +321,7 @@ impl Instances {
     }
 
     /// Creates an instance off the request path.
-    async fn make_ready(self: &Arc<Self>) -> Result<Box<Instance>, StartError> {
+    pub(super) async fn make_ready(self: &Arc<Self>) -> Result<Box<Instance>, StartError> {
         let instances = Arc::clone(self);
         let limit = self.settings.start_timeout;
         let mut making = Box::pin(async move {

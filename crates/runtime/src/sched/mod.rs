@@ -5,6 +5,7 @@ pub(crate) mod pool;
 pub(crate) mod slot;
 pub(crate) mod slow_lane;
 pub(crate) mod ticker;
+pub(crate) mod trial;
 
 #[cfg(test)]
 mod tests;

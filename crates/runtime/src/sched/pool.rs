@@ -45,6 +45,25 @@ pub struct CallTimes {
     pub in_guest: Duration,
 }
 
+/// Compiles a module for a pool and checks it.
+pub(super) async fn compile(
+    runtime: &Runtime,
+    module: &Arc<Module>,
+    settings: &PoolSettings,
+    cache: Option<&Cache>,
+) -> Result<Artifact, StartError> {
+    let (compiled, cache, slots, max_memory) = (Arc::clone(module), cache.cloned(), settings.size + SPARE_SLOTS, settings.max_memory);
+    let permit = runtime.compile_permit().await;
+    let compiling = runtime.run_blocking(move || {
+        // Owned by this task, because the caller may be gone, or have called again.
+        let _permit = permit;
+        Artifact::compile(&compiled, slots, max_memory, cache.as_ref())
+    });
+    let artifact = compiling.await.map_err(|panicked| module.error(format!("the compiler {panicked}: please report this")))??;
+    runtime.ticker().watch(&artifact.engine);
+    Ok(artifact)
+}
+
 /// The instances of one module. Clones share them.
 #[derive(Clone)]
 pub struct Pool(Arc<PoolHandle>);
@@ -68,15 +87,7 @@ impl Pool {
     ///
     /// The module cannot be served, does not start, or rejects its configuration.
     pub async fn start(runtime: &Runtime, module: &Arc<Module>, settings: PoolSettings, cache: Option<&Cache>) -> Result<Self, StartError> {
-        let (compiled, cache, slots, max_memory) = (Arc::clone(module), cache.cloned(), settings.size + SPARE_SLOTS, settings.max_memory);
-        let permit = runtime.compile_permit().await;
-        let compiling = runtime.run_blocking(move || {
-            // Owned by this task, because the caller may be gone, or have called again.
-            let _permit = permit;
-            Artifact::compile(&compiled, slots, max_memory, cache.as_ref())
-        });
-        let artifact = compiling.await.map_err(|panicked| module.error(format!("the compiler {panicked}: please report this")))??;
-        runtime.ticker().watch(&artifact.engine);
+        let artifact = compile(runtime, module, &settings, cache).await?;
         if settings.config.is_some() && !artifact.hooks().contains(Hook::Configure) {
             module
                 .log

@@ -1,0 +1,4 @@
+//! The commands beside serving.
+
+pub mod check;
+pub mod health;
