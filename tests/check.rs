@@ -313,6 +313,95 @@ mod serving {
     }
 }
 
+mod proxies {
+    use super::*;
+
+    /// Serves what the samples of `deploy/kdl` expect.
+    fn wide(hooks: &[&str]) -> tempfile::TempDir {
+        let configure = r#"(func (export "on_configure") (param i32 i32) (result i64) (i64.const 0))"#;
+        folder(&module::with_hooks(hooks, |_| "i64.const 0".into(), configure))
+    }
+
+    fn sample(name: &str) -> String {
+        format!("{}/deploy/kdl/{name}", env!("CARGO_MANIFEST_DIR"))
+    }
+
+    const SOCKET: &str = "--socket=/run/zentinel-agents/wasm.sock";
+
+    #[test]
+    fn samples_fit_the_agent() {
+        let headers = ["on_request_headers", "on_response_headers"];
+        for (name, hooks, options) in [
+            ("wasm-agent.kdl", &headers[..], &[SOCKET][..]),
+            ("configured.kdl", &headers[..1], &[SOCKET]),
+            ("bodies.kdl", &module::PAGE_HOOKS, &[SOCKET]),
+            ("grpc.kdl", &headers, &["--grpc-address=127.0.0.1:50051"]),
+        ] {
+            let home = wide(hooks);
+            let (status, report) = report(home.path(), &[&["m.wasm", "--proxy-config", &sample(name)], options].concat(), &[]);
+            assert_eq!((status, &report["problems"], &report["warnings"]), (0, &json!([]), &json!([])), "{name}");
+        }
+    }
+
+    #[test]
+    fn are_compared_with_the_module_and_the_options() {
+        let home = wide(&module::PAGE_HOOKS);
+        let (status, lines) = text(home.path(), &["m.wasm", "--timeout-ms=60", SOCKET, "--proxy-config", &sample("before-0.6.54.kdl")]);
+        assert_eq!(status, 0);
+        let warnings: Vec<&str> = lines.iter().filter_map(|line| line.strip_prefix("warning: ")).collect();
+        assert_eq!(
+            warnings,
+            [
+                "agent \"wasm\": `on_request_body` is never called: add \"request_body\" to its `events`",
+                "agent \"wasm\": `on_response_body` is never called: add \"response_body\" to its `events`",
+                "agent \"wasm\": its `failure-mode` has no effect: set that of the filter",
+                "agent \"wasm\": the proxy gives up after 50 ms, before the deadline of a call (`--timeout-ms` 60), and nobody sees the \
+                 agent's answer: make `--timeout-ms` smaller or `timeout-ms` larger",
+            ]
+        );
+        let (status, report) = report(home.path(), &["m.wasm", "--proxy-config", &sample("wasm-agent.kdl")], &[]);
+        assert_eq!(status, 1);
+        assert_eq!(
+            report["problems"],
+            json!([
+                "no agent of the proxy connects to the socket `/tmp/zentinel-wasm.sock`: it connects to `/run/zentinel-agents/wasm.sock`"
+            ])
+        );
+    }
+
+    /// The module is tried with the settings that it gets from the proxy.
+    #[test]
+    fn configure_the_module_that_is_tried() {
+        let home = folder(&module::hostile("configure-trap"));
+        let config = |block: &str| {
+            let text = fs::read_to_string(sample("wasm-agent.kdl")).unwrap();
+            let text = text.replacen("timeout-ms 50", &format!("timeout-ms 50\nconfig {{ {block} }}"), 1);
+            fs::write(home.path().join("zentinel.kdl"), text).unwrap();
+            let (status, report) = report(home.path(), &["m.wasm", SOCKET, "--proxy-config=zentinel.kdl"], &[]);
+            (status, report["problems"].to_string())
+        };
+        assert_eq!(config("pool-size 2"), (0, "[]".into()));
+        let (status, problems) = config("module-config \"{}\"");
+        assert!(status == 1 && problems.contains("it does not start: WASM_TRAP: `on_configure`"), "{problems}");
+        let (status, problems) = config("pool-size 0");
+        assert!(status == 1 && problems.contains("the `config` block is rejected: `pool-size` is 0"), "{problems}");
+    }
+
+    #[test]
+    fn are_a_problem_if_they_cannot_be_read() {
+        let home = folder(&module::tagging("x"));
+        fs::write(home.path().join("bad.kdl"), "agents {\n").unwrap();
+        for (file, expected) in [
+            ("nowhere.kdl", "cannot read the proxy's configuration `nowhere.kdl`: No such file or directory"),
+            ("bad.kdl", "the proxy's configuration `bad.kdl` is invalid: line "),
+        ] {
+            let (status, report) = report(home.path(), &["m.wasm", "--proxy-config", file], &[]);
+            assert_eq!(status, 1);
+            assert!(report["problems"][0].as_str().unwrap().starts_with(expected), "{report}");
+        }
+    }
+}
+
 mod hostile {
     use super::*;
 

@@ -30,6 +30,8 @@ const WITHOUT_EFFECT: [&str; 10] = [
 pub struct CheckOptions {
     /// The options of serving.
     pub serve: Cli,
+    /// The proxy's configuration, to be compared with the module and the options.
+    pub proxy_config: Option<PathBuf>,
     /// Report one line of JSON.
     pub json: bool,
     /// Format of the log lines of the module and the agent: that of the report, if none is given.
@@ -54,7 +56,8 @@ impl CheckOptions {
             true => LogFormat::Json,
             false => LogFormat::Text,
         };
-        Ok(Self { serve, json, log_format })
+        let proxy_config = parsed.matches.get_one::<PathBuf>("proxy_config").cloned();
+        Ok(Self { serve, proxy_config, json, log_format })
     }
 }
 
@@ -77,6 +80,13 @@ pub(super) fn command() -> clap::Command {
                 .value_parser(value_parser!(PathBuf))
                 .conflicts_with("module")
                 .help("Wasm module to check; by default that of the option or variable"),
+        )
+        .arg(
+            Arg::new("proxy_config")
+                .long("proxy-config")
+                .value_name("FILE")
+                .value_parser(value_parser!(PathBuf))
+                .help("Also compare module and options with the proxy's configuration, KDL"),
         )
         .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print one line of JSON instead of text"))
         .mut_arg("module", |arg| arg.required(false))

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use zentinel_wasm_contract::{Hook, shortened};
 use zentinel_wasm_runtime::{Isolation, Module, Runtime, Trial};
 
+use super::proxy_config::{Addresses, Findings, ProxyConfig};
 use crate::cache;
 use crate::cli::{CheckOptions, Cli};
 use crate::listen::tls::ReloadableTls;
@@ -53,16 +54,30 @@ impl Report {
             report.problems.push(format!("{error:#}"));
         }
         match Module::read(&cli.module, cli.module_sha256.as_deref()) {
-            Ok(module) => report.try_module(cli, &Arc::new(module)).await,
+            Ok(module) => {
+                let proxy = options.proxy_config.as_deref().map(ProxyConfig::read).transpose();
+                let proxy = proxy.unwrap_or_else(|problem| {
+                    report.problems.push(problem);
+                    None
+                });
+                report.try_module(cli, &Arc::new(module), proxy.as_ref()).await;
+            }
             Err(error) => report.problems.extend(error.problems().iter().cloned()),
         }
         report
     }
 
-    async fn try_module(&mut self, cli: &Cli, module: &Arc<Module>) {
+    async fn try_module(&mut self, cli: &Cli, module: &Arc<Module>, proxy: Option<&ProxyConfig>) {
         self.sha256 = Some(module.digest().to_owned());
         self.size = Some(module.size());
-        let settings = cli.settings();
+        let mut settings = cli.settings();
+        let addresses = Addresses { socket: &cli.socket, grpc: cli.grpc_address };
+        // The proxy configures the agent before the first request.
+        match proxy.map(|proxy| proxy.settings(&addresses, &settings)).transpose() {
+            Ok(configured) => settings = configured.unwrap_or(settings),
+            Err(problem) => self.problems.push(problem),
+        }
+        self.memory_limit = u64::from(settings.max_memory_mb) << 20;
         let runtime = match Runtime::start() {
             Ok(runtime) => runtime,
             Err(error) => return self.problems.push(format!("{NO_THREADS}: {error}")),
@@ -71,6 +86,11 @@ impl Report {
         self.trial = Trial::run(&runtime, module, settings.pool(), cache.as_ref()).await;
         if let Some(error) = &self.trial.error {
             self.problems.extend(error.problems().into_iter().map(with_hint));
+        }
+        if let Some(proxy) = proxy.filter(|_| self.trial.compiled.is_some()) {
+            let Findings { problems, warnings } = proxy.findings(&addresses, &settings, self.trial.hooks);
+            self.problems.extend(problems);
+            self.warnings.extend(warnings);
         }
         if self.trial.ignores_config {
             self.warnings.push(format!("the module ignores its configuration, because it does not export `{}`", Hook::Configure));

@@ -2,3 +2,4 @@
 
 pub mod check;
 pub mod health;
+mod proxy_config;
