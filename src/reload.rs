@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sd_notify::NotifyState;
 use tokio::signal::unix::Signal;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use zentinel_wasm_engine::Agent;
 
 use crate::source::Source;
@@ -13,20 +13,35 @@ use crate::watch::{FileWatcher, ReloadCause};
 
 /// Reloads one at a time, so signals that arrive during a reload cause one more.
 pub(crate) async fn reload_when_due(agent: Arc<Agent>, source: Source, mut hangup: Signal, mut watcher: Option<FileWatcher>) {
+    // Why the last reload failed, if it did. A retry that fails for the same reason is no news.
+    let mut failure = None;
     loop {
-        tokio::select! {
-            _ = hangup.recv() => info!("reloading because of SIGHUP"),
+        let known = tokio::select! {
+            _ = hangup.recv() => {
+                info!("reloading because of SIGHUP");
+                None
+            }
             cause = due(watcher.as_mut()) => match cause {
-                ReloadCause::Change => info!("reloading because a watched file has changed"),
-                ReloadCause::Retry => info!("retrying the failed reload"),
+                ReloadCause::Change => {
+                    info!("reloading because a watched file has changed");
+                    None
+                }
+                ReloadCause::Missing => {
+                    info!("reloading because a watched file is missing");
+                    None
+                }
+                ReloadCause::Retry => {
+                    debug!("retrying the failed reload");
+                    failure
+                }
             },
-        }
+        };
         if let Some(watcher) = &mut watcher {
             watcher.reload_begins().await;
         }
-        let succeeded = reload(&agent, &source).await;
+        failure = reload(&agent, &source, known).await.err();
         if let Some(watcher) = &mut watcher {
-            watcher.reload_ended(succeeded);
+            watcher.reload_ended(failure.is_none());
         }
     }
 }
@@ -38,13 +53,16 @@ async fn due(watcher: Option<&mut FileWatcher>) -> ReloadCause {
     }
 }
 
-/// Returns whether the reload succeeded.
-async fn reload(agent: &Agent, source: &Source) -> bool {
+/// Reloads, and logs the result, unless it is the failure that is `known`. The error is why nothing
+/// has changed.
+async fn reload(agent: &Agent, source: &Source, known: Option<String>) -> Result<(), String> {
     notify(&[NotifyState::Reloading, NotifyState::monotonic_usec_now().unwrap_or(NotifyState::MonotonicUsec(0))]);
-    let result = source.reload(agent).await;
-    if let Err(error) = &result {
-        warn!("reload failed, keeping the current module, configuration and certificates: {error:#}");
+    let result = source.reload(agent).await.map_err(|error| format!("{error:#}"));
+    match &result {
+        Ok(()) => info!("reload complete"),
+        Err(reason) if known.as_ref() == Some(reason) => debug!("reload failed again: {reason}"),
+        Err(reason) => warn!("reload failed, keeping the current module, configuration and certificates: {reason}"),
     }
     notify(&[NotifyState::Ready]);
-    result.is_ok()
+    result
 }

@@ -78,6 +78,8 @@ pub struct FileWatcher {
 pub(crate) enum ReloadCause {
     /// The files have changed.
     Change,
+    /// A file has been missing for a while.
+    Missing,
     /// The last reload has failed.
     Retry,
 }
@@ -177,7 +179,7 @@ impl ReloadSchedule {
         }
         if self.latest != self.loaded {
             self.retry = None;
-            return Some(ReloadCause::Change);
+            return Some(if is_missing { ReloadCause::Missing } else { ReloadCause::Change });
         }
         // A retry cannot succeed while a file is missing, and its return is a change.
         self.retry.filter(|retry| retry.at <= now && !is_missing).map(|_| ReloadCause::Retry)
@@ -243,7 +245,7 @@ mod tests {
         let now = Instant::now();
         let mut schedule = ReloadSchedule::new(snapshot(1));
         let causes: Vec<_> = (0..MISSING_SNAPSHOTS).filter_map(|_| schedule.observe(missing(), now)).collect();
-        assert_eq!(causes, [ReloadCause::Change]);
+        assert_eq!(causes, [ReloadCause::Missing]);
         schedule.reload_begins();
         schedule.reload_ended(false, now);
         let much_later = now + 2 * LONGEST_PAUSE;

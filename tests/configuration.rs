@@ -12,6 +12,9 @@ const RELOADED: &str = r#"wasm_agent_reloads_total{result="success"}"#;
 
 const REJECTED: &str = r#"wasm_agent_reloads_total{result="failure"}"#;
 
+/// Whether a configuration is rejected.
+const IS_REJECTED: &str = "wasm_agent_proxy_config_rejected";
+
 /// In MiB. The modules of these tests start with 12 MiB of memory.
 const ENOUGH_MEMORY: u64 = 16;
 
@@ -255,6 +258,81 @@ mod rejected {
     }
 }
 
+mod rejection {
+    use super::*;
+
+    const REASON: &str = "rejected the proxy's configuration: `fail-open` is 7: expected true or false";
+
+    /// How many log lines contain `text`, once a line contains `until`, which is logged later.
+    fn logged_until(agent: &Agent, text: &str, until: &str) -> usize {
+        let until = agent.log.wait_for_line(until, |line| line.contains(until));
+        agent.log.lines().iter().take_while(|line| **line != until).filter(|line| line.contains(text)).count()
+    }
+
+    #[test]
+    fn shows_in_health_until_a_configuration_is_accepted() {
+        let (agent, admin) = start(&module::choosing(), &[]);
+        assert_eq!(admin.metric(IS_REJECTED), 0.0);
+        let mut proxy = agent.connect();
+        proxy.configure(&json!({"fail-open": true})).unwrap();
+        agent.connect().configure(&json!({"fail-open": 7})).unwrap_err();
+        // Nobody is connected that has sent it. The reports to the others have it too.
+        assert_eq!(admin.get("/healthz"), (200, format!("degraded: {REASON}\n")));
+        assert_eq!(admin.get("/readyz"), (200, "ready\n".into()));
+        assert_eq!(admin.metric(IS_REJECTED), 1.0);
+        wait_for("the report", || (proxy.report(kind::HEALTH_STATUS)["message"] == REASON).then_some(()));
+        // Even if it is the current one and changes nothing.
+        proxy.configure(&json!({"fail-open": true})).unwrap();
+        assert_eq!(admin.get("/healthz"), (200, "healthy\n".into()));
+        assert_eq!((admin.metric(IS_REJECTED), admin.metric(RELOADED), admin.metric(REJECTED)), (0.0, 1.0, 1.0));
+    }
+
+    #[test]
+    fn of_every_connection_is_logged_and_counted_once() {
+        let (agent, admin) = start(&module::choosing(), &[]);
+        for _ in 0..3 {
+            for _ in 0..4 {
+                agent.connect().configure(&json!({"fail-open": 7})).unwrap_err();
+                assert_eq!(shake_hands_with(&agent, json!({"fail-open": 7})).1["success"], false);
+                // Another proxy has another one.
+                agent.connect().configure(&json!({"pool-size": 0})).unwrap_err();
+            }
+        }
+        assert_eq!(admin.metric(REJECTED), 2.0);
+        let health = admin.get("/healthz").1;
+        assert!(health.contains(REASON) && health.contains("; rejected the proxy's configuration: `pool-size` is 0"), "{health}");
+        agent.connect().configure(&json!({"pool-size": 3})).unwrap();
+        assert_eq!(admin.get("/healthz").1, "healthy\n");
+        assert_eq!(logged_until(&agent, REASON, "accepted the proxy's configuration"), 1);
+        assert_eq!(logged_until(&agent, "rejected the proxy's configuration", "accepted the proxy's configuration"), 2);
+        // A rejection after that is news.
+        agent.connect().configure(&json!({"fail-open": 7})).unwrap_err();
+        assert_eq!((admin.metric(REJECTED), admin.metric(IS_REJECTED)), (3.0, 1.0));
+        wait_for("the second line", || (agent.log.lines().iter().filter(|line| line.contains(REASON)).count() == 2).then_some(()));
+    }
+
+    #[test]
+    fn by_the_module_ends_with_a_reload() {
+        let modules = tempfile::tempdir().unwrap();
+        let file = module::write(modules.path(), "m.wasm", &module::configurable());
+        let agent = AGENT.start(&file, &["--admin-address", "127.0.0.1:0"]);
+        let admin = agent.admin();
+        let config = json!({"module-config": "\"loud!\""});
+        agent.connect().configure(&config).unwrap_err();
+        agent.connect().configure(&json!({"fail-open": 7})).unwrap_err();
+        assert!(admin.get("/healthz").1.contains("no exclamation marks"));
+        // A module that takes any configuration.
+        module::write(modules.path(), "m.wasm", &module::choosing());
+        agent.signal(Signal::HUP);
+        admin.wait_for_metric(RELOADED, 1.0);
+        // No module makes a setting valid.
+        wait_for("health", || (admin.get("/healthz").1 == format!("degraded: {REASON}\n")).then_some(()));
+        assert_eq!(admin.metric(IS_REJECTED), 1.0);
+        agent.connect().configure(&config).unwrap();
+        assert_eq!((admin.get("/healthz").1.as_str(), admin.metric(IS_REJECTED)), ("healthy\n", 0.0));
+    }
+}
+
 mod module_config {
     use super::*;
 
@@ -355,6 +433,6 @@ mod reload {
         // They apply to the current module, whatever its file contains now.
         proxy.configure(&json!({"pool-size": 2, "fail-open": true})).unwrap();
         assert!(is_fail_open(&mut proxy));
-        assert!(admin.get("/healthz").1.starts_with("degraded: cannot serve the module"));
+        assert!(admin.get("/healthz").1.starts_with("degraded: reload failed: cannot serve the module"));
     }
 }

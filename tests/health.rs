@@ -80,7 +80,10 @@ mod agents {
         agent.admin().wait_for_metric(r#"wasm_agent_reloads_total{result="failure"}"#, 1.0);
         let [(status, line), by_admin] = by_both_ways(&agent);
         assert_eq!(status, 0);
-        assert!(line.starts_with("ready, but degraded: cannot serve the module `") && line.contains("it is not Wasm"), "{line}");
+        assert!(
+            line.starts_with("ready, but degraded: reload failed: cannot serve the module `") && line.contains("it is not Wasm"),
+            "{line}"
+        );
         assert_eq!(by_admin, (status, line));
     }
 
@@ -98,7 +101,7 @@ mod agents {
         });
         for (status, line) in by_both_ways(&agent) {
             assert_eq!(status, 1);
-            assert!(line.starts_with("not ready: degraded: circuit open"), "{line}");
+            assert!(line.starts_with("not ready: ") && line.contains("circuit open for on_request_headers"), "{line}");
         }
     }
 

@@ -269,7 +269,7 @@ mod reloading {
             assert_eq!(tag(&connection.get("a", "/")), "good");
             let (status, health) = admin.get("/healthz");
             assert_eq!(status, 200);
-            assert!(health.starts_with("degraded: cannot serve the module `"), "{health}");
+            assert!(health.starts_with("degraded: reload failed: cannot serve the module `"), "{health}");
             assert_eq!(admin.get("/readyz"), (200, "ready\n".into()));
             wait_for("the report of the degraded health", || {
                 let report = connection.report(kind::HEALTH_STATUS);

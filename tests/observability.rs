@@ -107,7 +107,8 @@ mod reports {
         agent.signal(Signal::HUP);
         let load = wait_for("a report of it", || {
             let load = proxy.report(kind::HEALTH_STATUS)["load"].clone();
-            (load["requests_processed"] == 1).then_some(load)
+            // A report may be made between the arrival of the event and its answer.
+            (load["requests_processed"] == 1 && load["in_flight"] == 0).then_some(load)
         });
         for field in ["avg_latency_ms", "p50_latency_ms", "p95_latency_ms", "p99_latency_ms"] {
             assert!(load[field].as_f64().unwrap() > 10.0, "{field}: {load}");
@@ -195,6 +196,15 @@ mod metrics {
     }
 
     #[test]
+    fn have_the_deadline_in_force() {
+        let agent = start(&module::choosing(), &[&ADMIN[..], &["--timeout-ms", "250"]].concat());
+        let admin = agent.admin();
+        assert_eq!(admin.metric("wasm_agent_timeout_seconds"), 0.25);
+        agent.connect().configure(&json!({"timeout-ms": 5000})).unwrap();
+        assert_eq!(admin.metric("wasm_agent_timeout_seconds"), 5.0);
+    }
+
+    #[test]
     fn have_stable_names() {
         let (_agent, admin) = well_used();
         let expected = [
@@ -205,20 +215,24 @@ mod metrics {
             "wasm_agent_errors_total",
             "wasm_agent_fail_open_total",
             "wasm_agent_guest_memory_max_bytes",
+            "wasm_agent_hook_circuit_open",
             "wasm_agent_id_collisions_total",
             "wasm_agent_in_flight",
             "wasm_agent_instance_start_failures_total",
             "wasm_agent_instances_discarded_total",
+            "wasm_agent_last_reload_successful",
             "wasm_agent_log_lines_lost_total",
             "wasm_agent_module_info",
             "wasm_agent_panics_total",
             "wasm_agent_pool_available",
             "wasm_agent_pool_waiting",
+            "wasm_agent_proxy_config_rejected",
             "wasm_agent_reloads_total",
             "wasm_agent_requests_blocked_total",
             "wasm_agent_requests_total",
             "wasm_agent_routing_metadata_lost_total",
             "wasm_agent_rule_hits_total",
+            "wasm_agent_timeout_seconds",
         ];
         assert_eq!(names(admin).iter().map(String::as_str).collect::<Vec<_>>(), expected);
     }
@@ -355,7 +369,7 @@ mod admin {
         proxy.send(kind::REQUEST_HEADERS, &request("slow", "/"));
         admin.wait_for_metric("wasm_agent_in_flight", 1.0);
         agent.signal(Signal::TERM);
-        wait_for("readiness to end", || (admin.get("/readyz") == (503, "not ready\n".into())).then_some(()));
+        wait_for("readiness to end", || (admin.get("/readyz") == (503, "not ready: draining\n".into())).then_some(()));
         assert_eq!(admin.get("/healthz"), (200, "draining\n".into()));
         assert_eq!(decision(&proxy.answer()), "allow");
     }

@@ -1,8 +1,10 @@
 //! More events than instances, and the circuit breaker for a module that fails every call.
 
-use std::time::Duration;
+#[path = "common/short_timeouts.rs"]
+mod short_timeouts;
 
-use testkit::{Agent, Program, decision, id_of, kind, module, module_error, request, wait_for};
+use serde_json::{Value, json};
+use testkit::{Agent, Program, decision, id_of, kind, module, module_error, request, response, wait_for};
 
 const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
 
@@ -71,46 +73,122 @@ fn ends_when_the_queue_is_empty() {
     assert_eq!(module_error(&proxy.get("after", "/")), None);
 }
 
-#[test]
-fn circuit_opens_when_every_call_fails_and_closes_after_a_probe() {
-    let agent = start(&module::choosing(), &["--timeout-ms", "20000"]);
-    let admin = agent.admin();
-    let mut proxy = agent.connect();
-    // 100 failures are not enough. Nothing but failures for 10 s is.
-    let mut failures = 0;
-    wait_for("the circuit to open", || {
-        std::thread::sleep(Duration::from_millis(20));
-        match module_error(&proxy.get("bad", "/t")) {
-            Some("WASM_TRAP") => failures += 1,
-            Some("WASM_CIRCUIT_OPEN") => return Some(()),
-            other => panic!("{other:?}"),
-        }
-        None
-    });
-    assert!(failures >= 100, "{failures}");
-    assert_eq!(admin.metric("wasm_agent_circuit_open"), 1.0);
-    assert_eq!(admin.get("/healthz"), (200, "degraded: circuit open: every call fails; probing once a second\n".into()));
-    assert_eq!(admin.get("/readyz").0, 503);
-    wait_for("the report", || (proxy.report(kind::HEALTH_STATUS)["health_state"]["status"] == "degraded").then_some(()));
-    agent.log.wait_for_entry("the opened circuit", |entry| entry["message"].as_str().unwrap().contains("circuit open"));
+mod circuit {
+    use super::*;
 
-    // Good requests fail as well for now, by the failure mode.
-    let answer = proxy.get("good", "/");
-    if module_error(&answer) == Some("WASM_CIRCUIT_OPEN") {
-        assert_eq!(answer["decision"]["block"]["status"], 500);
+    const OPEN: &str = r#"wasm_agent_hook_circuit_open{hook="on_request_headers"}"#;
+
+    const REASON: &str = "circuit open for on_request_headers: every call fails; probing once a second";
+
+    fn start(wat: &str) -> Agent {
+        let modules = tempfile::tempdir().unwrap();
+        let file = module::write(modules.path(), "m.wasm", wat);
+        short_timeouts::start_with_short_breaker(&file, &["--admin-address", "127.0.0.1:0", "--timeout-ms", "20000"])
     }
-    // Failing probes keep it open.
-    wait_for("a failing probe", || {
-        let opened = admin.metric("wasm_agent_circuit_open");
-        let error = module_error(&proxy.get("bad", "/t")).map(str::to_owned);
-        assert!(opened == 1.0 || error.is_some());
-        (error.as_deref() == Some("WASM_TRAP")).then_some(())
-    });
-    // The first successful one closes it.
-    wait_for("a successful probe", || module_error(&proxy.get("good", "/")).is_none().then_some(()));
-    assert_eq!(module_error(&proxy.get("good", "/")), None);
-    assert_eq!(admin.metric("wasm_agent_circuit_open"), 0.0);
-    assert_eq!(admin.get("/healthz"), (200, "healthy\n".into()));
-    assert_eq!(admin.get("/readyz").0, 200);
-    agent.log.wait_for_entry("the closed circuit", |entry| entry["message"].as_str().unwrap().contains("circuit closed"));
+
+    /// Sends events that fail until the circuit is open. Returns how many reached the module.
+    #[track_caller]
+    fn open(mut fail: impl FnMut() -> Value) -> usize {
+        let mut failures = 0;
+        wait_for("the circuit to open", || {
+            match module_error(&fail()) {
+                Some("WASM_TRAP") => failures += 1,
+                Some("WASM_CIRCUIT_OPEN") => return Some(()),
+                other => panic!("{other:?}"),
+            }
+            None
+        });
+        failures
+    }
+
+    #[test]
+    fn opens_when_every_call_fails_and_closes_after_a_probe() {
+        let agent = start(&module::choosing());
+        let admin = agent.admin();
+        let mut proxy = agent.connect();
+        // Both 100 failures and nothing but failures for a while are needed.
+        let failures = open(|| proxy.get("bad", "/t"));
+        assert!(failures >= 100, "{failures}");
+        for metric in ["wasm_agent_circuit_open", OPEN] {
+            assert_eq!(admin.metric(metric), 1.0, "{metric}");
+        }
+        assert_eq!(admin.metric(r#"wasm_agent_hook_circuit_open{hook="on_response_headers"}"#), 0.0);
+        assert_eq!(admin.get("/healthz"), (200, format!("degraded: {REASON}\n")));
+        assert_eq!(admin.get("/readyz"), (503, format!("not ready: {REASON}\n")));
+        wait_for("the report", || {
+            let report = proxy.report(kind::HEALTH_STATUS);
+            (report["health_state"]["status"] == "degraded" && report["message"] == REASON).then_some(())
+        });
+        let entry = agent.log.wait_for_entry("the opened circuit", |entry| entry["message"] == REASON);
+        assert_eq!((&entry["level"], &entry["hook"]), (&json!("WARN"), &json!("on_request_headers")));
+
+        // Good requests fail as well for now, by the failure mode.
+        let answer = proxy.get("good", "/");
+        if module_error(&answer) == Some("WASM_CIRCUIT_OPEN") {
+            assert_eq!(answer["decision"]["block"]["status"], 500);
+        }
+        // Failing probes keep it open.
+        wait_for("a failing probe", || {
+            let opened = admin.metric(OPEN);
+            let error = module_error(&proxy.get("bad", "/t")).map(str::to_owned);
+            assert!(opened == 1.0 || error.is_some());
+            (error.as_deref() == Some("WASM_TRAP")).then_some(())
+        });
+        // The first successful one closes it.
+        wait_for("a successful probe", || module_error(&proxy.get("good", "/")).is_none().then_some(()));
+        assert_eq!(module_error(&proxy.get("good", "/")), None);
+        for metric in ["wasm_agent_circuit_open", OPEN] {
+            assert_eq!(admin.metric(metric), 0.0, "{metric}");
+        }
+        assert_eq!(admin.get("/healthz"), (200, "healthy\n".into()));
+        assert_eq!(admin.get("/readyz").0, 200);
+        let entry = agent.log.wait_for_entry("the closed circuit", |entry| {
+            entry["message"].as_str().unwrap().contains("circuit closed for on_request_headers")
+        });
+        assert_eq!(entry["hook"], "on_request_headers");
+    }
+
+    #[test]
+    fn of_one_hook_does_not_concern_the_others() {
+        let trap =
+            |failing: &'static str| move |hook: &str| if hook == failing { "unreachable".to_owned() } else { "i64.const 0".to_owned() };
+        let hooks = ["on_request_headers", "on_response_headers"];
+        for [failing, other] in [hooks, [hooks[1], hooks[0]]] {
+            let agent = start(&module::with_hooks(&hooks, trap(failing), ""));
+            let admin = agent.admin();
+            let mut proxy = agent.connect();
+            let mut ask = |hook: &str| match hook {
+                "on_request_headers" => proxy.get("a", "/"),
+                _ => proxy.ask(kind::RESPONSE_HEADERS, &response("a", 200)),
+            };
+            // A success of the other hook after each failure.
+            open(|| {
+                assert_eq!(module_error(&ask(other)), None);
+                ask(failing)
+            });
+            assert_eq!(module_error(&ask(other)), None);
+            let reason = format!("circuit open for {failing}: ");
+            for (path, status) in [("/healthz", 200), ("/readyz", 503)] {
+                let (got, text) = admin.get(path);
+                assert!(got == status && text.contains(&reason), "{path}: {got} {text}");
+            }
+            for (hook, open) in [(failing, 1.0), (other, 0.0)] {
+                assert_eq!(admin.metric(&format!("wasm_agent_hook_circuit_open{{hook=\"{hook}\"}}")), open, "{hook}");
+            }
+        }
+    }
+
+    #[test]
+    fn without_calls_does_not_prevent_readiness() {
+        let agent = start(&module::choosing());
+        let admin = agent.admin();
+        let mut proxy = agent.connect();
+        open(|| proxy.get("bad", "/t"));
+        assert_eq!(admin.get("/readyz").0, 503);
+        // No request arrives, as when an orchestrator sends them elsewhere.
+        wait_for("readiness", || (admin.get("/readyz").0 == 200).then_some(()));
+        assert_eq!(admin.get("/healthz"), (200, format!("degraded: {REASON}\n")));
+        assert_eq!(module_error(&proxy.get("bad", "/t")), Some("WASM_TRAP"));
+        assert_eq!(admin.get("/readyz"), (503, format!("not ready: {REASON}\n")));
+    }
 }

@@ -258,7 +258,8 @@ mod watch {
         assert_eq!(rules(&mut agent.connect()), json!({"rules": 1}));
         fs::set_permissions(&config, Permissions::from_mode(0o644)).unwrap();
         wait_for("the new rules", || (rules(&mut agent.connect()) == json!({"rules": 2})).then_some(()));
-        assert_eq!(admin.get("/healthz"), (200, "healthy\n".into()));
+        // The result is recorded after the new module serves.
+        wait_for("the agent to be healthy", || (admin.get("/healthz").1 == "healthy\n").then_some(()));
         agent.end();
     }
 
@@ -271,27 +272,77 @@ mod watch {
         fs::rename(files.path("config.json"), &elsewhere).unwrap();
         wait_for("a failed reload", || (admin.metric(NOT_RELOADED) >= 1.0).then_some(()));
         assert!(admin.get("/healthz").1.contains("config.json"));
+        agent.log.wait_for_line("the cause", |line| line.contains("reloading because a watched file is missing"));
+        assert_eq!(admin.metric("wasm_agent_last_reload_successful"), 0.0);
         assert_eq!(rules(&mut connection), json!({"rules": 1}));
         fs::rename(&elsewhere, files.path("config.json")).unwrap();
         wait_for("the agent to be healthy", || (admin.get("/healthz").1 == "healthy\n").then_some(()));
+        assert_eq!(admin.metric("wasm_agent_last_reload_successful"), 1.0);
         agent.end();
     }
 
     #[test]
     fn retries_a_failed_reload_without_a_change() {
         let files = Files::new();
-        let agent = AGENT.start(&files.path("m.wasm"), &[&AMPLE[..], &["--watch"]].concat());
+        let agent = AGENT.start(&files.path("m.wasm"), &[&AMPLE[..], &["--watch", "--verbose"]].concat());
         agent.log.wait_for_line("serving the socket", |line| line.contains("serving the socket"));
         // No file can be opened, although the state of each is unchanged.
         let before = limit_files(&agent, Some(3));
         agent.signal(Signal::HUP);
         agent.log.wait_for_line("the failed reload", |line| line.contains("reload failed") && line.contains("m.wasm"));
         agent.log.wait_for_line("the next try", |line| line.contains("retrying the failed reload"));
+        // A retry that fails for the same reason is a warning no more.
+        agent.log.wait_for_entry("its failure", |entry| {
+            entry["level"] == "DEBUG" && entry["message"].as_str().unwrap().starts_with("reload failed again: ")
+        });
+        assert_eq!(agent.log.lines().iter().filter(|line| line.contains("reload failed, keeping")).count(), 1);
         let served = || agent.log.lines().iter().filter(|line| line.contains("serving the module `")).count();
         assert_eq!(served(), 1);
         limit_files(&agent, before);
         wait_for("a reload that succeeds", || (served() == 2).then_some(()));
         agent.end();
+    }
+}
+
+mod log {
+    use super::*;
+
+    /// The messages of the agent's log since its start, with their levels.
+    fn since_the_start(agent: &Agent) -> Vec<(String, String)> {
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let entries = agent.log.entries();
+        let start = entries.iter().position(|entry| text(&entry["message"]).starts_with("serving the socket")).unwrap();
+        entries[start + 1..].iter().map(|entry| (text(&entry["level"]), text(&entry["message"]))).collect()
+    }
+
+    #[test]
+    fn has_each_reload_once() {
+        let files = Files::new();
+        let (agent, admin) = files.start(&[]);
+        let path = files.path("m.wasm");
+        agent.signal(Signal::HUP);
+        agent.log.wait_for_line("the end of the reload", |line| line.contains("reload complete"));
+        assert_eq!(admin.metric("wasm_agent_last_reload_successful"), 1.0);
+        fs::remove_file(&path).unwrap();
+        agent.signal(Signal::HUP);
+        agent.log.wait_for_line("the failed reload", |line| line.contains("reload failed"));
+        assert_eq!(admin.metric("wasm_agent_last_reload_successful"), 0.0);
+        let messages = since_the_start(&agent);
+        let expected = [
+            ("INFO", "reloading because of SIGHUP".to_owned()),
+            ("INFO", format!("serving the module `{}`", path.display())),
+            ("INFO", "reload complete".into()),
+            ("INFO", "reloading because of SIGHUP".into()),
+            (
+                "WARN",
+                format!(
+                    "reload failed, keeping the current module, configuration and certificates: \
+                     cannot serve the module `{}`: No such file or directory (os error 2)",
+                    path.display()
+                ),
+            ),
+        ];
+        assert_eq!(messages, expected.map(|(level, message)| (level.to_owned(), message)));
     }
 }
 
@@ -321,7 +372,8 @@ mod failure {
             let (status, health) = admin.get("/healthz");
             assert_eq!(status, 200);
             assert!(
-                health.starts_with(&format!("degraded: cannot use `--module-config @{config}`: ")) && health.contains(reason),
+                health.starts_with(&format!("degraded: reload failed: cannot use `--module-config @{config}`: "))
+                    && health.contains(reason),
                 "{health}"
             );
             assert_eq!(admin.get("/readyz").0, 200);

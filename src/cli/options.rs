@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use zentinel_wasm_contract::HeaderCase;
-use zentinel_wasm_engine::{SettingLimits, Settings};
+use zentinel_wasm_engine::{BreakerLimits, SettingLimits, Settings};
 use zentinel_wasm_protocol::MAX_FRAME;
 use zentinel_wasm_runtime::Isolation;
 
@@ -215,6 +215,7 @@ impl Cli {
             max_output: self.max_output_bytes.map_or(max_body + (1 << 20), |bytes| bytes as usize),
             header_case: self.header_case.into(),
             start_timeout: Duration::from_millis(self.start_timeout_ms),
+            breaker: BreakerLimits::default(),
         }
     }
 

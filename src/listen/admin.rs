@@ -113,10 +113,10 @@ fn respond(request: &Request<Incoming>, agent: Option<&Agent>) -> Response<Full<
             Some(HealthState::Degraded(reason)) => text(StatusCode::OK, format!("degraded: {reason}\n")),
             Some(HealthState::Draining) => text(StatusCode::OK, "draining\n"),
         },
-        "/readyz" => match agent.map(Agent::is_ready) {
+        "/readyz" => match agent.map(Agent::not_ready) {
             None => text(StatusCode::SERVICE_UNAVAILABLE, STARTING),
-            Some(true) => text(StatusCode::OK, "ready\n"),
-            Some(false) => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+            Some(None) => text(StatusCode::OK, "ready\n"),
+            Some(Some(reason)) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
         },
         _ => text(StatusCode::NOT_FOUND, "try /metrics, /healthz or /readyz\n"),
     }

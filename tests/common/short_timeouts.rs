@@ -2,18 +2,24 @@
 //!
 //! It runs in a process of its own, like the binary: this test's executable, started once more.
 
+// Every test binary has its own copy and uses only a part of it.
+#![allow(dead_code)]
+
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use clap::Parser as _;
 use testkit::{Agent, Program};
 use zentinel_agent_wasm::cli::Cli;
 use zentinel_agent_wasm::lifecycle::{Lifecycle, LifecycleConfig};
+use zentinel_agent_wasm::listen::admin::AdminServer;
 use zentinel_agent_wasm::listen::grpc::GrpcServer;
 use zentinel_agent_wasm::listen::unix::SocketServer;
 use zentinel_agent_wasm::logging::Log;
 use zentinel_agent_wasm::process;
 use zentinel_agent_wasm::signals::Signals;
+use zentinel_wasm_engine::{BreakerLimits, Settings};
 use zentinel_wasm_protocol::Timeouts;
 use zentinel_wasm_runtime::Runtime;
 
@@ -27,15 +33,40 @@ pub(crate) const LOGGED_TIMEOUT: &str = "2s";
 /// The agent's command line, one argument per line. Set in the process that is the agent.
 const COMMAND_LINE: &str = "SHORT_TIMEOUTS_COMMAND_LINE";
 
+/// Set in a process whose circuit breakers are [`SHORT`].
+const SHORT_BREAKER: &str = "SHORT_TIMEOUTS_BREAKER";
+
+/// As many failures as by default, but all intervals are a tenth of the defaults.
+const SHORT: BreakerLimits = BreakerLimits {
+    failures: 100,
+    window: Duration::from_secs(1),
+    probe_interval: Duration::from_millis(100),
+    idle: Duration::from_secs(3),
+};
+
 /// Starts the agent with a module and further options, and waits until it serves the socket.
 #[track_caller]
 pub(crate) fn start(module: &Path, options: &[&str]) -> Agent {
+    launch(module, options, false)
+}
+
+/// The same with circuit breakers that open and probe sooner.
+#[track_caller]
+pub(crate) fn start_with_short_breaker(module: &Path, options: &[&str]) -> Agent {
+    launch(module, options, true)
+}
+
+#[track_caller]
+fn launch(module: &Path, options: &[&str], short_breaker: bool) -> Agent {
     let home = tempfile::tempdir().unwrap();
     let socket = home.path().join("wasm.sock");
     let paths = [&socket, module].map(|path| path.to_str().unwrap());
     let command_line = [&["zentinel-wasm-agent", "--socket", paths[0], "--module", paths[1]], options].concat();
     let mut command = Program(std::env::current_exe().unwrap()).command(home.path());
     command.args(["--exact", "short_timeouts::agent_process", "--nocapture"]).env(COMMAND_LINE, command_line.join("\n"));
+    if short_breaker {
+        command.env(SHORT_BREAKER, "");
+    }
     let agent = Agent::spawn(home, socket, command);
     agent.log.wait_for_line("serving the socket", |line| line.contains("serving the socket"));
     agent
@@ -61,8 +92,15 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
         Some(address) => Some(GrpcServer::bind(address, None).await?),
         None => None,
     };
+    let started = Arc::new(OnceLock::new());
+    if let Some(address) = cli.admin_address {
+        tokio::spawn(AdminServer::bind(address).await?.serve(Arc::clone(&started)));
+    }
     let source = cli.source(None);
-    let agent = source.start(Runtime::start()?, cli.settings(), None, Vec::new()).await?;
+    let breaker = if std::env::var_os(SHORT_BREAKER).is_some() { SHORT } else { BreakerLimits::default() };
+    let settings = Settings { breaker, ..cli.settings() };
+    let agent = source.start(Runtime::start()?, settings, None, Vec::new()).await?;
+    let _ = started.set(Arc::clone(&agent));
     let timeouts = Timeouts { handshake: TIMEOUT, stall: TIMEOUT, ..Timeouts::default() };
     let mut lifecycle = Lifecycle::new(agent, source, LifecycleConfig { grace: cli.grace(), timeouts }, signals, None);
     lifecycle.serve_socket(socket)?;

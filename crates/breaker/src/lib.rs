@@ -1,6 +1,6 @@
-//! A circuit breaker for a module that fails every call.
+//! A circuit breaker for a hook of a module that fails every call.
 //!
-//! Such a module costs a deadline's worth of CPU time per call and decides nothing.
+//! Such a hook costs a deadline's worth of CPU time per call and decides nothing.
 //! [`CircuitBreaker`] opens after a while, and its owner answers calls without the module. Now and
 //! then it admits one call, a probe, and the first that succeeds closes it. [`BreakerLimits`]
 //! define "a while" and "now and then".
@@ -45,11 +45,16 @@ pub struct BreakerLimits {
     pub window: Duration,
     /// Interval of probes while it is open. Default: 1 s.
     pub probe_interval: Duration,
+    /// How long there must have been no call until an open breaker is no longer
+    /// [failing](CircuitBreaker::is_failing). Default: 30 s, several times as often as an
+    /// orchestrator checks readiness.
+    pub idle: Duration,
 }
 
 impl Default for BreakerLimits {
     fn default() -> Self {
-        Self { failures: 100, window: Duration::from_secs(10), probe_interval: Duration::from_secs(1) }
+        let [window, probe_interval, idle] = [10, 1, 30].map(Duration::from_secs);
+        Self { failures: 100, window, probe_interval, idle }
     }
 }
 
@@ -85,6 +90,18 @@ impl CircuitBreaker {
     /// Whether calls fail without being made, except for probes.
     pub fn is_open(&self) -> bool {
         self.open.load(Relaxed)
+    }
+
+    /// Whether it is open and calls keep coming. Without calls there are no probes, so nobody knows
+    /// whether they would still fail. An owner that gets no calls because this says that they fail
+    /// would never be probed again.
+    pub fn is_failing(&self) -> bool {
+        self.is_open() && self.had_calls(self.millis(Instant::now()))
+    }
+
+    /// Whether the probe that was due last is not long overdue.
+    fn had_calls(&self, now: u64) -> bool {
+        now < self.next_probe.load(Relaxed).saturating_add(millis(self.limits.idle))
     }
 
     /// Whether the next call may be made. While the breaker is open, this is true once per
@@ -153,10 +170,11 @@ mod tests {
     const FAILURES: u32 = 5;
     const WINDOW: u64 = 70;
     const PROBE: u64 = 9;
+    const IDLE: u64 = 40;
 
     fn breaker() -> CircuitBreaker {
-        let [window, probe_interval] = [WINDOW, PROBE].map(Duration::from_millis);
-        CircuitBreaker::new(BreakerLimits { failures: FAILURES, window, probe_interval })
+        let [window, probe_interval, idle] = [WINDOW, PROBE, IDLE].map(Duration::from_millis);
+        CircuitBreaker::new(BreakerLimits { failures: FAILURES, window, probe_interval, idle })
     }
 
     fn opened() -> CircuitBreaker {
@@ -170,8 +188,8 @@ mod tests {
 
     #[test]
     fn has_the_documented_defaults() {
-        let [window, probe_interval] = [10, 1].map(Duration::from_secs);
-        assert_eq!(BreakerLimits::default(), BreakerLimits { failures: 100, window, probe_interval });
+        let [window, probe_interval, idle] = [10, 1, 30].map(Duration::from_secs);
+        assert_eq!(BreakerLimits::default(), BreakerLimits { failures: 100, window, probe_interval, idle });
     }
 
     #[test]
@@ -207,6 +225,21 @@ mod tests {
         assert!(breaker.succeeded());
         assert!(!breaker.is_open() && breaker.admits());
     }
+
+    #[test]
+    fn is_failing_while_open_and_called() {
+        assert!(!breaker().is_failing());
+        let breaker = opened();
+        assert!(breaker.is_failing());
+        let probe_due = WINDOW + PROBE;
+        assert!(breaker.had_calls(probe_due + IDLE - 1));
+        assert!(!breaker.had_calls(probe_due + IDLE));
+        // The next call is a probe.
+        assert!(breaker.admits_probe(probe_due + IDLE));
+        assert!(breaker.had_calls(probe_due + IDLE));
+        assert!(breaker.succeeded());
+        assert!(!breaker.is_failing());
+    }
 }
 
 /// Every interleaving of calls that end at the same time. `cargo xtask test` runs these with
@@ -222,7 +255,8 @@ mod loom_tests {
 
     /// A breaker that one more failure opens.
     fn about_to_open() -> Arc<CircuitBreaker> {
-        let limits = BreakerLimits { failures: 2, window: Duration::ZERO, probe_interval: Duration::from_millis(PROBE) };
+        let probe_interval = Duration::from_millis(PROBE);
+        let limits = BreakerLimits { failures: 2, window: Duration::ZERO, probe_interval, ..BreakerLimits::default() };
         let breaker = CircuitBreaker::new(limits);
         assert!(!breaker.failed_at(0));
         Arc::new(breaker)

@@ -13,7 +13,7 @@ use zentinel_wasm_runtime::{Cache, Module, Runtime, StartError};
 
 use crate::collect::Rescue;
 use crate::generation::{Generations, ReloadError};
-use crate::health::Conditions;
+use crate::health::{Conditions, Rejection};
 use crate::metrics::Metrics;
 use crate::outcome::{AnswerSummary, DecisionKind, Observer, Outcome, RequestLine};
 use crate::policy::Policy;
@@ -95,12 +95,20 @@ impl Agent {
     /// Records a reload of all files. After a failed one, health is degraded until another
     /// succeeds.
     pub fn reloaded(&self, failure: Option<String>) {
-        self.metrics.reloaded(failure.is_none());
-        self.conditions().reload_failure = failure;
+        {
+            let mut conditions = self.conditions();
+            self.metrics.reloaded(failure.is_none());
+            self.metrics.last_reload_successful.set(i64::from(failure.is_none()));
+            if failure.is_none() {
+                conditions.rejections.module_reloaded();
+                self.metrics.config_rejected.set(i64::from(!conditions.rejections.is_empty()));
+            }
+            conditions.reload_failure = failure;
+        }
         self.publish();
     }
 
-    async fn apply(&self, config: Value) -> Result<(), String> {
+    async fn apply(&self, config: Value) -> Result<(), ReloadError> {
         let installing = |policy: &Policy| {
             let Settings { pool_size, fail_open, .. } = policy.settings;
             log_limited!(info, pool_size, fail_open, "applied the proxy's configuration");
@@ -112,6 +120,38 @@ impl Agent {
             self.publish();
         }
         Ok(())
+    }
+
+    /// Records that a proxy's configuration was accepted, even if it changed nothing.
+    fn accepted(&self) {
+        let accepted = {
+            let mut conditions = self.conditions();
+            self.metrics.config_rejected.set(0);
+            conditions.rejections.accepted()
+        };
+        if accepted {
+            log_limited!(info, "accepted the proxy's configuration after a rejected one");
+            self.publish();
+        }
+    }
+
+    /// Records that a proxy's configuration was rejected. The proxy tries it again and again, so
+    /// only the first time of many is logged and counted.
+    fn rejected(&self, rejection: Rejection) {
+        let message = rejection.message();
+        let is_new = {
+            let mut conditions = self.conditions();
+            let is_new = conditions.rejections.add(rejection);
+            if is_new {
+                self.metrics.config_rejected.set(1);
+                self.metrics.reloaded(false);
+            }
+            is_new
+        };
+        if is_new {
+            log_limited!(warn, "{message}");
+            self.publish();
+        }
     }
 
     fn installing(&self, policy: &Policy) {
@@ -146,24 +186,20 @@ impl Agent {
 
     /// Agent health.
     pub fn health(&self) -> HealthState {
-        self.conditions().health(self.generations.current().breaker.is_open())
+        self.conditions().health(&self.generations.current().breakers)
     }
 
-    /// Whether the module decides about requests right now.
-    fn decides(&self) -> bool {
-        !self.conditions().draining && !self.generations.current().breaker.is_open()
-    }
-
-    /// Whether the module decides right now and clients can connect.
-    pub fn is_ready(&self) -> bool {
-        self.decides() && self.conditions().unreachable.is_none()
+    /// Why the module does not decide about requests right now or clients cannot connect, if so.
+    pub fn not_ready(&self) -> Option<String> {
+        self.conditions().not_ready(&self.generations.current().breakers)
     }
 
     /// The agent's metrics, up to date.
     pub fn metrics(&self) -> &Metrics {
         self.generations.observe(|policy, discarded_before| {
             let stats = policy.pool.stats();
-            self.metrics.observe(stats, discarded_before + stats.discarded, policy.breaker.is_open());
+            self.metrics.observe(stats, discarded_before + stats.discarded);
+            self.metrics.policy(policy.breakers.open(), policy.settings.timeout);
             self.metrics.instances(stats.largest_memory, self.generations.runtime.failed_starts());
         });
         &self.metrics
@@ -181,7 +217,7 @@ impl Agent {
         let health = report::Health {
             state: self.health(),
             // A client that gets this report is connected already.
-            ready: self.decides(),
+            ready: self.conditions().undecided(&self.generations.current().breakers).is_none(),
             in_flight: metrics.in_flight.get() as u32,
             waiting: self.generations.current().pool.waiting() as u32,
             answered: metrics.requests.get(),
@@ -209,8 +245,13 @@ impl Agent {
         self.metrics.called(subject.hook, arrived.elapsed());
         match result {
             Ok(reply) => {
-                if policy.breaker.succeeded() {
-                    info!(module = policy.digest(), "circuit closed: the module answers again");
+                if policy.breakers.succeeded(subject.hook) {
+                    info!(
+                        module = policy.digest(),
+                        hook = subject.hook.export(),
+                        "circuit closed for {}: the hook answers again",
+                        subject.hook
+                    );
                     self.publish();
                 }
                 if reply.refuses {
@@ -219,8 +260,13 @@ impl Agent {
                 Ok(reply.encoded)
             }
             Err(failure) => {
-                if policy.breaker.failed(failure.kind) {
-                    warn!(module = policy.digest(), "circuit open: every call fails; probing once a second");
+                if policy.breakers.failed(subject.hook, failure.kind) {
+                    warn!(
+                        module = policy.digest(),
+                        hook = subject.hook.export(),
+                        "circuit open for {}: every call fails; probing once a second",
+                        subject.hook
+                    );
                     self.publish();
                 }
                 let rescue = subject.whole.take().map_or(Rescue::Pass, Rescue::Replace);
@@ -238,7 +284,7 @@ impl Agent {
         let PreparedCall { call, subject } = prepared;
         let Task { policy, arrived, encode, .. } = *task;
         let times = outcome.as_deref_mut().map(|outcome| &mut outcome.times);
-        let mut lease = policy.call(call.take(), Arc::clone(encode.correlation_id()), arrived, times)?.await?;
+        let mut lease = policy.call(subject.hook, call.take(), Arc::clone(encode.correlation_id()), arrived, times)?.await?;
         let size = lease.output().len() + subject.whole.as_ref().map_or(0, |whole| whole.len());
         let is_observed = outcome.is_some();
         let mut reply = if size < LARGE {
@@ -425,12 +471,16 @@ impl Handler for Agent {
         let agent = Arc::clone(self);
         async move {
             let result = tokio::time::timeout(APPLY_TIMEOUT, agent.apply(config)).await;
-            let result = result.unwrap_or_else(|_| Err(format!("not applied within {APPLY_TIMEOUT:?}")));
-            if let Err(reason) = &result {
-                agent.metrics.reloaded(false);
-                log_limited!(warn, "rejected the proxy's configuration: {reason}");
-            }
-            result
+            let (reason, depends_on_module) = match result {
+                Ok(Ok(())) => {
+                    agent.accepted();
+                    return Ok(());
+                }
+                Ok(Err(error)) => (error.to_string(), matches!(error, ReloadError::Start(_))),
+                Err(_) => (format!("not applied within {APPLY_TIMEOUT:?}"), true),
+            };
+            agent.rejected(Rejection { reason: reason.clone(), depends_on_module });
+            Err(reason)
         }
     }
 

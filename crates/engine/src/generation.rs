@@ -21,13 +21,13 @@ const WARM_TIMEOUT: Duration = Duration::from_secs(30);
 /// first instance has already used a part of them.
 const CONFIG_WARM_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Why a reload changed nothing.
+/// Why a module or a configuration was rejected. Nothing has changed then.
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
     /// The module cannot be served.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// The proxy's configuration cannot be applied on top of the new settings.
+    /// The proxy's configuration is invalid, whatever the module.
     #[error("{0}")]
     Settings(String),
 }
@@ -113,14 +113,13 @@ impl Generations {
     /// # Errors
     ///
     /// The configuration is invalid, or the module cannot be served under it. Nothing changes then.
-    pub(crate) async fn apply(&self, config: Value, installing: impl FnOnce(&Policy)) -> Result<bool, String> {
+    pub(crate) async fn apply(&self, config: Value, installing: impl FnOnce(&Policy)) -> Result<bool, ReloadError> {
         let mut sources = self.sources.lock().await;
-        let settings = sources.base.with_proxy_config(&config)?;
+        let settings = sources.base.with_proxy_config(&config).map_err(ReloadError::Settings)?;
         let current = self.current.load_full();
         let changes = settings != current.settings;
         if changes {
-            let policy = current.with_settings(&self.runtime, settings, self.cache.as_ref()).await;
-            let policy = policy.map_err(|error| error.to_string())?;
+            let policy = current.with_settings(&self.runtime, settings, self.cache.as_ref()).await?;
             if !policy.pool.is_same(&current.pool) {
                 policy.warm(CONFIG_WARM_TIMEOUT).await;
             }

@@ -11,7 +11,7 @@
 //! use std::time::Duration;
 //!
 //! use zentinel_wasm_contract::{Answer, Arrival, Decision, Encode, Event, Failure, Handler, HeaderCase};
-//! use zentinel_wasm_engine::{Agent, Metrics, Settings};
+//! use zentinel_wasm_engine::{Agent, BreakerLimits, Metrics, Settings};
 //! use zentinel_wasm_runtime::{Isolation, Module, Runtime};
 //!
 //! /// A transport that returns answers unchanged.
@@ -52,6 +52,7 @@
 //!     max_output: 4096,
 //!     header_case: HeaderCase::Canonical,
 //!     start_timeout: Duration::from_secs(5),
+//!     breaker: BreakerLimits::default(),
 //! };
 //! let agent = Agent::start(Runtime::start()?, module, settings, None, Metrics::new(), Vec::new()).await?;
 //!
@@ -92,3 +93,4 @@ pub use generation::ReloadError;
 pub use metrics::Metrics;
 pub use outcome::{AnswerSummary, DecisionKind, Observer, Outcome, RequestLine};
 pub use settings::{SettingLimits, Settings, checked_module_config};
+pub use zentinel_wasm_breaker::BreakerLimits;

@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use zentinel_wasm_breaker::BreakerLimits;
 use zentinel_wasm_contract::{Event, Failure, FailureKind, Hook};
 use zentinel_wasm_runtime::{Cache, Call, CallTimes, Lease, Module, Pool, RequestContext, Runtime, StartError, View};
 
-use crate::breaker::Breaker;
+use crate::breaker::Breakers;
 use crate::settings::Settings;
 
 /// A module, its instances, and the settings under which it serves.
@@ -15,7 +14,7 @@ pub(crate) struct Policy {
     pub(crate) module: Arc<Module>,
     pub(crate) pool: Pool,
     pub(crate) settings: Settings,
-    pub(crate) breaker: Breaker,
+    pub(crate) breakers: Breakers,
 }
 
 impl Policy {
@@ -35,7 +34,7 @@ impl Policy {
     }
 
     fn new(module: Arc<Module>, pool: Pool, settings: Settings) -> Self {
-        Self { module, pool, settings, breaker: Breaker::new(BreakerLimits::default()) }
+        Self { module, pool, breakers: Breakers::new(settings.breaker), settings }
     }
 
     /// The same module under other settings. It keeps its instances unless the settings concern
@@ -83,7 +82,7 @@ impl Policy {
         self.pool.prepare(&View { event, context, header_case, max_body })
     }
 
-    /// Calls the module, unless its circuit is open. The deadline counts from `arrived`. Measures
+    /// Calls `hook`, unless its circuit is open. The deadline counts from `arrived`. Measures
     /// the call into `times`, if given.
     ///
     /// # Errors
@@ -91,13 +90,14 @@ impl Policy {
     /// Every module error that a call can end in.
     pub(crate) fn call<'a>(
         &self,
+        hook: Hook,
         call: Call,
         correlation_id: Arc<str>,
         arrived: Instant,
         times: Option<&'a mut CallTimes>,
     ) -> Result<impl Future<Output = Result<Lease, Failure>> + use<'a>, Failure> {
-        if !self.breaker.admits() {
-            return Err(Failure::new(FailureKind::CircuitOpen, "circuit open: every call fails"));
+        if !self.breakers.admits(hook) {
+            return Err(Failure::new(FailureKind::CircuitOpen, "circuit open: every call of this hook fails"));
         }
         Ok(self.pool.clone().call_timed(call, correlation_id, arrived + self.settings.timeout, times))
     }

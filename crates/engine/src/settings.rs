@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
+use zentinel_wasm_breaker::BreakerLimits;
 use zentinel_wasm_contract::{HeaderCase, shortened};
 use zentinel_wasm_runtime::Isolation;
 
@@ -32,6 +33,8 @@ pub struct Settings {
     pub header_case: HeaderCase,
     /// Time for an instance to become ready.
     pub start_timeout: Duration,
+    /// When the circuit breakers of the module's hooks open, and how often they probe.
+    pub breaker: BreakerLimits,
 }
 
 /// Largest values of settings.
@@ -200,6 +203,7 @@ mod tests {
             max_output: 1,
             header_case: HeaderCase::Canonical,
             start_timeout: Duration::from_secs(5),
+            breaker: BreakerLimits::default(),
         }
     }
 

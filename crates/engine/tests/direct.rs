@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use testkit::{base64, module, request, request_body, response, response_body};
 use zentinel_wasm_contract::report::HealthState;
 use zentinel_wasm_contract::{Answer, Arrival, BodyAction, Decision, Encode, Event, Failure, FailureKind, Handler, HeaderCase, Hook};
-use zentinel_wasm_engine::{Agent, DecisionKind, Metrics, Observer, Outcome, RequestLine, Settings};
+use zentinel_wasm_engine::{Agent, BreakerLimits, DecisionKind, Metrics, Observer, Outcome, RequestLine, Settings};
 use zentinel_wasm_runtime::{Isolation, Module, Runtime};
 
 /// A transport that returns answers unchanged.
@@ -53,6 +53,7 @@ fn settings() -> Settings {
         max_output: 1 << 20,
         header_case: HeaderCase::Canonical,
         start_timeout: Duration::from_secs(20),
+        breaker: BreakerLimits::default(),
     }
 }
 
@@ -394,14 +395,14 @@ mod health {
         let agent = start(&module::tagging("x"), settings()).await;
         let mut reports = agent.reports();
         assert_eq!(reports.borrow_and_update().health.state, HealthState::Healthy);
-        assert!(agent.is_ready());
+        assert_eq!(agent.not_ready(), None);
         agent.reloaded(Some("no such file".into()));
         assert!(reports.has_changed().unwrap());
-        assert_eq!(reports.borrow_and_update().health.state, HealthState::Degraded("no such file".into()));
+        assert_eq!(reports.borrow_and_update().health.state, HealthState::Degraded("reload failed: no such file".into()));
         agent.reloaded(None);
         agent.drain();
         assert_eq!(reports.borrow_and_update().health.state, HealthState::Draining);
-        assert!(!agent.is_ready());
+        assert_eq!(agent.not_ready().as_deref(), Some("draining"));
         // Requests that still arrive are decided.
         assert_eq!(blocked(&ask(&agent, Hook::RequestHeaders, &request(ID, "/")).await), None);
     }

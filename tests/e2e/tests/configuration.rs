@@ -1,6 +1,7 @@
 //! The `config { }` block of the proxy's configuration.
 
-use zentinel_wasm_e2e::{HttpRequest, Stack, Transport, on_both_transports, wait};
+use zentinel_wasm_e2e::http::exchange;
+use zentinel_wasm_e2e::{HttpRequest, Stack, Transport, free_port, on_both_transports, wait};
 
 /// A request whose module call traps.
 fn failing() -> HttpRequest {
@@ -13,6 +14,7 @@ on_both_transports! {
     a_proxy_reload_replaces_the_configuration
     an_unknown_key_is_rejected_with_a_reason
     the_module_can_reject_with_a_reason
+    a_rejection_shows_in_health_until_it_is_corrected
 }
 
 fn a_valid_configuration_is_applied(transport: Transport) {
@@ -46,4 +48,23 @@ fn the_module_can_reject_with_a_reason(transport: Transport) {
     let mut stack = Stack::over(transport).agent_lines(lines).start_unready();
     wait::until("the proxy logs the reason", || stack.proxy().log().contains("no such list: moon").then_some(()));
     assert!(stack.send(&HttpRequest::get("/")).status() >= 500, "the proxy allowed a request");
+}
+
+fn a_rejection_shows_in_health_until_it_is_corrected(transport: Transport) {
+    let admin = free_port();
+    let address = format!("127.0.0.1:{admin}");
+    let admin_args = ["--admin-address", &address];
+    let mut stack = Stack::over(transport).agent_lines("config { fail-opne #true; }").agent_args(&admin_args).start_unready();
+    let get = |path: &str| exchange(admin, "GET", path, &[("Host".into(), "localhost".into())], None).expect("no response").text();
+    let health = wait::until("health has the rejection", || Some(get("/healthz")).filter(|health| health != "healthy\n"));
+    assert!(health.starts_with("degraded: rejected the proxy's configuration: unknown key `fail-opne`"), "{health}");
+    wait::until("the proxy has tried every connection", || (stack.proxy().log().matches("fail-opne").count() >= 4).then_some(()));
+    let metrics = get("/metrics");
+    for line in ["wasm_agent_proxy_config_rejected 1", r#"wasm_agent_reloads_total{result="failure"} 1"#] {
+        assert!(metrics.lines().any(|found| found == line), "{line} in {metrics}");
+    }
+    assert_eq!(stack.agent().log().matches("rejected the proxy's configuration").count(), 1, "{}", stack.agent().log());
+    stack.reload_proxy("config { fail-open #true; }");
+    wait::until("the corrected configuration is accepted", || (get("/healthz") == "healthy\n").then_some(()));
+    stack.wait_until_ready();
 }

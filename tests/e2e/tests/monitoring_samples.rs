@@ -15,7 +15,7 @@ use zentinel_wasm_e2e::{HttpRequest, Stack, Transport, free_port, wait};
 const ADMIN: &str = "127.0.0.1:9191";
 
 /// The values of Grafana's variables. `$__rate_interval` covers several scrapes.
-const VARIABLES: [(&str, &str); 3] = [("$instance", ".*"), ("$__rate_interval", "20s"), ("$deadline", "40")];
+const VARIABLES: [(&str, &str); 2] = [("$instance", ".*"), ("$__rate_interval", "20s")];
 
 /// Whether a program of Prometheus exists. Without it, a test prints that it is skipped.
 fn has(program: &str) -> bool {

@@ -5,10 +5,11 @@ use std::time::Instant;
 use zentinel_wasm_contract::report;
 
 /// Upper bounds of the duration buckets, in seconds: from a call of a small module to the longest
-/// `--timeout-ms`.
-pub(super) const BUCKETS: [f64; 22] = [
-    0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
-    2.5, 5.0, 10.0, 30.0, 60.0,
+/// `--timeout-ms`. One is the default of `--timeout-ms`, so percentiles distinguish calls near that
+/// deadline from those beyond it.
+pub(super) const BUCKETS: [f64; 23] = [
+    0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.04, 0.05, 0.1, 0.25, 0.5,
+    1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 ];
 
 /// The totals at two points in time. Calls since the earlier one are recent.

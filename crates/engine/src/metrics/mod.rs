@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use zentinel_wasm_contract::report::{self, REPORT_INTERVAL};
-use zentinel_wasm_contract::{FailureKind, Hook};
+use zentinel_wasm_contract::{FailureKind, Hook, Hooks};
 use zentinel_wasm_runtime::PoolStats;
 
 use crate::outcome::DecisionKind;
@@ -53,7 +53,13 @@ pub struct Metrics {
     /// By their result: success, failure.
     reloads: [IntCounter; 2],
     module_info: IntGaugeVec,
+    /// 0 while the last reload of the files has failed.
+    pub(crate) last_reload_successful: IntGauge,
+    /// 1 while a proxy's configuration is rejected.
+    pub(crate) config_rejected: IntGauge,
+    timeout: Gauge,
     circuit_open: IntGauge,
+    hook_circuits: Vec<IntGauge>,
     connections: IntGauge,
     recent: Mutex<RecentCalls>,
 }
@@ -102,6 +108,17 @@ impl Metrics {
                 .buckets(BUCKETS.to_vec()),
             &["hook"]
         );
+        let hook_circuits = metric!(
+            IntGaugeVec,
+            Opts::new("wasm_agent_hook_circuit_open", "1 while the circuit breaker of a hook is open, because every call of it failed."),
+            &["hook"]
+        );
+        let last_reload_successful = metric!(
+            IntGauge,
+            "wasm_agent_last_reload_successful",
+            "1 if the last reload of the files succeeded or there was none, 0 if it failed."
+        );
+        last_reload_successful.set(1);
         // These are counted before and outside of any agent.
         let reloads =
             metric!(IntCounterVec, Opts::new("wasm_agent_reloads_total", "Changes of module or settings, by result."), &["result"]);
@@ -147,7 +164,15 @@ impl Metrics {
                 Opts::new("wasm_agent_module_info", "The module that is serving, by its SHA-256."),
                 &["sha256"]
             ),
-            circuit_open: metric!(IntGauge, "wasm_agent_circuit_open", "1 while the circuit breaker is open, because every call failed."),
+            last_reload_successful,
+            config_rejected: metric!(
+                IntGauge,
+                "wasm_agent_proxy_config_rejected",
+                "1 after a proxy's configuration was rejected, until one is accepted."
+            ),
+            timeout: metric!(Gauge, "wasm_agent_timeout_seconds", "Deadline of a call, from the options or the proxy's configuration."),
+            circuit_open: metric!(IntGauge, "wasm_agent_circuit_open", "1 while the circuit breaker of any hook is open."),
+            hook_circuits: Hook::ALL.iter().map(|hook| hook_circuits.with_label_values(&[hook.export()])).collect(),
             connections: metric!(IntGauge, "wasm_agent_connections", "Connections of proxies."),
             recent: Mutex::default(),
             registry,
@@ -200,12 +225,20 @@ impl Metrics {
         self.module_info.with_label_values(&[digest]).set(1);
     }
 
-    /// Updates the metrics of the pool and the breaker. `discarded` is the total of all pools.
-    pub(crate) fn observe(&self, pool: PoolStats, discarded: u64, circuit_open: bool) {
+    /// Updates the metrics of the pool. `discarded` is the total of all pools.
+    pub(crate) fn observe(&self, pool: PoolStats, discarded: u64) {
         self.pool_available.set(pool.available as i64);
         self.pool_waiting.set(pool.waiting as i64);
         self.discarded.inc_by(discarded.saturating_sub(self.discarded_seen.fetch_max(discarded, Relaxed)));
-        self.circuit_open.set(i64::from(circuit_open));
+    }
+
+    /// Updates the metrics of the policy: hooks whose circuit is open, and the deadline.
+    pub(crate) fn policy(&self, open: Hooks, timeout: Duration) {
+        self.circuit_open.set(i64::from(open != Hooks::default()));
+        for (hook, circuit) in Hook::ALL.into_iter().zip(&self.hook_circuits) {
+            circuit.set(i64::from(open.contains(hook)));
+        }
+        self.timeout.set(timeout.as_secs_f64());
     }
 
     /// Updates the metrics of the instances.
@@ -319,18 +352,22 @@ mod tests {
                 "wasm_agent_errors_total counter",
                 "wasm_agent_fail_open_total counter",
                 "wasm_agent_guest_memory_max_bytes gauge",
+                "wasm_agent_hook_circuit_open gauge",
                 "wasm_agent_id_collisions_total counter",
                 "wasm_agent_in_flight gauge",
                 "wasm_agent_instance_start_failures_total counter",
                 "wasm_agent_instances_discarded_total counter",
+                "wasm_agent_last_reload_successful gauge",
                 "wasm_agent_module_info gauge",
                 "wasm_agent_pool_available gauge",
                 "wasm_agent_pool_waiting gauge",
+                "wasm_agent_proxy_config_rejected gauge",
                 "wasm_agent_reloads_total counter",
                 "wasm_agent_requests_blocked_total counter",
                 "wasm_agent_requests_total counter",
                 "wasm_agent_routing_metadata_lost_total counter",
                 "wasm_agent_rule_hits_total counter",
+                "wasm_agent_timeout_seconds gauge",
             ]
         );
         for line in [
@@ -339,6 +376,8 @@ mod tests {
             r#"wasm_agent_decisions_total{decision="detect",hook="on_guardrail_inspect"} 0"#,
             r#"wasm_agent_rule_hits_total{rule_id="other"} 0"#,
             r#"wasm_agent_reloads_total{result="success"} 0"#,
+            "wasm_agent_last_reload_successful 1",
+            r#"wasm_agent_hook_circuit_open{hook="on_request_body"} 0"#,
             r#"wasm_agent_reloads_total{result="failure"} 0"#,
             r#"wasm_agent_call_duration_seconds_bucket{hook="on_request_body",le="60"} 0"#,
             r#"wasm_agent_module_info{sha256="abc"} 1"#,
@@ -378,7 +417,7 @@ mod tests {
                 scope.spawn(|| {
                     for _ in 0..EACH {
                         let now = discarded.fetch_add(1, SeqCst) + 1;
-                        metrics.observe(PoolStats::default(), now, false);
+                        metrics.observe(PoolStats::default(), now);
                     }
                 });
             }
