@@ -7,7 +7,8 @@
 //! * [`lifecycle::Lifecycle`] serves until a signal ends the agent, and reloads the files when they
 //!   change;
 //! * [`commands`] has what the binary does besides serving;
-//! * [`logging::Log`] writes to standard error without blocking.
+//! * [`logging::Log`] writes to standard error without blocking, and
+//!   [`decisions::DecisionLog`] a line for each request.
 //!
 //! An agent can also be served in-process, for example with shorter timeouts in tests:
 //!
@@ -40,6 +41,7 @@
 pub mod cache;
 pub mod cli;
 pub mod commands;
+pub mod decisions;
 mod files;
 pub mod lifecycle;
 pub mod listen;

@@ -14,6 +14,7 @@ use zentinel_agent_wasm::cache;
 use zentinel_agent_wasm::cli::{CheckOptions, Cli, Invocation};
 use zentinel_agent_wasm::commands::check::Report;
 use zentinel_agent_wasm::commands::health;
+use zentinel_agent_wasm::decisions::DecisionLog;
 use zentinel_agent_wasm::lifecycle::{Lifecycle, LifecycleConfig};
 use zentinel_agent_wasm::listen::admin::AdminServer;
 use zentinel_agent_wasm::listen::grpc::GrpcServer;
@@ -46,7 +47,7 @@ fn main() -> ExitCode {
     log.init(cli.log_format, cli.verbose);
     cli.log_warnings();
     process::raise_file_limit();
-    match run(cli) {
+    match run(cli, &log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // A plain line whatever the log's format, because the agent may have been started by
@@ -78,16 +79,20 @@ fn check(options: &CheckOptions) -> Result<(String, ExitCode), String> {
     Ok((text, if report.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }))
 }
 
-fn run(cli: Cli) -> anyhow::Result<()> {
+fn run(cli: Cli, log: &Log) -> anyhow::Result<()> {
+    let decisions = cli.decision_log().map(|config| DecisionLog::start(config, log)).transpose()?;
     let runtime = process::runtime().context(NO_THREADS)?;
-    let served = runtime.block_on(serve(cli));
+    let served = runtime.block_on(serve(cli, decisions.as_ref()));
     // Does not wait for a module that is being compiled.
     runtime.shutdown_background();
     served
 }
 
-async fn serve(cli: Cli) -> anyhow::Result<()> {
+async fn serve(cli: Cli, decisions: Option<&DecisionLog>) -> anyhow::Result<()> {
     let mut signals = Signals::catch()?;
+    if let Some(decisions) = decisions {
+        tokio::spawn(decisions.reopen_on_hangup()?);
+    }
     // Addresses come before the module, because one that is in use should not cost a compilation.
     let socket = SocketServer::bind(&cli.socket, cli.socket_mode)?;
     let tls = cli.grpc_tls().map(ReloadableTls::open).transpose()?;
@@ -106,8 +111,9 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
     // Before the files are read, so no change is missed.
     let watcher = if cli.watch { Some(FileWatcher::start(source.files()).context(NO_THREADS)?) } else { None };
     let runtime = Runtime::start().context(NO_THREADS)?;
+    let observers = decisions.map(DecisionLog::observer).into_iter().collect();
     let agent = tokio::select! {
-        agent = source.start(runtime, cli.settings(), cache, Vec::new()) => agent?,
+        agent = source.start(runtime, cli.settings(), cache, observers) => agent?,
         () = signals.termination.recv() => return Ok(()),
     };
 

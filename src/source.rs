@@ -10,7 +10,7 @@ use zentinel_wasm_engine::{SettingLimits, Settings, checked_module_config};
 use zentinel_wasm_runtime::{Cache, Module, Runtime, StartError};
 
 use crate::listen::tls::ReloadableTls;
-use crate::{files, logging};
+use crate::{decisions, files, logging};
 
 /// Paths of the files, and what the command line requires of them.
 #[derive(Clone)]
@@ -58,9 +58,9 @@ impl Source {
     ) -> anyhow::Result<Arc<Agent>> {
         let Contents { module, module_config, tls } = self.read().await?;
         let settings = settings.with_module_config(module_config);
-        let agent = Agent::start(runtime, module, settings, cache, logging::metrics(), observers)
-            .await
-            .map_err(|error| self.name_config_file(error))?;
+        let metrics = logging::metrics().with(decisions::dropped());
+        let agent =
+            Agent::start(runtime, module, settings, cache, metrics, observers).await.map_err(|error| self.name_config_file(error))?;
         self.install(tls);
         Ok(agent)
     }

@@ -211,6 +211,7 @@ mod metrics {
             "wasm_agent_call_duration_seconds",
             "wasm_agent_circuit_open",
             "wasm_agent_connections",
+            "wasm_agent_decision_log_dropped_total",
             "wasm_agent_decisions_total",
             "wasm_agent_errors_total",
             "wasm_agent_fail_open_total",

@@ -70,7 +70,9 @@ fn the_profile_is_enforced() {
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_works_under_the_profile() {
     let folder = tempfile::tempdir().unwrap();
-    for options in [&["--isolation", "request"][..], &["--log-format", "text", "--watch"], &[]] {
+    let decisions = folder.path().join("decisions.log");
+    let to_file = ["--decision-log", "all", "--decision-log-max-bytes", "1000", "--decision-log-file", decisions.to_str().unwrap()];
+    for options in [&["--isolation", "request"][..], &["--log-format", "text", "--watch"], &to_file] {
         let module = module::write(folder.path(), "m.wasm", &module::judging());
         let agent = launch(&module, &[&["--timeout-ms", "20000"], options].concat());
         let mut connection = agent.connect();
@@ -97,5 +99,7 @@ async fn everything_works_under_the_profile() {
         }
         drop((connection, stream));
         agent.end_unharmed();
+        // The decision log was rotated.
+        assert_eq!(folder.path().join("decisions.log.1").exists(), options == to_file);
     }
 }

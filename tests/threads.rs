@@ -60,11 +60,12 @@ fn shared_module(wat: &str) -> (tempfile::TempDir, std::path::PathBuf) {
 fn too_few_are_an_error_at_the_start() {
     const USER: u32 = 64_911;
     let (_modules, file) = shared_module(&module::choosing());
-    let all = needed(USER, &file, &[]);
+    let options = ["--decision-log", "all"];
+    let all = needed(USER, &file, &options);
     // Without root, the user's other threads count as well.
     let limits = if rustix::process::geteuid().is_root() { 1..all } else { 1..2 };
     for at_most in limits {
-        let mut agent = launch(USER, &file, Some(at_most), &[]);
+        let mut agent = launch(USER, &file, Some(at_most), &options);
         assert_eq!(agent.wait().code(), Some(1), "{at_most} of {all}: {}", agent.log.whole());
         let log = agent.log.whole();
         // The module may have been loaded before.
@@ -88,7 +89,7 @@ fn none_are_added_after_the_start() {
         chown(&cache, Some(USER), Some(USER)).unwrap();
     }
     let cache = cache.to_str().unwrap();
-    let options = ["--watch", "--timeout-ms", "20000", "--admin-address", "127.0.0.1:0", "--cache-dir", cache];
+    let options = ["--watch", "--timeout-ms", "20000", "--admin-address", "127.0.0.1:0", "--cache-dir", cache, "--decision-log", "all"];
     needed(USER, &file, &options);
     // This time the module comes from the cache, so no thread is started to compile it.
     let all = is_root.then(|| needed(USER, &file, &options));

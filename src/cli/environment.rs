@@ -13,7 +13,7 @@ use tracing::warn;
 use zentinel_wasm_contract::shortened;
 
 use super::early_exit::one_line;
-use super::options::{Cli, TlsIncomplete};
+use super::options::{Cli, DecisionLogArg, TlsIncomplete};
 use super::values::boolean;
 
 /// The names and values of environment variables.
@@ -99,6 +99,9 @@ impl Cli {
         cli.check_tls().map_err(|incomplete| parsed.describe(&incomplete))?;
         cli.warnings.clone_from(&parsed.warnings);
         cli.warnings.extend(unknown_variables(environment));
+        if cli.decision_log == DecisionLogArg::Off && cli.decision_log_file.is_some() {
+            cli.warnings.push("ignoring `--decision-log-file`, because `--decision-log` is off".into());
+        }
         Ok(cli)
     }
 }

@@ -13,5 +13,5 @@ pub use check::CheckOptions;
 pub use early_exit::EarlyExit;
 pub use health::{HealthOptions, HealthTarget};
 pub use invocation::{Invocation, command};
-pub use options::{Cli, HeaderCaseArg, IsolationArg};
+pub use options::{Cli, ClientArg, DecisionLogArg, HeaderCaseArg, IsolationArg};
 pub use values::ModuleConfig;

@@ -11,13 +11,20 @@ use zentinel_wasm_engine::{BreakerLimits, SettingLimits, Settings};
 use zentinel_wasm_protocol::MAX_FRAME;
 use zentinel_wasm_runtime::Isolation;
 
-use super::values::{ModuleConfig, address, boolean, module_config, number, octal, sha256};
+use super::values::{ModuleConfig, address, boolean, module_config, number, octal, sha256, share};
+use crate::decisions::{ClientPrivacy, DecisionFile, DecisionLogConfig, Privacy, Recorded};
 use crate::listen::tls::{ReloadableTls, TlsFiles};
 use crate::logging::LogFormat;
 use crate::source::Source;
 
 /// The socket if none is given.
 pub(super) const DEFAULT_SOCKET: &str = "/tmp/zentinel-wasm.sock";
+
+/// Largest file of the decision log: as large as files can be on every file system.
+const MAX_DECISION_LOG: u64 = 1 << 40;
+
+/// Most files of the decision log. Each rotation renames all of them.
+const MAX_DECISION_LOG_FILES: u64 = 100;
 
 /// Runs WebAssembly modules as a policy agent of the Zentinel reverse proxy.
 #[derive(Clone, Debug, Parser)]
@@ -112,6 +119,34 @@ pub struct Cli {
     #[arg(long, env = "WASM_LOG_FORMAT", value_enum, default_value = "json")]
     pub log_format: LogFormat,
 
+    /// Which requests get a line in the decision log
+    #[arg(long, env = "WASM_DECISION_LOG", value_enum, default_value = "off")]
+    pub decision_log: DecisionLogArg,
+
+    /// Share of the allowed requests that `--decision-log all` records, from 0 to 1
+    #[arg(long, env = "WASM_DECISION_LOG_SAMPLE", value_name = "SHARE", default_value = "1", value_parser = share)]
+    pub decision_log_sample: f64,
+
+    /// File of the decision log; by default its lines are part of the log
+    #[arg(long, env = "WASM_DECISION_LOG_FILE", value_name = "FILE")]
+    pub decision_log_file: Option<PathBuf>,
+
+    /// Size at which the file of the decision log is rotated; 0 never rotates it
+    #[arg(long, env = "WASM_DECISION_LOG_MAX_BYTES", value_name = "BYTES", default_value = "67108864", value_parser = number(0, MAX_DECISION_LOG))]
+    pub decision_log_max_bytes: u64,
+
+    /// Files of the decision log that are kept, with the current one
+    #[arg(long, env = "WASM_DECISION_LOG_FILES", value_name = "N", default_value = "5", value_parser = number(1, MAX_DECISION_LOG_FILES))]
+    pub decision_log_files: u64,
+
+    /// Record queries in the decision log, beside paths
+    #[arg(long, env = "WASM_DECISION_LOG_QUERY", value_parser = boolean(), default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_possible_values = true)]
+    pub decision_log_query: bool,
+
+    /// How much of a client's address is recorded in the decision log
+    #[arg(long, env = "WASM_DECISION_LOG_CLIENT", value_enum, default_value = "truncated")]
+    pub decision_log_client: ClientArg,
+
     /// Log at debug level
     #[arg(long, env = "WASM_VERBOSE", value_parser = boolean(), default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_possible_values = true)]
     pub verbose: bool,
@@ -171,6 +206,38 @@ impl From<HeaderCaseArg> for HeaderCase {
     }
 }
 
+/// Which requests are in the decision log, on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DecisionLogArg {
+    /// None
+    Off,
+    /// Those that were refused or had a module error
+    Refused,
+    /// All
+    All,
+}
+
+/// A [`ClientPrivacy`] on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ClientArg {
+    /// The address
+    Full,
+    /// Its network, /24 of IPv4 and /48 of IPv6
+    Truncated,
+    /// Nothing
+    Off,
+}
+
+impl From<ClientArg> for ClientPrivacy {
+    fn from(client: ClientArg) -> Self {
+        match client {
+            ClientArg::Full => Self::Full,
+            ClientArg::Truncated => Self::Truncated,
+            ClientArg::Off => Self::Off,
+        }
+    }
+}
+
 impl Cli {
     /// Checks that the TLS configuration is complete, because half of one must not result in an
     /// address that is open to everybody.
@@ -222,6 +289,22 @@ impl Cli {
     /// What is suspicious about the environment, each in one line.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
+    }
+
+    /// The decision log, unless it is off.
+    pub fn decision_log(&self) -> Option<DecisionLogConfig> {
+        let recorded = match self.decision_log {
+            DecisionLogArg::Off => return None,
+            DecisionLogArg::Refused => Recorded::Refused,
+            DecisionLogArg::All => Recorded::All(self.decision_log_sample),
+        };
+        let privacy = Privacy { query: self.decision_log_query, client: self.decision_log_client.into() };
+        let file = self.decision_log_file.clone().map(|path| DecisionFile {
+            path,
+            max_bytes: self.decision_log_max_bytes,
+            files: self.decision_log_files,
+        });
+        Some(DecisionLogConfig { recorded, privacy, file })
     }
 
     /// Time to finish in-flight events at shutdown.

@@ -27,6 +27,10 @@ pub(super) fn number(from: u64, to: u64) -> impl Fn(&str) -> Result<u64, String>
     }
 }
 
+pub(super) fn share(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|share| (0.0..=1.0).contains(share)).ok_or_else(|| "expected a number from 0 to 1".into())
+}
+
 pub(super) fn octal(text: &str) -> Result<u32, String> {
     let digits = text.strip_prefix("0o").unwrap_or(text);
     match u32::from_str_radix(digits, 8) {

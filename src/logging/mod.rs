@@ -4,6 +4,7 @@
 //! Lines that cannot be written are lost and counted, because the log must not delay or fail a
 //! request, a reload or the shutdown.
 
+mod lines;
 mod queue;
 mod text;
 
@@ -24,6 +25,7 @@ use tracing_subscriber::filter::Directive;
 use zentinel_wasm_contract::shortened;
 use zentinel_wasm_engine::Metrics;
 
+pub(crate) use lines::LineWriter;
 use queue::{LogQueue, captured};
 use text::TextFields;
 
@@ -86,6 +88,11 @@ impl Log {
     pub fn write_plain(&self, line: &str) {
         // Writing to the queue does not fail.
         let _ = EntryWriter { out: self.0.clone(), format: LogFormat::Text }.write_all(format!("{line}\n").as_bytes());
+    }
+
+    /// Takes whole lines as they are. Writing to it never waits and never fails.
+    pub(crate) fn raw(&self) -> impl Write + Send + use<> {
+        self.0.clone()
     }
 
     /// Sets up the format and filter of entries, and logs panics from now on. `verbose` takes

@@ -1,13 +1,14 @@
-//! The queue of log lines, and the thread that writes them to standard error. Writing may block or
-//! fail, because the reader may be stalled or gone, or a disk may be full.
+//! The queue of log lines, and the thread that writes them to standard error.
 
 use std::cell::Cell;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use prometheus::IntCounter;
+
+use super::lines::{LineWriter, count};
 
 /// Largest queue, in bytes of lines: the burst of a module, 500 lines of 8 KiB. The writer may hold
 /// as many again.
@@ -16,17 +17,9 @@ const MAX_QUEUED: usize = 4 << 20;
 /// Largest empty buffer that is kept, in bytes, so a burst does not hold its memory forever.
 const MAX_KEPT: usize = 64 << 10;
 
-/// Bytes of lines that are written at once. A pipe takes as many without mixing them with another
-/// process's (`PIPE_BUF` of Linux).
-const MAX_BATCH: usize = 4096;
-
-/// Pause before another write if standard error is full and another process has made it
-/// non-blocking.
-const RETRY_PAUSE: Duration = Duration::from_millis(10);
-
 /// Lines that wait to be written. Clones are the same queue.
 #[derive(Clone)]
-pub(super) struct LogQueue(Arc<QueueInner>);
+pub(crate) struct LogQueue(Arc<QueueInner>);
 
 struct QueueInner {
     backlog: Mutex<Backlog>,
@@ -61,19 +54,20 @@ impl LogQueue {
     /// The system cannot start the thread.
     pub(super) fn start(&self, out: impl Write + Send + 'static, notice: impl Fn(u64) -> Vec<u8> + Send + 'static) -> io::Result<()> {
         let queue = Arc::clone(&self.0);
-        let writer = LineWriter { out, notice, unreported: 0, is_torn: false, lost: queue.lost.clone() };
+        let writer = LineWriter::new(out, notice, queue.lost.clone());
         thread::Builder::new().name("log".into()).spawn(move || queue.write(writer))?;
         Ok(())
     }
 
-    /// Puts a whole line into the queue, or loses and counts it if there is no room. Never blocks.
-    fn push(&self, line: &[u8]) {
+    /// Puts whole lines into the queue, or loses and counts them if there is no room. Never blocks.
+    fn push(&self, lines: &[u8]) {
         let mut backlog = self.0.backlog();
-        if backlog.lost > 0 || backlog.lines.len() + line.len() > MAX_QUEUED {
-            backlog.lost += 1;
-            self.0.lost.inc();
+        if backlog.lost > 0 || backlog.lines.len() + lines.len() > MAX_QUEUED {
+            let lost = count(lines);
+            backlog.lost += lost;
+            self.0.lost.inc_by(lost);
         } else {
-            backlog.lines.extend_from_slice(line);
+            backlog.lines.extend_from_slice(lines);
         }
         if !backlog.is_busy {
             backlog.is_busy = true;
@@ -114,84 +108,11 @@ impl QueueInner {
             let lost = std::mem::take(&mut backlog.lost);
             drop(backlog);
             writer.write(&lines);
-            writer.unreported += lost;
             lines.clear();
             lines.shrink_to(MAX_KEPT);
-            if lost > 0 {
-                writer.report();
-            }
+            writer.lost(lost);
             backlog = self.backlog();
         }
-    }
-}
-
-struct LineWriter<W, N> {
-    out: W,
-    notice: N,
-    /// Lines lost since the last notice.
-    unreported: u64,
-    /// The last line was written partly.
-    is_torn: bool,
-    lost: IntCounter,
-}
-
-impl<W: Write, N: Fn(u64) -> Vec<u8>> LineWriter<W, N> {
-    /// Writes lines, at once as many as fit into a batch.
-    fn write(&mut self, mut lines: &[u8]) {
-        while !lines.is_empty() {
-            let (batch, rest) = lines.split_at(batch_len(lines));
-            lines = rest;
-            self.report();
-            // If the notice cannot be written, the lines after it are lost too.
-            if self.unreported > 0 || self.write_all(batch).is_err() {
-                let lost = batch.iter().filter(|byte| **byte == b'\n').count() as u64;
-                self.unreported += lost;
-                self.lost.inc_by(lost);
-            }
-        }
-    }
-
-    /// Writes how many lines were lost, if any were.
-    fn report(&mut self) {
-        if self.unreported > 0 && self.write_all(&(self.notice)(self.unreported)).is_ok() {
-            self.unreported = 0;
-        }
-    }
-
-    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.is_torn {
-            self.write_bytes(b"\n")?;
-            self.is_torn = false;
-        }
-        self.write_bytes(bytes)
-    }
-
-    fn write_bytes(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            match self.out.write(bytes) {
-                Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(written) => {
-                    bytes = &bytes[written..];
-                    self.is_torn = !bytes.is_empty();
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(RETRY_PAUSE),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The length of the first lines that fit into a batch, or of the first line if it does not fit.
-fn batch_len(lines: &[u8]) -> usize {
-    if lines.len() <= MAX_BATCH {
-        return lines.len();
-    }
-    let end = |byte: &u8| *byte == b'\n';
-    match lines[..MAX_BATCH].iter().rposition(end) {
-        Some(last) => last + 1,
-        None => lines.iter().position(end).map_or(lines.len(), |first| first + 1),
     }
 }
 
@@ -235,6 +156,7 @@ impl Write for LogQueue {
 
 #[cfg(test)]
 mod tests {
+    use std::io::ErrorKind;
     use std::sync::mpsc;
 
     use super::*;
@@ -322,9 +244,9 @@ mod tests {
         for _ in 0..MAX_QUEUED / line.len() + 9 {
             queue.push(&line);
         }
-        // Would fit, but comes after the gap.
-        queue.push(b"also lost\n");
-        assert_eq!(queue.0.lost.get(), 10);
+        // Would fit, but come after the gap.
+        queue.push(b"also lost\nlost too\n");
+        assert_eq!(queue.0.lost.get(), 11);
         assert!(queue.0.backlog().lines.len() <= MAX_QUEUED);
         queue.flush(Duration::from_millis(1));
         assert_eq!(reader.read(Ok(usize::MAX)), "first\n");
@@ -333,7 +255,7 @@ mod tests {
             assert_eq!(reader.read(Ok(usize::MAX)).len(), line.len());
         }
         queue.push(b"after\n");
-        assert_eq!(reader.read(Ok(usize::MAX)), "10 lost\n");
+        assert_eq!(reader.read(Ok(usize::MAX)), "11 lost\n");
         assert_eq!(reader.read(Ok(usize::MAX)), "after\n");
         queue.flush(PATIENCE);
         let backlog = queue.0.backlog();

@@ -335,3 +335,26 @@ mod module_input {
         assert!(headers.keys().all(|name| !name.starts_with(':')), "{headers:?}");
     }
 }
+
+mod decision_log {
+    use super::*;
+
+    on_both_transports! {
+        says_which_request_was_refused_and_why
+    }
+
+    fn says_which_request_was_refused_and_why(transport: Transport) {
+        let mut stack = Stack::over(transport).agent_args(&["--decision-log", "refused", "--decision-log-client", "full"]).start();
+        let answer = json!({"decision": "block", "status": 451, "rule_ids": ["r-1"]});
+        assert_eq!(stack.send(&HttpRequest::get("/allowed")).status(), 200);
+        assert_eq!(stack.send(&HttpRequest::get("/a/b").answer(HOOK, &answer)).status(), 451);
+        let line = wait::until("the line", || {
+            let log = stack.agent().log();
+            let mut lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            lines.find(|line| line["target"] == "decision")
+        });
+        assert_eq!((&line["method"], &line["path"], &line["client"]), (&json!("GET"), &json!("/a/b"), &json!("127.0.0.1")), "{line}");
+        assert!(line["route"].is_string() && line["correlation_id"].is_string(), "{line}");
+        assert_eq!((&line["decision"], &line["status"], &line["hooks"][0]["rule_ids"]), (&json!("block"), &json!(451), &json!(["r-1"])));
+    }
+}
