@@ -140,7 +140,7 @@ mod reports {
         );
         let (status, lines) = text(home.path(), &["m.wasm"]);
         assert_eq!(status, 1);
-        assert_eq!(lines[0], "m.wasm: cannot be served");
+        assert_eq!(lines[0], "m.wasm: 6 problems");
         let problems: Vec<&str> = lines.iter().filter_map(|line| line.strip_prefix("problem: ")).collect();
         assert_eq!(
             problems,

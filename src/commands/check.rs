@@ -155,7 +155,11 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Trial { exports, imports, proposals, hooks, compiled, started, .. } = &self.trial;
         let line = |text: String| shortened(&text, MAX_LINE);
-        let result = if self.is_ok() { "can be served" } else { "cannot be served" };
+        let result = match self.problems.len() {
+            0 => "can be served".to_owned(),
+            1 => "1 problem".to_owned(),
+            many => format!("{many} problems"),
+        };
         writeln!(f, "{}", line(format!("{}: {result}", self.path)))?;
         let mut subject = |name: &str, text: String| writeln!(f, "  {}", line(format!("{name:<11}{text}")));
         if let Some(sha256) = &self.sha256 {

@@ -26,6 +26,22 @@ fn warnings(name: &str, text: &str, options: &[&str]) -> Vec<String> {
     printed.lines().filter(|line| line.contains('⚠') || line.contains("WARN")).map(str::to_owned).collect()
 }
 
+/// Whether the proxy accepts a configuration, and whether the agent's `check` finds no problem in it.
+#[track_caller]
+fn accepted(text: &str) -> (bool, bool) {
+    let Paths { agent, proxy, mirror, .. } = Paths::from_env();
+    let dir = tempfile::tempdir().expect("cannot create a directory");
+    let file = dir.path().join("zentinel.kdl");
+    std::fs::write(&file, with_sockets_in(dir.path(), text)).expect("cannot write the configuration");
+    let by_proxy = Command::new(proxy).args(["test", "-c"]).arg(&file).output().expect("cannot run the proxy");
+    let mut check = Command::new(agent);
+    check.env_clear().arg("check").arg(mirror).arg("--cache-dir").arg(dir.path().join("cache"));
+    check.arg("--socket").arg(dir.path().join("wasm.sock")).arg("--proxy-config").arg(&file);
+    let by_agent = check.output().expect("cannot run the check");
+    assert_ne!(by_agent.status.code(), Some(2), "{}", String::from_utf8_lossy(&by_agent.stderr));
+    (by_proxy.status.success(), by_agent.status.success())
+}
+
 /// Moves sockets to `dir`, because the proxy requires that their directories exist.
 fn with_sockets_in(dir: &Path, text: &str) -> String {
     let lines = text.lines().map(|line| match line.split_once("unix-socket \"") {
@@ -82,6 +98,28 @@ fn warns_about_one_setting_of_the_sample_for_old_proxies() {
     let text = sample::read(&format!("kdl/{FOR_OLD_PROXIES}"));
     let warnings = warnings(FOR_OLD_PROXIES, &text, &[]);
     assert!(matches!(&warnings[..], [warning] if warning.contains(WARNING_ABOUT_OLD_SETTING)), "{warnings:#?}");
+}
+
+#[test]
+#[ignore = "needs the real proxy: cargo xtask e2e"]
+fn rejects_what_the_agent_s_check_reports_as_a_problem() {
+    let good = sample::read("kdl/bodies.kdl");
+    for (from, to, expected) in [
+        ("", "", true),
+        ("\"request_body\"", "\"request-body\" \"websocket_frame\" \"log\" \"guardrail\"", true),
+        // As the product page spells it.
+        ("\"request_body\"", "\"request_body_chunk\"", false),
+        ("\"request_body\"", "\"nonsense\"", false),
+        ("request-body-mode \"stream\"", "request-body-mode \"inspect-first\"", true),
+        ("request-body-mode \"stream\"", "request-body-mode \"hybrid:100\"", true),
+        ("request-body-mode \"stream\"", "request-body-mode \"whole\"", false),
+        // Not KDL, and a boolean of its first version.
+        ("agents {", "agents", false),
+        ("request-body-mode \"stream\"", "config { fail-open false; }", false),
+    ] {
+        let text = sample::adapt(&good, &[(from, to.to_owned())]);
+        assert_eq!(accepted(&text), (expected, expected), "{from} → {to}");
+    }
 }
 
 #[test]
