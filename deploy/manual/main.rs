@@ -18,6 +18,7 @@ fn main() -> io::Result<()> {
     for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
         generate_to(shell, &mut command, &name, &completions)?;
     }
-    // One for the agent and one for each command, without one for `help`.
-    clap_mangen::generate_to(command, &directory)
+    // One for the agent and one for each command. The other command has one for `help` too, because
+    // the completions needed it.
+    clap_mangen::generate_to(zentinel_agent_wasm::cli::command(), &directory)
 }
