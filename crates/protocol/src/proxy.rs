@@ -2,11 +2,12 @@
 
 use std::borrow::Cow;
 
+use serde::{Deserialize, Serialize};
 use zentinel_wasm_bounds::log_limited;
 use zentinel_wasm_contract::{Answer, Block, BlockStatus, Decision};
 
 /// How the proxy of a connection differs from the current version. Default: not at all.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proxy {
     /// Treats a challenge as an allow: versions before 0.6.51.
     pub lets_challenges_through: bool,

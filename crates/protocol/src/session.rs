@@ -64,6 +64,16 @@ impl<T: Send + 'static> Session<T> {
         self.newest.get(&ticket.id).is_some_and(|newest| newest.sequence == ticket.sequence)
     }
 
+    /// Whether an event of this id is to be answered.
+    pub(crate) fn awaits(&self, correlation_id: &str) -> bool {
+        self.newest.contains_key(&self.hasher.hash_one(correlation_id))
+    }
+
+    /// Whether any event is to be answered.
+    pub(crate) fn awaits_any(&self) -> bool {
+        !self.newest.is_empty()
+    }
+
     /// Removes an event whose answer is being sent.
     pub(crate) fn answered(&mut self, ticket: Ticket) {
         if self.is_newest(ticket) {

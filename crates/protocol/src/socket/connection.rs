@@ -5,11 +5,13 @@
 //! has arrived can supersede an older one of its id before that one is answered, and one write
 //! takes many answers. A call that does not finish in its first slice becomes pending, and the
 //! round continues.
+//!
+//! A connection that pauses decodes no more events, but still looks at the ids of those that
+//! arrive while it writes its last answers, because they can supersede them too.
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -18,19 +20,20 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::debug;
 use zentinel_wasm_bounds::{log_limited, run_blocking_if_large};
-use zentinel_wasm_contract::Handler;
 use zentinel_wasm_contract::report::Reports;
+use zentinel_wasm_contract::{Handler, Text};
 
 use super::decode;
 use super::dispatch::{Dispatcher, SocketCall, SocketSession};
 use super::encoding::Encoding;
 use super::error::SocketError;
 use super::frame::{self, Frame, kind};
-use super::handshake::shake_hands;
+use super::handshake::{Shaken, shake_hands};
 use super::inbox::{Inbox, READ_ROOM, ReadOutcome};
 use super::outbox::Outbox;
+use super::paused::{ConnectionState, Ended, Paused, Registration};
 use super::report::{health_json, metrics_json};
-use crate::limits::{BATCH, FRAME_WORK, MAX_IN_FLIGHT, MAX_WORK, SLOW_BATCH, Timeouts};
+use crate::limits::{BATCH, FRAME_WORK, MAX_FRAME, MAX_ID, MAX_IN_FLIGHT, MAX_WORK, SLOW_BATCH, Timeouts};
 use crate::session::{Session, Ticket};
 use crate::stage::Stage;
 
@@ -42,7 +45,8 @@ const MAX_BUSY_ROUNDS: u32 = 8;
 /// that supersede them are likely by then, and the system call is cheap compared to the batch.
 const LONG_BATCH: Duration = Duration::from_micros(50);
 
-/// Serves one connection on a Unix socket until the client closes it or the agent shuts down.
+/// Serves one connection on a Unix socket until the client closes it, or the agent shuts down or
+/// pauses.
 ///
 /// # Errors
 ///
@@ -52,34 +56,62 @@ pub fn serve<H: Handler>(
     handler: Arc<H>,
     stage: watch::Receiver<Stage>,
     timeouts: &Timeouts,
-) -> impl Future<Output = Result<(), SocketError>> + Send + use<H> {
+) -> impl Future<Output = Result<Ended<H>, SocketError>> + Send + use<H> {
+    resume(Paused::new(stream, ConnectionState::default(), handler), stage, timeouts)
+}
+
+/// Serves a paused connection as [`serve`] does.
+///
+/// # Errors
+///
+/// As for [`serve`].
+pub fn resume<H: Handler>(
+    paused: Paused<H>,
+    mut stage: watch::Receiver<Stage>,
+    timeouts: &Timeouts,
+) -> impl Future<Output = Result<Ended<H>, SocketError>> + Send + use<H> {
     let timeouts = *timeouts;
     async move {
-        let mut inbox = Inbox::default();
-        let Some((encoding, proxy)) = shake_hands(&stream, &mut inbox, &handler, timeouts.handshake).await? else { return Ok(()) };
+        let Paused { stream, state, registration } = paused;
+        let Registration { handler, number } = &registration;
+        let ConnectionState { agreed, received, superseding } = state;
+        let mut inbox = Inbox::of(received);
         let reports = handler.reports();
-        let number = CONNECTIONS.fetch_add(1, Relaxed);
-        let _guard = DisconnectGuard { handler: Arc::clone(&handler), number };
-        let dispatcher = Dispatcher::new(handler, number, encoding, proxy);
+        let (encoding, proxy) = match agreed {
+            Some(agreed) => agreed,
+            None => match shake_hands(&stream, &mut inbox, handler, &mut stage, timeouts.handshake).await? {
+                Shaken::Agreed(encoding, proxy) => (encoding, proxy),
+                Shaken::Closed => return Ok(Ended::Closed),
+                Shaken::Paused => {
+                    let state = ConnectionState { received: inbox.into_bytes(), ..ConnectionState::default() };
+                    return Ok(Ended::Paused(Paused { stream, state, registration }));
+                }
+            },
+        };
+        let dispatcher = Dispatcher::new(Arc::clone(handler), *number, encoding, proxy);
         let mut connection = Connection::new(stream, dispatcher, inbox, timeouts);
-        connection.report(&reports);
-        connection.run(stage, reports).await
+        for id in &superseding {
+            connection.session.arrived(id);
+        }
+        if agreed.is_none() {
+            connection.report(&reports);
+        }
+        Ok(match connection.run(stage, reports).await? {
+            Rest::Closed => Ended::Closed,
+            Rest::Paused => {
+                let superseding = connection.superseding();
+                let Connection { stream, inbox, .. } = connection;
+                let state = ConnectionState { agreed: Some((encoding, proxy)), received: inbox.into_bytes(), superseding };
+                Ended::Paused(Paused { stream, state, registration })
+            }
+        })
     }
 }
 
-/// Number of the next connection.
-static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
-
-/// Notifies the handler when a connection ends, even by a panic.
-struct DisconnectGuard<H: Handler> {
-    handler: Arc<H>,
-    number: u64,
-}
-
-impl<H: Handler> Drop for DisconnectGuard<H> {
-    fn drop(&mut self) {
-        self.handler.disconnected(self.number);
-    }
+/// Why a connection takes no more events.
+enum Rest {
+    Closed,
+    Paused,
 }
 
 struct Connection<H> {
@@ -93,6 +125,8 @@ struct Connection<H> {
     outbox: Outbox,
     /// Work since the other tasks on this thread had their turn: see [`MAX_WORK`].
     work: usize,
+    /// Bytes of the inbox that were looked at while pausing.
+    looked_at: usize,
     /// The client has closed its side.
     closed: bool,
     /// A frame of an unknown type was logged: a client must not fill the log.
@@ -110,12 +144,13 @@ impl<H: Handler> Connection<H> {
             batch: VecDeque::new(),
             outbox: Outbox::default(),
             work: 0,
+            looked_at: 0,
             closed: false,
             warned: false,
         }
     }
 
-    async fn run(&mut self, mut stage: watch::Receiver<Stage>, mut reports: watch::Receiver<Arc<Reports>>) -> Result<(), SocketError> {
+    async fn run(&mut self, mut stage: watch::Receiver<Stage>, mut reports: watch::Receiver<Arc<Reports>>) -> Result<Rest, SocketError> {
         let timer = tokio::time::sleep(Duration::ZERO);
         tokio::pin!(timer);
         let mut quiet_since = Instant::now();
@@ -123,9 +158,14 @@ impl<H: Handler> Connection<H> {
         let mut busy_rounds = 0;
         loop {
             let now_stage = *stage.borrow();
-            if now_stage < Stage::Closing {
-                self.read()?;
-                self.decode()?;
+            match now_stage {
+                Stage::Serving | Stage::Draining => {
+                    self.looked_at = 0;
+                    self.read()?;
+                    self.decode()?;
+                }
+                Stage::Pausing => self.look_ahead()?,
+                Stage::Closing => {}
             }
             let was_full = self.outbox.is_full();
             self.outbox.write(&self.stream, &mut self.session)?;
@@ -144,7 +184,7 @@ impl<H: Handler> Connection<H> {
                 self.run_batch(began).await;
                 quiet_since = Instant::now();
                 let took = quiet_since - began;
-                if took > LONG_BATCH && self.takes_events() {
+                if took > LONG_BATCH && now_stage != Stage::Pausing && self.takes_events() {
                     self.inbox.read_again(&self.stream);
                 }
                 busy_rounds += 1;
@@ -157,15 +197,22 @@ impl<H: Handler> Connection<H> {
             }
             busy_rounds = 0;
             let idle = self.session.pending() == 0 && self.outbox.is_empty();
+            if idle && now_stage == Stage::Pausing {
+                return Ok(Rest::Paused);
+            }
             if idle && (self.closed || now_stage == Stage::Closing) {
-                return Ok(());
+                return Ok(Rest::Closed);
             }
             let may_drain = idle && now_stage == Stage::Draining && !self.dispatcher.handler.awaits_more(self.dispatcher.number);
             if may_drain && quiet_since.elapsed() >= self.timeouts.quiet {
-                return Ok(());
+                return Ok(Rest::Closed);
             }
 
-            let wants_read = now_stage < Stage::Closing && self.takes_events();
+            let wants_read = match now_stage {
+                Stage::Serving | Stage::Draining => self.takes_events(),
+                Stage::Pausing => self.takes_events() && self.inbox.len() < MAX_FRAME,
+                Stage::Closing => false,
+            };
             let wants_write = !self.outbox.is_empty();
             let quiet_end = may_drain.then(|| quiet_since + self.timeouts.quiet);
             let stall = self.timeouts.stall;
@@ -188,7 +235,9 @@ impl<H: Handler> Connection<H> {
                         // The agent has shut down; the stage ends this connection.
                         std::future::pending::<()>().await;
                     }
-                    self.report(&reports);
+                    if now_stage != Stage::Pausing {
+                        self.report(&reports);
+                    }
                 }
                 () = &mut timer, if deadline.is_some() => {
                     let now = Instant::now();
@@ -244,6 +293,52 @@ impl<H: Handler> Connection<H> {
             }
         }
         Ok(())
+    }
+
+    /// While answers are to be written, finds the events that have arrived and supersede one of
+    /// them. All events stay in the inbox for the next process.
+    fn look_ahead(&mut self) -> Result<(), SocketError> {
+        let idle = self.session.pending() == 0 && self.batch.is_empty() && self.outbox.is_empty();
+        if idle {
+            return Ok(());
+        }
+        let enough = (self.inbox.len() + MAX_WORK).min(MAX_FRAME);
+        while self.takes_events() && self.inbox.len() < enough {
+            match self.inbox.read(&self.stream)? {
+                ReadOutcome::Data => {}
+                ReadOutcome::Empty => break,
+                ReadOutcome::Closed => self.closed = true,
+            }
+        }
+        while let Some((frame, len)) = frame::next(&self.inbox.bytes()[self.looked_at..])? {
+            self.looked_at += len;
+            self.work += frame.payload.len() + FRAME_WORK;
+            if let Some(id) = id_of(self.dispatcher.encoding, frame)
+                && self.session.awaits(&id)
+            {
+                self.session.arrived(&id);
+            }
+        }
+        Ok(())
+    }
+
+    /// The ids for [`ConnectionState::superseding`]: nothing is in flight, so the session knows only
+    /// ids of superseded events.
+    fn superseding(&self) -> Vec<String> {
+        let mut ids: Vec<String> = Vec::new();
+        let mut rest = self.inbox.bytes();
+        while self.session.awaits_any()
+            && let Ok(Some((frame, len))) = frame::next(rest)
+        {
+            rest = &rest[len..];
+            if let Some(id) = id_of(self.dispatcher.encoding, frame)
+                && self.session.awaits(&id)
+                && !ids.iter().any(|other| **other == *id)
+            {
+                ids.push(id.to_string());
+            }
+        }
+        ids
     }
 
     /// Decodes the received frames into the calls of the next batch, without polling them.
@@ -360,6 +455,16 @@ impl<H: Handler> Connection<H> {
     }
 }
 
+/// The id of a frame's event, if it is one that can be answered.
+fn id_of(encoding: Encoding, frame: Frame<'_>) -> Option<Text<'_>> {
+    let Frame { kind, payload } = frame;
+    if !kind::is_event(kind) {
+        return None;
+    }
+    let id = run_blocking_if_large(payload.len(), || decode::correlation_id(encoding, kind, payload));
+    id.filter(|id| id.len() <= MAX_ID)
+}
+
 #[cfg(test)]
 mod tests {
     use zentinel_wasm_bounds::LARGE;
@@ -427,7 +532,7 @@ mod tests {
         const SHORT: Duration = Duration::from_millis(50);
 
         /// Serves with these timeouts, until `client` ends or the agent closes the connection.
-        async fn serve_client(timeouts: Timeouts, client: impl AsyncFnOnce(UnixStream)) -> Result<(), SocketError> {
+        async fn serve_client(timeouts: Timeouts, client: impl AsyncFnOnce(UnixStream)) -> Result<Ended<AllowAll>, SocketError> {
             let (stream, server) = UnixStream::pair().unwrap();
             let stage = watch::Sender::new(Stage::Serving);
             let served = serve(server, AllowAll::new(Duration::ZERO), stage.subscribe(), &timeouts);
@@ -488,6 +593,151 @@ mod tests {
                 read_all(client).await;
             });
             assert!(tokio::time::timeout(4 * SHORT, served).await.is_err());
+        }
+    }
+
+    mod pausing {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        use tokio::task::JoinHandle;
+
+        use super::*;
+
+        /// Time that the handler takes for a configuration.
+        const CONFIGURING: Duration = Duration::from_millis(300);
+
+        type Served = JoinHandle<Result<Ended<AllowAll>, SocketError>>;
+
+        struct Pair {
+            client: UnixStream,
+            stage: watch::Sender<Stage>,
+            served: Served,
+        }
+
+        impl Pair {
+            /// A connection that has sent a request for a handshake with `encodings`.
+            async fn open(encodings: &str) -> Self {
+                let (mut client, server) = UnixStream::pair().unwrap();
+                let stage = watch::Sender::new(Stage::Serving);
+                let served = tokio::spawn(serve(server, AllowAll::new(CONFIGURING), stage.subscribe(), &Timeouts::default()));
+                let request = format!(r#"{{"supported_versions":[2],"proxy_version":"0.6.54","supported_encodings":[{encodings}]}}"#);
+                client.write_all(&framed(kind::HANDSHAKE_REQUEST, request.as_bytes())).await.unwrap();
+                Self { client, stage, served }
+            }
+
+            /// The next frame that is no report.
+            async fn receive(&mut self) -> (u8, Vec<u8>) {
+                loop {
+                    let mut head = [0; frame::HEADER];
+                    self.client.read_exact(&mut head).await.unwrap();
+                    let len = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize - 1;
+                    let mut payload = vec![0; len];
+                    self.client.read_exact(&mut payload).await.unwrap();
+                    if ![kind::HEALTH_STATUS, kind::METRICS_REPORT].contains(&head[4]) {
+                        return (head[4], payload);
+                    }
+                }
+            }
+
+            /// Waits until the agent has read all that was sent.
+            async fn wait_until_read(&self) {
+                tokio::time::sleep(CONFIGURING / 3).await;
+            }
+
+            async fn pause(self) -> (UnixStream, Paused<AllowAll>) {
+                self.stage.send_replace(Stage::Pausing);
+                match self.served.await.unwrap().unwrap() {
+                    Ended::Paused(paused) => (self.client, paused),
+                    Ended::Closed => panic!("the connection was closed"),
+                }
+            }
+
+            /// Continues as another process would: with the stream and a copy of the state.
+            fn resume((client, paused): (UnixStream, Paused<AllowAll>)) -> Self {
+                let state = serde_json::from_str(&serde_json::to_string(paused.state()).unwrap()).unwrap();
+                let stage = watch::Sender::new(Stage::Serving);
+                let next = Paused::new(paused.stream, state, AllowAll::new(CONFIGURING));
+                let served = tokio::spawn(resume(next, stage.subscribe(), &Timeouts::default()));
+                Self { client, stage, served }
+            }
+        }
+
+        fn configure(id: &str) -> Vec<u8> {
+            framed(kind::CONFIGURE, format!(r#"{{"correlation_id":"{id}","config":{{}},"config_version":"1"}}"#).as_bytes())
+        }
+
+        #[tokio::test]
+        async fn keeps_half_a_frame_and_the_encoding() {
+            let event = rmp_serde::to_vec_named(&serde_json::json!({"correlation_id": "a", "status": 200, "headers": {}})).unwrap();
+            let event = framed(kind::RESPONSE_HEADERS, &event);
+            // Every cut, with a pause at each byte.
+            let mut pair = Pair::open(r#""msgpack""#).await;
+            assert_eq!(pair.receive().await.0, kind::HANDSHAKE_RESPONSE);
+            for byte in &event {
+                pair = Pair::resume(pair.pause().await);
+                pair.client.write_all(std::slice::from_ref(byte)).await.unwrap();
+            }
+            let (kind, answer) = pair.receive().await;
+            assert_eq!(kind, kind::AGENT_RESPONSE);
+            let answer: serde_json::Value = rmp_serde::from_slice(&answer).unwrap();
+            assert_eq!(answer["audit"]["custom"]["correlation_id"], "a");
+        }
+
+        #[tokio::test]
+        async fn keeps_half_a_handshake() {
+            let (mut client, server) = UnixStream::pair().unwrap();
+            let stage = watch::Sender::new(Stage::Serving);
+            let served = tokio::spawn(serve(server, AllowAll::new(CONFIGURING), stage.subscribe(), &Timeouts::default()));
+            let request = framed(kind::HANDSHAKE_REQUEST, br#"{"supported_versions":[2],"proxy_version":"0.6.54"}"#);
+            client.write_all(&request[..20]).await.unwrap();
+            let mut pair = Pair::resume(Pair { client, stage, served }.pause().await);
+            pair.client.write_all(&request[20..]).await.unwrap();
+            assert_eq!(pair.receive().await.0, kind::HANDSHAKE_RESPONSE);
+        }
+
+        #[tokio::test]
+        async fn answers_what_is_in_flight_and_leaves_the_rest() {
+            let mut pair = Pair::open("").await;
+            assert_eq!(pair.receive().await.0, kind::HANDSHAKE_RESPONSE);
+            pair.client.write_all(&configure("first")).await.unwrap();
+            pair.wait_until_read().await;
+            pair.stage.send_replace(Stage::Pausing);
+            pair.client.write_all(&configure("second")).await.unwrap();
+            assert!(String::from_utf8_lossy(&pair.receive().await.1).contains("first"));
+            let mut pair = Pair::resume(pair.pause().await);
+            assert!(String::from_utf8_lossy(&pair.receive().await.1).contains("second"));
+        }
+
+        #[tokio::test]
+        async fn does_not_answer_what_is_superseded_meanwhile() {
+            let mut pair = Pair::open("").await;
+            assert_eq!(pair.receive().await.0, kind::HANDSHAKE_RESPONSE);
+            pair.client.write_all(&configure("twin")).await.unwrap();
+            pair.wait_until_read().await;
+            pair.stage.send_replace(Stage::Pausing);
+            pair.client.write_all(&configure("twin")).await.unwrap();
+            let (client, paused) = pair.pause().await;
+            assert_eq!(paused.state().superseding, ["twin"]);
+            assert_eq!(paused.state().received, configure("twin"));
+            let mut pair = Pair::resume((client, paused));
+            pair.client.write_all(&framed(kind::PING, b"")).await.unwrap();
+            let mut received = [pair.receive().await.0, pair.receive().await.0];
+            received.sort_unstable();
+            assert_eq!(received, [kind::AGENT_RESPONSE, kind::PONG], "the second twin alone is answered");
+        }
+
+        #[tokio::test]
+        async fn can_be_called_off() {
+            let mut pair = Pair::open("").await;
+            assert_eq!(pair.receive().await.0, kind::HANDSHAKE_RESPONSE);
+            pair.client.write_all(&configure("first")).await.unwrap();
+            pair.wait_until_read().await;
+            pair.stage.send_replace(Stage::Pausing);
+            pair.client.write_all(&configure("second")).await.unwrap();
+            pair.wait_until_read().await;
+            pair.stage.send_replace(Stage::Serving);
+            for id in ["first", "second"] {
+                assert!(String::from_utf8_lossy(&pair.receive().await.1).contains(id), "{id}");
+            }
         }
     }
 }

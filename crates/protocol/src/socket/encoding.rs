@@ -1,7 +1,9 @@
 //! Encodings of payloads on the socket.
 
+use serde::{Deserialize, Serialize};
+
 /// Encoding of the payloads of a connection. The handshake itself is always JSON.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Encoding {
     /// JSON, bodies as base64. Used by the published proxy.
     #[default]

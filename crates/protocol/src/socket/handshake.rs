@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
+use tokio::sync::watch;
 use zentinel_wasm_bounds::run_blocking_if_large;
 use zentinel_wasm_contract::{Capabilities, Handler, Text};
 
@@ -16,6 +17,7 @@ use super::inbox::{Inbox, ReadOutcome};
 use crate::config::{Config, MAX_CONFIGURE, TOO_LARGE};
 use crate::handshake::{AgentCapabilities, PROTOCOL_VERSION, check_versions};
 use crate::proxy::Proxy;
+use crate::stage::Stage;
 
 /// The fields that the agent reads of a proxy's request.
 #[derive(Debug, Deserialize)]
@@ -63,21 +65,37 @@ impl HandshakeResponse {
     }
 }
 
+/// How the handshake ended.
+#[derive(Debug)]
+pub(super) enum Shaken {
+    /// Both sides agree.
+    Agreed(Encoding, Proxy),
+    /// The client closed the connection without sending anything.
+    Closed,
+    /// The agent pauses, and the request is not complete.
+    Paused,
+}
+
 /// Reads the handshake request and answers it, with a timeout of `limit` for each of the client's
-/// two parts. Returns `None` if the client closes the connection without sending anything.
+/// two parts.
 pub(super) async fn shake_hands<H: Handler>(
     stream: &UnixStream,
     inbox: &mut Inbox,
     handler: &Arc<H>,
+    stage: &mut watch::Receiver<Stage>,
     limit: Duration,
-) -> Result<Option<(Encoding, Proxy)>, SocketError> {
+) -> Result<Shaken, SocketError> {
     let timed_out = |what| move |_| SocketError::Timeout(what, limit);
-    let request = tokio::time::timeout(limit, read_handshake(stream, inbox)).await.map_err(timed_out("no handshake"))??;
-    let Some(request) = request else { return Ok(None) };
+    let request = tokio::select! {
+        biased;
+        request = tokio::time::timeout(limit, read_handshake(stream, inbox)) => request.map_err(timed_out("no handshake"))??,
+        Ok(_) = stage.wait_for(|stage| *stage == Stage::Pausing) => return Ok(Shaken::Paused),
+    };
+    let Some(request) = request else { return Ok(Shaken::Closed) };
     let (response, agreed) = answer_handshake(&request, handler).await;
     drop(request);
     tokio::time::timeout(limit, write_handshake(stream, &response)).await.map_err(timed_out("handshake response not read"))??;
-    agreed.map(Some).map_err(SocketError::Handshake)
+    agreed.map(|(encoding, proxy)| Shaken::Agreed(encoding, proxy)).map_err(SocketError::Handshake)
 }
 
 /// Reads the request. Returns `None` if the client closes the connection without sending anything.
@@ -164,8 +182,9 @@ mod tests {
         );
         let (mut client, server) = UnixStream::pair().unwrap();
         client.write_all(&request).await.unwrap();
-        let agreed = shake_hands(&server, &mut Inbox::default(), &AllowAll::new(2 * LIMIT), LIMIT).await;
-        assert!(matches!(agreed, Ok(Some((Encoding::Json, _)))), "{agreed:?}");
+        let stage = watch::Sender::new(Stage::Serving);
+        let agreed = shake_hands(&server, &mut Inbox::default(), &AllowAll::new(2 * LIMIT), &mut stage.subscribe(), LIMIT).await;
+        assert!(matches!(agreed, Ok(Shaken::Agreed(Encoding::Json, _))), "{agreed:?}");
         let mut head = [0; 5];
         client.read_exact(&mut head).await.unwrap();
         assert_eq!(head[4], kind::HANDSHAKE_RESPONSE);
@@ -173,7 +192,8 @@ mod tests {
         for sent in [0, 10] {
             let (mut client, server) = UnixStream::pair().unwrap();
             client.write_all(&request[..sent]).await.unwrap();
-            let ended = shake_hands(&server, &mut Inbox::default(), &AllowAll::new(Duration::ZERO), Duration::from_millis(10)).await;
+            let handler = AllowAll::new(Duration::ZERO);
+            let ended = shake_hands(&server, &mut Inbox::default(), &handler, &mut stage.subscribe(), Duration::from_millis(10)).await;
             assert!(matches!(ended, Err(SocketError::Timeout("no handshake", _))), "{ended:?}");
         }
     }

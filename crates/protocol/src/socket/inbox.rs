@@ -40,7 +40,6 @@ pub(super) enum ReadOutcome {
 
 impl Inbox {
     /// An inbox that has received `buffer`.
-    #[cfg(test)]
     pub(super) fn of(buffer: Vec<u8>) -> Self {
         Self { buffer, ..Self::default() }
     }
@@ -53,6 +52,12 @@ impl Inbox {
     /// Number of bytes that are not consumed.
     pub(super) fn len(&self) -> usize {
         self.buffer.len() - self.consumed
+    }
+
+    /// The bytes that are not consumed.
+    pub(super) fn into_bytes(mut self) -> Vec<u8> {
+        self.buffer.drain(..self.consumed);
+        self.buffer
     }
 
     /// Consumes a frame of `len` bytes.

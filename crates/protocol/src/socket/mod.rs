@@ -2,7 +2,7 @@
 //!
 //! [`serve`] runs the loop of one connection. [`frame`] finds the frames in what was read,
 //! [`decode`] decodes their events, with `json` as the fast path, and [`SocketEncoder`] encodes the
-//! answers.
+//! answers. A connection can be [paused](Paused), and then be served by another process.
 
 mod agent_response;
 mod connection;
@@ -16,9 +16,11 @@ mod handshake;
 mod inbox;
 mod json;
 mod outbox;
+mod paused;
 mod report;
 
-pub use connection::serve;
+pub use connection::{resume, serve};
 pub use encode::SocketEncoder;
 pub use encoding::Encoding;
 pub use error::SocketError;
+pub use paused::{ConnectionState, Ended, Paused};
