@@ -11,6 +11,7 @@ use zentinel_wasm_contract::report::{self, HealthState, Reports};
 use zentinel_wasm_contract::{Answer, Arrival, BodyAction, Capabilities, Encode, Event, Failure, FailureKind, Handler, Hook};
 use zentinel_wasm_runtime::{Cache, Module, Runtime, StartError};
 
+use crate::carried::{LiveRequests, OtherHash};
 use crate::collect::Rescue;
 use crate::generation::{Generations, ReloadError};
 use crate::health::{Conditions, Rejection};
@@ -169,6 +170,27 @@ impl Agent {
         if !std::mem::replace(&mut self.conditions().draining, true) {
             self.publish();
         }
+    }
+
+    /// The proxy's last configuration; null if there was none.
+    pub fn proxy_config(&self) -> Value {
+        self.generations.proxy_config()
+    }
+
+    /// What another process needs to go on with the connections of these numbers, which are paused,
+    /// and with requests whose events come on any connection, if `with_contexts`.
+    pub fn carry(&self, connections: &[u64], with_contexts: bool) -> LiveRequests {
+        self.requests.carry(connections, with_contexts)
+    }
+
+    /// Goes on where another process was, with connections that correspond to those of
+    /// [`carry`](Self::carry). The contexts must be adopted before the first event.
+    ///
+    /// # Errors
+    ///
+    /// Nothing can be adopted.
+    pub fn adopt(&self, carried: LiveRequests, connections: &[u64]) -> Result<(), OtherHash> {
+        self.requests.adopt(carried, connections)
     }
 
     /// Reports from now on that no client can connect, and why, or that clients can again.

@@ -3,12 +3,13 @@
 //! The proxy silently ignores some changes, and forwards others with a wrong length, so the
 //! upstream waits for bytes that never come. Both are module errors here.
 
+use serde::{Deserialize, Serialize};
 use zentinel_wasm_contract::event::{BodyChunk, RequestHeaders};
 use zentinel_wasm_contract::{Answer, BodyAction, BodyMutation, Decision, Failure, FailureKind, Hook};
 
 /// What is known about the length of a request's body. The proxy forwards the request's headers
 /// before it has the body, so a length in them is a promise.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Length {
     /// Content-Length has this value. `None`: the value is not one number.
     Announced(Option<u64>),

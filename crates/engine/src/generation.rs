@@ -39,6 +39,9 @@ pub(crate) struct Generations {
     current: ArcSwap<Policy>,
     /// Held while a policy is made, so changes are sequential.
     sources: tokio::sync::Mutex<SettingsSources>,
+    /// The proxy's last configuration, which goes on top of the base settings. Changed only while
+    /// `sources` is held.
+    proxy_config: Mutex<Value>,
     /// Instances that pools of earlier generations have discarded. Held during a swap, so no count
     /// is seen on both sides.
     discarded_before: Mutex<u64>,
@@ -48,8 +51,6 @@ pub(crate) struct Generations {
 struct SettingsSources {
     /// The settings of the command line and of the files that it names.
     base: Settings,
-    /// The proxy's last configuration, which goes on top of them.
-    proxy: Value,
 }
 
 impl Generations {
@@ -64,7 +65,8 @@ impl Generations {
             runtime,
             cache,
             current: ArcSwap::from_pointee(policy),
-            sources: tokio::sync::Mutex::new(SettingsSources { base: settings, proxy: Value::Null }),
+            sources: tokio::sync::Mutex::new(SettingsSources { base: settings }),
+            proxy_config: Mutex::default(),
             discarded_before: Mutex::new(0),
         })
     }
@@ -98,7 +100,7 @@ impl Generations {
             module = Arc::clone(&current.module);
         }
         let base = sources.base.clone().with_module_config(module_config);
-        let settings = base.with_proxy_config(&sources.proxy).map_err(ReloadError::Settings)?;
+        let settings = base.with_proxy_config(&self.proxy_config()).map_err(ReloadError::Settings)?;
         let policy = Policy::make(&self.runtime, module, settings, self.cache.as_ref()).await?;
         policy.warm(WARM_TIMEOUT).await;
         installing(&policy);
@@ -114,7 +116,7 @@ impl Generations {
     ///
     /// The configuration is invalid, or the module cannot be served under it. Nothing changes then.
     pub(crate) async fn apply(&self, config: Value, installing: impl FnOnce(&Policy)) -> Result<bool, ReloadError> {
-        let mut sources = self.sources.lock().await;
+        let sources = self.sources.lock().await;
         let settings = sources.base.with_proxy_config(&config).map_err(ReloadError::Settings)?;
         let current = self.current.load_full();
         let changes = settings != current.settings;
@@ -126,8 +128,13 @@ impl Generations {
             installing(&policy);
             self.install(policy);
         }
-        sources.proxy = config;
+        *self.proxy_config.lock().unwrap_or_else(PoisonError::into_inner) = config;
         Ok(changes)
+    }
+
+    /// The proxy's last configuration; null if there was none.
+    pub(crate) fn proxy_config(&self) -> Value {
+        self.proxy_config.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn install(&self, policy: Policy) {

@@ -77,10 +77,12 @@
 mod agent;
 mod bodies;
 mod breaker;
+mod carried;
 mod collect;
 mod context;
 mod generation;
 mod health;
+mod ids;
 mod metrics;
 mod outcome;
 mod policy;
@@ -89,6 +91,7 @@ mod reply;
 mod settings;
 
 pub use agent::Agent;
+pub use carried::{LiveRequests, OtherHash};
 pub use generation::ReloadError;
 pub use metrics::Metrics;
 pub use outcome::{AnswerSummary, DecisionKind, Observer, Outcome, RequestLine};

@@ -10,8 +10,10 @@ use zentinel_wasm_contract::{Answer, Arrival, BodyAction, BodyMutation, Encode, 
 use zentinel_wasm_runtime::Call;
 
 use crate::bodies::{self, EventBody, Length};
+use crate::carried::{LiveRequests, OtherHash};
 use crate::collect::{self, BodyCollector, Collected, Rescue};
 use crate::context::{Contexts, Remembered};
+use crate::ids::IdHasher;
 use crate::policy::Policy;
 use crate::reply::{FAIL_OPEN, Subject};
 
@@ -294,6 +296,29 @@ impl Requests {
         self.bodies.cancelled(connection, id);
     }
 
+    /// What another process needs to go on with these connections, and, if asked for, with
+    /// requests whose events come on any connection.
+    pub(crate) fn carry(&self, connections: &[u64], with_contexts: bool) -> LiveRequests {
+        LiveRequests {
+            hash_check: hash_check(),
+            contexts: with_contexts.then(|| self.contexts.carry(Instant::now())),
+            bodies: self.bodies.carry(connections),
+        }
+    }
+
+    /// Goes on where another process was.
+    pub(crate) fn adopt(&self, carried: LiveRequests, connections: &[u64]) -> Result<(), OtherHash> {
+        let LiveRequests { hash_check: check, contexts, bodies } = carried;
+        if check != hash_check() {
+            return Err(OtherHash);
+        }
+        if let Some(contexts) = contexts {
+            self.contexts.adopt(contexts);
+        }
+        self.bodies.adopt(bodies, connections);
+        Ok(())
+    }
+
     /// Records that a connection has ended.
     pub(crate) fn disconnected(&self, connection: u64) {
         self.bodies.disconnected(connection);
@@ -308,6 +333,13 @@ impl Requests {
     pub(crate) fn sweep(&self) {
         self.bodies.sweep();
     }
+}
+
+/// The key of a fixed id under a fixed secret.
+fn hash_check() -> u64 {
+    let hasher = IdHasher::default();
+    hasher.adopt([1, 2]);
+    hasher.key("check")
 }
 
 /// Allows a chunk of a request's body, with `action` applied, if any.

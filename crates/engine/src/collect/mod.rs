@@ -17,6 +17,7 @@
 //! is joined before it is checked.
 
 mod body;
+mod carried;
 mod chunk;
 mod pieces;
 mod store;
@@ -28,6 +29,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+pub(crate) use carried::CarriedBodies;
 pub(crate) use chunk::{Collected, Lost, RequestChunk, Rescue};
 use store::{KEPT, PartialBodies, Taken};
 
@@ -115,6 +117,17 @@ impl BodyCollector {
                 stays
             });
         });
+    }
+
+    /// What another process needs to go on with the bodies on these connections.
+    pub(crate) fn carry(&self, connections: &[u64]) -> CarriedBodies {
+        CarriedBodies::of(&self.lock(), connections, Instant::now())
+    }
+
+    /// Goes on with the bodies of another process on these connections, which correspond to those
+    /// that were [carried](Self::carry). To be called before the first event.
+    pub(crate) fn adopt(&self, carried: CarriedBodies, connections: &[u64]) {
+        self.change(|inner| carried.fill(inner, connections, Instant::now()));
     }
 
     /// Whether a body on this connection is incomplete.

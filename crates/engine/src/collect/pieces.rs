@@ -66,6 +66,11 @@ impl Pieces {
             })
     }
 
+    /// The bytes, copied.
+    pub(super) fn copied(&self) -> Vec<u8> {
+        self.list.concat()
+    }
+
     pub(super) fn join(mut self) -> Vec<u8> {
         if self.list.len() == 1 { self.list.remove(0) } else { self.list.concat() }
     }

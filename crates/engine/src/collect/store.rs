@@ -1,9 +1,8 @@
 //! All bodies in collection, and their bounds.
 
-use std::hash::BuildHasher;
 use std::time::{Duration, Instant};
 
-use hashbrown::{DefaultHashBuilder, HashMap};
+use hashbrown::HashMap;
 use zentinel_wasm_contract::{Failure, FailureKind};
 
 use super::body::{PartialBody, Progress};
@@ -11,6 +10,7 @@ use super::chunk::{Collected, Lost, RequestChunk, Rescue};
 use super::pieces::Pieces;
 use super::tail::{NotText, Tail};
 use crate::bodies::Length;
+use crate::ids::IdHasher;
 
 /// Memory of all bodies in collection, in bytes: 100 times the default `--max-body-bytes`, because
 /// a proxy has up to 100 requests in flight on a connection.
@@ -44,7 +44,7 @@ const NOT_TEXT: &str =
 
 #[derive(Default)]
 pub(super) struct PartialBodies {
-    hasher: DefaultHashBuilder,
+    pub(super) hasher: IdHasher,
     pub(super) bodies: HashMap<Key, PartialBody>,
     /// Memory of the held bytes.
     pub(super) bytes: usize,
@@ -65,7 +65,7 @@ pub(super) enum Taken {
 
 impl PartialBodies {
     pub(super) fn key(&self, connection: u64, id: &str) -> Key {
-        (connection, self.hasher.hash_one(id))
+        (connection, self.hasher.key(id))
     }
 
     pub(super) fn take(&mut self, chunk: RequestChunk<'_>, now: Instant) -> Result<Taken, Lost> {

@@ -1,7 +1,9 @@
 //! Code points that span two chunks.
 
+use serde::{Deserialize, Serialize};
+
 /// The first bytes of a code point that its chunk cuts off.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Tail {
     bytes: [u8; 3],
     len: u8,
@@ -18,7 +20,7 @@ impl Tail {
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.len)]
+        &self.bytes[..usize::from(self.len).min(self.bytes.len())]
     }
 
     pub(super) fn is_empty(self) -> bool {

@@ -317,3 +317,48 @@ mod lifetime {
         assert!(bodies.is_empty());
     }
 }
+
+mod carried {
+    use super::*;
+
+    /// The bodies of the next process, in which connection 1 has the number 7.
+    fn carry(bodies: &BodyCollector) -> BodyCollector {
+        let carried = serde_json::to_string(&bodies.carry(&[0, 1])).unwrap();
+        let next = store();
+        next.adopt(serde_json::from_str(&carried).unwrap(), &[6, 7]);
+        next
+    }
+
+    fn on_7(chunk: RequestChunk<'_>) -> RequestChunk<'_> {
+        RequestChunk { connection: 7, ..chunk }
+    }
+
+    #[test]
+    fn a_body_continues_in_the_next_process() {
+        let bodies = store();
+        assert_eq!(take(&bodies, chunk("a", 0, 0, "first \u{e9}".as_bytes().split_last().unwrap().1, false)), Ok(Collected::Held));
+        let next = carry(&bodies);
+        assert!(bytes(&next) >= 7, "its memory counts");
+        assert!(next.holds(7));
+        let last = chunk("a", 1, 7, b"\xa9 second", true);
+        assert_eq!(take(&next, on_7(last)), Ok(Collected::Whole("first \u{e9} second".into())));
+        assert_eq!(bytes(&next), 0);
+    }
+
+    #[test]
+    fn a_rejected_body_stays_rejected() {
+        let bodies = store();
+        assert_eq!(take(&bodies, chunk("a", 0, 0, b"a", false)), Ok(Collected::Held));
+        assert_eq!(take(&bodies, chunk("a", 0, 0, b"b", false)), LOST);
+        let next = carry(&bodies);
+        assert_eq!(take(&next, on_7(chunk("a", 1, 1, b"c", true))), LOST);
+    }
+
+    #[test]
+    fn other_connections_have_no_part_of_it() {
+        let bodies = store();
+        let other = RequestChunk { connection: 2, ..chunk("a", 0, 0, b"a", false) };
+        assert_eq!(take(&bodies, other), Ok(Collected::Held));
+        assert!(carry(&bodies).is_empty());
+    }
+}

@@ -34,48 +34,66 @@
 //! chains through the slab. Every operation is O(1). Memory is reserved once and used as the slab
 //! fills, and nothing is ever sorted, searched or rehashed under the lock.
 
+mod carried;
 mod filter;
 mod remembered;
 mod table;
 #[cfg(test)]
 mod tests;
 
-use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use hashbrown::DefaultHashBuilder;
 use tracing::warn;
 use zentinel_wasm_runtime::ResponseContext;
 
+pub(crate) use carried::CarriedContexts;
 pub(crate) use remembered::Remembered;
 use table::{Begun, Evicted, IdTable, MAX_IDS};
 
+use crate::ids::IdHasher;
+
 /// The contexts and ids of all requests.
 pub(crate) struct Contexts {
-    hasher: DefaultHashBuilder,
+    hasher: IdHasher,
     started: Instant,
+    /// The time that this process began with, in seconds: 0, or that of its predecessor.
+    offset: AtomicU32,
     /// Held for a few list operations at most, because every request waits for it.
     inner: Mutex<IdTable>,
 }
 
 impl Contexts {
     pub(crate) fn new() -> Self {
-        Self { hasher: DefaultHashBuilder::default(), started: Instant::now(), inner: Mutex::new(IdTable::new()) }
+        Self { hasher: IdHasher::default(), started: Instant::now(), offset: AtomicU32::new(0), inner: Mutex::new(IdTable::new()) }
     }
 
     /// The key of `id`. Two ids with the same key count as the same id, and are ambiguous; the hash
     /// is keyed, so a client cannot search for such ids.
     fn key(&self, id: &str) -> u64 {
-        self.hasher.hash_one(id)
+        self.hasher.key(id)
     }
 
     fn seconds(&self, now: Instant) -> u32 {
-        now.saturating_duration_since(self.started).as_secs() as u32
+        self.offset.load(Relaxed).saturating_add(now.saturating_duration_since(self.started).as_secs() as u32)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, IdTable> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What another process needs to go on.
+    pub(crate) fn carry(&self, now: Instant) -> CarriedContexts {
+        let now = self.seconds(now);
+        CarriedContexts::of(&self.lock(), self.hasher.secret(), now)
+    }
+
+    /// Goes on where another process was. To be called before the first event.
+    pub(crate) fn adopt(&self, carried: CarriedContexts) {
+        self.hasher.adopt(carried.secret);
+        self.offset.store(carried.now, Relaxed);
+        carried.fill(&mut self.lock());
     }
 
     /// Records that a request has begun. `body_open`: a body may follow.

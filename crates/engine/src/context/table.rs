@@ -72,7 +72,7 @@ pub(super) struct IdTable {
     pub(super) len: usize,
     pub(super) bytes: usize,
     /// Number of requests that have begun.
-    begun: u64,
+    pub(super) begun: u64,
     /// Evicted ids of requests that may be live.
     live: IdFilter,
     /// Evicted ids of requests that have ended, except for their bodies.
@@ -163,6 +163,11 @@ impl IdTable {
 
     fn insert(&mut self, key: u64, remembered: Option<Arc<Remembered>>, body_open: bool, now: u32) -> Index {
         let state = if remembered.is_some() { IdState::Known } else { IdState::Withheld };
+        self.insert_as(state, key, remembered, body_open, now)
+    }
+
+    /// Inserts an id that is not in the table.
+    pub(super) fn insert_as(&mut self, state: IdState, key: u64, remembered: Option<Arc<Remembered>>, body_open: bool, now: u32) -> Index {
         self.bytes += remembered.as_ref().map_or(0, |remembered| remembered.size());
         self.len += 1;
         let next_in_bucket = self.table[Self::bucket(key)];

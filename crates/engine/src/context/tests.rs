@@ -398,3 +398,50 @@ mod bounds {
         assert_eq!(uri(&store, &id(2), later).as_deref(), Some("/later"));
     }
 }
+
+mod carried {
+    use super::*;
+
+    /// The contexts of the next process, and the time of both.
+    fn carry(store: &Contexts, now: Instant) -> (Contexts, Instant) {
+        let carried = serde_json::to_string(&store.carry(now)).unwrap();
+        let next = Contexts::new();
+        next.adopt(serde_json::from_str(&carried).unwrap());
+        check(&next.lock());
+        let now = next.started;
+        (next, now)
+    }
+
+    #[test]
+    fn contexts_are_known_to_the_next_process() {
+        let (store, now) = store();
+        let first = store.begin(about("a", "/a"), true, now);
+        let (next, now) = carry(&store, now + KEPT);
+        assert_eq!(uri(&next, "a", now).as_deref(), Some("/a"));
+        let second = next.begin(about("b", "/b"), false, now);
+        assert!(second.number > first.number);
+        next.end("a", now);
+        assert_eq!(next.lock().len, 2, "its body is still open");
+    }
+
+    #[test]
+    fn shared_ids_have_no_context_there_either() {
+        let (store, now) = store();
+        store.begin(about("a", "/1"), false, now);
+        store.begin(about("a", "/2"), false, now);
+        store.begin(about("b", "/3"), false, now);
+        let (next, now) = carry(&store, now);
+        assert_eq!(uri(&next, "a", now), None);
+        assert!(next.begin(about("b", "/4"), false, now).collides);
+        assert_eq!(uri(&next, "b", now), None);
+    }
+
+    #[test]
+    fn they_expire_as_if_nothing_had_happened() {
+        let (store, now) = store();
+        store.begin(about("a", "/a"), false, now);
+        let (next, now) = carry(&store, now + KEPT / 2);
+        let (next, now) = carry(&next, now + KEPT / 2);
+        assert_eq!(uri(&next, "a", now + Duration::from_secs(2)), None);
+    }
+}

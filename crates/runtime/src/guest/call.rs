@@ -39,6 +39,20 @@ pub enum ResponseContext {
 }
 
 impl RequestContext {
+    /// Its fields, to be carried to another process.
+    pub fn fields(&self) -> [&[u8]; 3] {
+        match self {
+            Self::Json(input::Context { request, brief, response }) => [request, brief, response],
+            #[cfg(test)]
+            Self::Verdict => [&[]; 3],
+        }
+    }
+
+    /// The context with these [fields](Self::fields).
+    pub fn from_fields([request, brief, response]: [Box<[u8]>; 3]) -> Self {
+        Self::Json(input::Context { request, brief, response })
+    }
+
     /// Its memory, in bytes.
     pub fn size(&self) -> usize {
         match self {
