@@ -7,6 +7,7 @@
 //! * [`lifecycle::Lifecycle`] serves until a signal ends the agent, and reloads the files when they
 //!   change;
 //! * [`commands`] has what the binary does besides serving;
+//! * [`takeover`] hands over to another process;
 //! * [`logging::Log`] writes to standard error without blocking, and
 //!   [`decisions::DecisionLog`] a line for each request.
 //!
@@ -51,5 +52,6 @@ mod reload;
 pub mod signals;
 pub mod source;
 mod systemd;
+pub mod takeover;
 mod tasks;
 pub mod watch;

@@ -23,11 +23,15 @@ use zentinel_agent_wasm::listen::unix::SocketServer;
 use zentinel_agent_wasm::logging::Log;
 use zentinel_agent_wasm::process::{self, NO_THREADS};
 use zentinel_agent_wasm::signals::Signals;
+use zentinel_agent_wasm::takeover::control::ControlSocket;
+use zentinel_agent_wasm::takeover::predecessor::{Predecessor, Wanted};
+use zentinel_agent_wasm::takeover::store::Inherited;
 use zentinel_agent_wasm::watch::FileWatcher;
 use zentinel_wasm_protocol::Timeouts;
 use zentinel_wasm_runtime::Runtime;
 
 fn main() -> ExitCode {
+    let inherited = Inherited::take();
     let log = match Log::start().context(NO_THREADS) {
         Ok(log) => log,
         Err(error) => {
@@ -47,7 +51,7 @@ fn main() -> ExitCode {
     log.init(cli.log_format, cli.verbose);
     cli.log_warnings();
     process::raise_file_limit();
-    match run(cli, &log) {
+    match run(cli, &log, inherited) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // A plain line whatever the log's format, because the agent may have been started by
@@ -79,34 +83,45 @@ fn check(options: &CheckOptions) -> Result<(String, ExitCode), String> {
     Ok((text, if report.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }))
 }
 
-fn run(cli: Cli, log: &Log) -> anyhow::Result<()> {
+fn run(cli: Cli, log: &Log, inherited: Inherited) -> anyhow::Result<()> {
     let decisions = cli.decision_log().map(|config| DecisionLog::start(config, log)).transpose()?;
     let runtime = process::runtime().context(NO_THREADS)?;
-    let served = runtime.block_on(serve(cli, decisions.as_ref()));
+    let served = runtime.block_on(serve(cli, decisions.as_ref(), inherited));
     // Does not wait for a module that is being compiled.
     runtime.shutdown_background();
     served
 }
 
-async fn serve(cli: Cli, decisions: Option<&DecisionLog>) -> anyhow::Result<()> {
+async fn serve(cli: Cli, decisions: Option<&DecisionLog>, inherited: Inherited) -> anyhow::Result<()> {
     let mut signals = Signals::catch()?;
     if let Some(decisions) = decisions {
         tokio::spawn(decisions.reopen_on_hangup()?);
     }
-    // Addresses come before the module, because one that is in use should not cost a compilation.
-    let socket = SocketServer::bind(&cli.socket, cli.socket_mode)?;
     let tls = cli.grpc_tls().map(ReloadableTls::open).transpose()?;
-    let source = cli.source(tls.clone());
-    let grpc = match cli.grpc_address {
-        Some(address) => Some(GrpcServer::bind(address, tls).await?),
+    let wanted = Wanted {
+        socket: &cli.socket,
+        socket_mode: cli.socket_mode,
+        grpc: cli.grpc_address,
+        tls: tls.clone(),
+        admin: cli.admin_address,
+        takeover: cli.takeover,
+    };
+    let predecessor = Predecessor::find(inherited, &wanted).await?;
+    // Addresses that are not taken over come before the module, because one that is in use should
+    // not cost a compilation.
+    let socket = if predecessor.has_socket(&cli.socket) { None } else { Some(SocketServer::bind(&cli.socket, cli.socket_mode)?) };
+    let grpc = match cli.grpc_address.filter(|address| !predecessor.has_grpc(*address)) {
+        Some(address) => Some(GrpcServer::bind(address, tls.clone()).await?),
         None => None,
     };
     let started = Arc::new(OnceLock::new());
-    if let Some(address) = cli.admin_address {
+    let admin = match cli.admin_address.filter(|address| !predecessor.has_admin(*address)) {
         // Served from now on, because the module may take long to compile.
-        tokio::spawn(AdminServer::bind(address).await?.serve(Arc::clone(&started)));
-    }
+        Some(address) => Some(AdminServer::bind(address).await?.spawn(Arc::clone(&started))),
+        None => None,
+    };
 
+    let source = cli.source(tls);
     let cache = cache::open(cli.cache_dir.as_deref());
     // Before the files are read, so no change is missed.
     let watcher = if cli.watch { Some(FileWatcher::start(source.files()).context(NO_THREADS)?) } else { None };
@@ -117,13 +132,41 @@ async fn serve(cli: Cli, decisions: Option<&DecisionLog>) -> anyhow::Result<()> 
         () = signals.termination.recv() => return Ok(()),
     };
 
+    let mut inheritance = predecessor.take(&agent, &wanted).await?;
+    // What the predecessor announced and did not hand over is bound now.
+    let socket = match socket.or_else(|| inheritance.socket.take()) {
+        Some(socket) => socket,
+        None => SocketServer::bind(&cli.socket, cli.socket_mode)?,
+    };
+    let grpc = match (grpc.or_else(|| inheritance.grpc.take()), cli.grpc_address) {
+        (None, Some(address)) => Some(GrpcServer::bind(address, wanted.tls).await?),
+        (grpc, _) => grpc,
+    };
+    let admin = match (admin, inheritance.admin.take(), cli.admin_address) {
+        (Some(admin), ..) => Some(admin),
+        (None, Some(admin), _) => Some(admin.spawn(Arc::clone(&started))),
+        (None, None, Some(address)) => Some(AdminServer::bind(address).await?.spawn(Arc::clone(&started))),
+        (None, None, None) => None,
+    };
+    let control = match inheritance.control.take() {
+        None if cli.takeover => Some(ControlSocket::bind(&cli.socket)?),
+        control => control,
+    };
+
     // Before the log reports that the agent serves.
     let _ = started.set(Arc::clone(&agent));
     let config = LifecycleConfig { grace: cli.grace(), timeouts: Timeouts::default() };
     let mut lifecycle = Lifecycle::new(agent, source, config, signals, watcher);
     lifecycle.serve_socket(socket).context(NO_THREADS)?;
+    lifecycle.serve_inherited(inheritance).await;
     if let Some(grpc) = grpc {
         lifecycle.serve_grpc(grpc);
+    }
+    if let Some(admin) = admin {
+        lifecycle.keep_admin(admin);
+    }
+    if let Some(control) = control {
+        lifecycle.allow_takeover(control)?;
     }
     lifecycle.run().await;
     Ok(())

@@ -50,6 +50,28 @@ fn confined<T: Send>(launch: impl FnOnce() -> T + Send) -> T {
     })
 }
 
+#[test]
+fn a_takeover_works_under_the_profile() {
+    let folder = tempfile::tempdir().unwrap();
+    let module = module::write(folder.path(), "m.wasm", &module::judging());
+    let start = || {
+        let agent = confined(|| {
+            AGENT.launch_in(tempfile::tempdir().unwrap(), folder.path().join("wasm.sock"), &module, |command| {
+                command.args(["--takeover", "--timeout-ms", "20000", "--socket-mode", "660"]);
+            })
+        });
+        agent.log.wait_for_line("serving the socket", |line| line.contains("serving the socket"));
+        agent
+    };
+    let mut old = start();
+    let mut connection = old.connect();
+    assert_eq!(decision(&connection.get("a", "/")), "allow");
+    let new = start();
+    assert_eq!(old.wait().code(), Some(0), "{}", old.log.whole());
+    assert_eq!(decision(&connection.get("b", "/blocked")), "block");
+    new.end_unharmed();
+}
+
 fn launch(module: &Path, options: &[&str]) -> Agent {
     confined(|| {
         AGENT.start_with(module, |command| {

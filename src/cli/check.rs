@@ -12,7 +12,7 @@ use super::options::Cli;
 use crate::logging::LogFormat;
 
 /// Options of serving that make no difference to a check.
-const WITHOUT_EFFECT: [&str; 10] = [
+const WITHOUT_EFFECT: [&str; 11] = [
     "socket",
     "socket_mode",
     "watch",
@@ -21,6 +21,7 @@ const WITHOUT_EFFECT: [&str; 10] = [
     "header_case",
     "fail_open",
     "grpc_address",
+    "takeover",
     "admin_address",
     "shutdown_grace_ms",
 ];

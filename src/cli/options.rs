@@ -99,6 +99,10 @@ pub struct Cli {
     #[arg(long, env = "AGENT_GRPC_ADDRESS", value_name = "IP:PORT", value_parser = address)]
     pub grpc_address: Option<SocketAddr>,
 
+    /// Take over from the agent that serves the socket, and let another one take over from this one
+    #[arg(long, env = "WASM_TAKEOVER", value_parser = boolean(), default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_possible_values = true)]
+    pub takeover: bool,
+
     /// Certificate chain for gRPC, PEM
     #[arg(long, env = "WASM_GRPC_TLS_CERT", value_name = "FILE")]
     pub grpc_tls_cert: Option<PathBuf>,

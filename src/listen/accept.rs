@@ -1,10 +1,12 @@
 //! The accept loop of the Unix socket and the gRPC address.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::net::TcpListener;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::warn;
 use zentinel_wasm_bounds::RateLimit;
@@ -35,11 +37,17 @@ pub(super) trait Endpoint {
 
     type Stream: Send + 'static;
 
+    /// A connection that has ended for this process and not for its client.
+    type Paused: Send + 'static;
+
     /// Waits for the next connection. Dropping the future loses none.
     async fn accept(&mut self) -> io::Result<Self::Stream>;
 
-    /// Serves a connection until it ends.
-    fn serve(&self, stream: Self::Stream, context: ConnectionContext) -> impl Future<Output = ()> + Send + 'static;
+    /// Serves a connection until it ends or is paused.
+    fn serve(&self, stream: Self::Stream, context: ConnectionContext) -> impl Future<Output = Option<Self::Paused>> + Send + 'static;
+
+    /// Serves a paused connection until it ends or is paused again.
+    fn resume(&self, paused: Self::Paused, context: ConnectionContext) -> impl Future<Output = Option<Self::Paused>> + Send + 'static;
 
     /// Stops accepting connections.
     async fn close(self);
@@ -47,51 +55,127 @@ pub(super) trait Endpoint {
 
 /// Serves the connections of `endpoint` until the agent drains, closes the endpoint, and waits
 /// until its connections have ended.
-pub(super) async fn serve_endpoint<E: Endpoint>(mut endpoint: E, mut context: ConnectionContext) {
-    let errors = AcceptErrors::new(E::CONNECTION);
-    // A limit for each endpoint, so that a flood on one does not silence the other.
-    let rejections = RateLimit::per_log_line();
-    let permits = Arc::new(Semaphore::new(E::MAX_CONNECTIONS));
-    let mut connections = JoinSet::new();
-    loop {
-        let stream = tokio::select! {
-            accepted = endpoint.accept() => match accepted {
-                Ok(stream) => stream,
-                Err(error) => {
-                    errors.log_and_pause(&error).await;
-                    continue;
-                }
-            },
-            Some(ended) = connections.join_next() => {
-                log_if_panicked(E::CONNECTION, ended);
-                continue;
-            }
-            () = draining(&mut context.stage) => break,
-        };
-        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
-            if let Some(suppressed) = rejections.admit() {
-                warn!(suppressed, "rejected {}: limit of {} reached", E::CONNECTION, E::MAX_CONNECTIONS);
-            }
-            continue;
-        };
-        let agent = Arc::clone(&context.agent);
-        let served = endpoint.serve(stream, context.clone());
-        connections.spawn(async move {
-            let _permit = permit;
-            let _connected = agent.connected();
-            served.await;
-        });
-    }
+pub(super) async fn serve_endpoint<E: Endpoint>(endpoint: E, context: ConnectionContext) {
+    let mut acceptor = Acceptor::new(endpoint, context);
+    acceptor.run().await;
+    let (endpoint, mut connections) = acceptor.into_parts();
     endpoint.close().await;
-    while let Some(ended) = connections.join_next().await {
-        log_if_panicked(E::CONNECTION, ended);
+    while connections.next().await.is_some() {}
+}
+
+/// The connections of an endpoint.
+pub(super) struct Connections<P>(JoinSet<Option<P>>);
+
+impl<P: 'static> Connections<P> {
+    /// Waits until a connection ends or is paused. Returns None if there is none. Dropping the
+    /// future loses nothing.
+    pub(super) async fn next(&mut self) -> Option<Option<P>> {
+        let ended = self.0.join_next().await?;
+        Some(ended.unwrap_or_else(|error| {
+            log_if_panicked("a connection", Err(error));
+            None
+        }))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
     }
 }
 
-/// Waits until the agent drains.
-async fn draining(stage: &mut watch::Receiver<Stage>) {
-    // The sender is dropped only when the agent has ended.
-    let _ = stage.wait_for(|stage| *stage > Stage::Serving).await;
+/// Accepts connections and serves them.
+pub(super) struct Acceptor<E: Endpoint> {
+    pub(super) endpoint: E,
+    context: ConnectionContext,
+    errors: AcceptErrors,
+    /// A limit for each endpoint, so that a flood on one does not silence the other.
+    rejections: RateLimit,
+    permits: Arc<Semaphore>,
+    pub(super) connections: Connections<E::Paused>,
+    /// Paused connections that nobody has taken yet.
+    pub(super) paused: Vec<E::Paused>,
+}
+
+impl<E: Endpoint> Acceptor<E> {
+    pub(super) fn new(endpoint: E, context: ConnectionContext) -> Self {
+        Self {
+            endpoint,
+            context,
+            errors: AcceptErrors::new(E::CONNECTION),
+            rejections: RateLimit::per_log_line(),
+            permits: Arc::new(Semaphore::new(E::MAX_CONNECTIONS)),
+            connections: Connections(JoinSet::new()),
+            paused: Vec::new(),
+        }
+    }
+
+    /// Accepts connections until the agent drains. Dropping the future loses none.
+    pub(super) async fn run(&mut self) {
+        let mut stage = self.context.stage.clone();
+        loop {
+            // While paused, clients wait in the system's queue for whoever serves next.
+            let now = *stage.borrow_and_update();
+            if now > Stage::Pausing {
+                return;
+            }
+            let accepts = now == Stage::Serving;
+            if accepts {
+                for paused in std::mem::take(&mut self.paused) {
+                    self.resume(paused);
+                }
+            }
+            tokio::select! {
+                accepted = self.endpoint.accept(), if accepts => match accepted {
+                    Ok(stream) => self.serve(stream),
+                    Err(error) => self.errors.log_and_pause(&error).await,
+                },
+                Some(ended) = self.connections.next() => self.paused.extend(ended),
+                changed = stage.changed() => {
+                    // The sender is dropped only when the agent has ended.
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn serve(&mut self, stream: E::Stream) {
+        let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
+            if let Some(suppressed) = self.rejections.admit() {
+                warn!(suppressed, "rejected {}: limit of {} reached", E::CONNECTION, E::MAX_CONNECTIONS);
+            }
+            return;
+        };
+        let served = self.endpoint.serve(stream, self.context.clone());
+        self.spawn(permit, served);
+    }
+
+    /// Serves a paused connection, which was counted when it was accepted.
+    pub(super) fn resume(&mut self, paused: E::Paused) {
+        let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else { return };
+        let served = self.endpoint.resume(paused, self.context.clone());
+        self.spawn(permit, served);
+    }
+
+    fn spawn(&mut self, permit: OwnedSemaphorePermit, served: impl Future<Output = Option<E::Paused>> + Send + 'static) {
+        let agent = Arc::clone(&self.context.agent);
+        self.connections.0.spawn(async move {
+            let _permit = permit;
+            let _connected = agent.connected();
+            served.await
+        });
+    }
+
+    pub(super) fn into_parts(self) -> (E, Connections<E::Paused>) {
+        (self.endpoint, self.connections)
+    }
+}
+
+/// The listener of another process.
+pub(super) fn tcp_listener(listener: OwnedFd) -> io::Result<TcpListener> {
+    let listener = std::net::TcpListener::from(listener);
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
 }
 
 /// Handles the errors of `accept` on one endpoint.

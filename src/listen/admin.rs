@@ -1,7 +1,9 @@
 //! The HTTP address for operators: `/metrics`, `/healthz` and `/readyz`.
 
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -16,11 +18,12 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 use tracing::{debug, info};
 use zentinel_wasm_contract::report::HealthState;
 use zentinel_wasm_engine::Agent;
 
-use super::accept::AcceptErrors;
+use super::accept::{AcceptErrors, tcp_listener};
 use crate::logging;
 
 /// Connections at once: a scraper or two, and a person.
@@ -47,15 +50,31 @@ impl AdminServer {
         Ok(Self(listener))
     }
 
+    /// The listener that another process has bound.
+    ///
+    /// # Errors
+    ///
+    /// The system does not accept the listener.
+    pub(crate) fn adopt(listener: OwnedFd) -> io::Result<Self> {
+        Ok(Self(tcp_listener(listener)?))
+    }
+
+    /// Serves the address until the process ends, on a task of its own.
+    pub fn spawn(self, agent: Arc<OnceLock<Arc<Agent>>>) -> AdminTask {
+        let address = self.0.local_addr().ok();
+        let listener = rustix::io::fcntl_dupfd_cloexec(&self.0, 0).ok();
+        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        AdminTask { task: tokio::spawn(self.serve(agent, Arc::clone(&permits))), permits, listener, address }
+    }
+
     /// Serves the address until the process ends. There is no agent yet while its module is being
     /// compiled, which may take long; until then the address reports that it is starting.
-    pub async fn serve(self, agent: Arc<OnceLock<Arc<Agent>>>) {
+    async fn serve(self, agent: Arc<OnceLock<Arc<Agent>>>, permits: Arc<Semaphore>) {
         let Self(listener) = self;
         if let Ok(address) = listener.local_addr() {
             info!("serving /metrics, /healthz and /readyz on http://{address}");
         }
         let errors = AcceptErrors::new("a connection on the admin address");
-        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
             // Waiting for a permit leaves further clients in the system's queue, which is bounded
             // too.
@@ -73,6 +92,33 @@ impl AdminServer {
                 serve_one_request(stream, CONNECTION_TIMEOUT, |request| respond(request, agent.get().map(|agent| &**agent))).await;
             });
         }
+    }
+}
+
+/// A served address.
+pub struct AdminTask {
+    task: JoinHandle<()>,
+    /// All are free when no connection is open.
+    permits: Arc<Semaphore>,
+    /// A duplicate, for another process.
+    listener: Option<OwnedFd>,
+    address: Option<SocketAddr>,
+}
+
+impl AdminTask {
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
+    /// The listener, for another process.
+    pub(crate) fn listener(&self) -> Option<(OwnedFd, SocketAddr)> {
+        self.listener.as_ref().and_then(|listener| listener.try_clone().ok()).zip(self.address)
+    }
+
+    /// Accepts no more connections. Returns when those that were accepted have ended.
+    pub(crate) async fn stop(self) {
+        self.task.abort();
+        let _ = self.permits.acquire_many(MAX_CONNECTIONS as u32).await;
     }
 }
 

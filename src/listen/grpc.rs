@@ -1,7 +1,9 @@
 //! The gRPC address and its connections.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
@@ -13,7 +15,7 @@ use zentinel_wasm_bounds::log_limited;
 use zentinel_wasm_engine::Agent;
 use zentinel_wasm_protocol::{Stage, Timeouts, grpc};
 
-use super::accept::{ConnectionContext, Endpoint, serve_endpoint};
+use super::accept::{ConnectionContext, Endpoint, serve_endpoint, tcp_listener};
 use super::tls::ReloadableTls;
 
 /// A bound address.
@@ -28,6 +30,20 @@ impl GrpcServer {
     pub async fn bind(address: SocketAddr, tls: Option<ReloadableTls>) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(address).await.with_context(|| format!("cannot serve `--grpc-address {address}`"))?;
         Ok(Self(GrpcEndpoint { listener, tls }))
+    }
+
+    /// The listener that another process has bound.
+    ///
+    /// # Errors
+    ///
+    /// The system does not accept the listener.
+    pub(crate) fn adopt(listener: OwnedFd, tls: Option<ReloadableTls>) -> io::Result<Self> {
+        Ok(Self(GrpcEndpoint { listener: tcp_listener(listener)?, tls }))
+    }
+
+    /// A duplicate of the listener.
+    pub(crate) fn listener(&self) -> io::Result<OwnedFd> {
+        Ok(rustix::io::fcntl_dupfd_cloexec(&self.0.listener, 0)?)
     }
 
     /// The bound address, with the port that the system has chosen if the given one was 0.
@@ -62,18 +78,26 @@ impl Endpoint for GrpcEndpoint {
 
     type Stream = TcpStream;
 
+    /// HTTP/2 connections are drained instead.
+    type Paused = Infallible;
+
     async fn accept(&mut self) -> io::Result<TcpStream> {
         self.listener.accept().await.map(|(stream, _)| stream)
     }
 
-    fn serve(&self, stream: TcpStream, context: ConnectionContext) -> impl Future<Output = ()> + Send + 'static {
+    fn serve(&self, stream: TcpStream, context: ConnectionContext) -> impl Future<Output = Option<Infallible>> + Send + 'static {
         let tls = self.tls.as_ref().map(ReloadableTls::acceptor);
         async move {
             match serve_connection(stream, tls, context).await {
                 Ok(()) => debug!("a gRPC connection has ended"),
                 Err(error) => log_limited!(warn, "closed a gRPC connection: {error:#}"),
             }
+            None
         }
+    }
+
+    fn resume(&self, paused: Infallible, _: ConnectionContext) -> impl Future<Output = Option<Infallible>> + Send + 'static {
+        std::future::ready(Some(paused))
     }
 
     async fn close(self) {

@@ -3,6 +3,6 @@
 mod accept;
 pub mod admin;
 pub mod grpc;
-mod socket_file;
+pub(crate) mod socket_file;
 pub mod tls;
 pub mod unix;

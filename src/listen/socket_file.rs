@@ -1,6 +1,7 @@
 //! The file of the Unix socket: who may have its path, and the thread that keeps it there.
 
 use std::convert::Infallible;
+use std::ffi::OsString;
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -12,6 +13,7 @@ use std::time::Duration;
 use std::{fs, thread};
 
 use anyhow::{Context as _, anyhow, bail};
+use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::UnixListener;
 use tokio::runtime::Handle;
@@ -33,10 +35,23 @@ const PATH_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 const CHECKS_WHILE_SERVED: u32 = 10;
 
 /// Device and inode of a file.
-type FileId = (u64, u64);
+pub(crate) type FileId = (u64, u64);
+
+/// A bound socket's file, for another process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SocketIdentity {
+    path: OsString,
+    id: FileId,
+}
+
+impl SocketIdentity {
+    pub(crate) fn path(&self) -> &Path {
+        Path::new(&self.path)
+    }
+}
 
 /// The file of a bound socket. It is removed on drop, unless another file has taken its place.
-pub(super) struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     mode: Option<u32>,
     id: Option<FileId>,
@@ -53,13 +68,42 @@ impl Drop for SocketFile {
 impl SocketFile {
     /// Binds `path`, with the permissions `mode` if given. Replaces a stale socket and nothing
     /// else.
-    pub(super) fn bind_or_replace_stale(path: &Path, mode: Option<u32>) -> anyhow::Result<(Self, UnixListener)> {
+    pub(crate) fn bind_or_replace_stale(path: &Path, mode: Option<u32>) -> anyhow::Result<(Self, UnixListener)> {
         let mut file = Self { path: path.to_owned(), mode, id: None };
         if socket_at(path)?.is_some() {
             remove_stale(path)?;
         }
         let listener = UnixListener::from_std(file.bind()?)?;
         Ok((file, listener))
+    }
+
+    /// The file of a socket that another process has bound, and that socket.
+    ///
+    /// # Errors
+    ///
+    /// The permissions cannot be changed to `mode`, or the system does not accept the socket.
+    pub(crate) fn adopt(identity: SocketIdentity, listener: OwnedFd, mode: Option<u32>) -> anyhow::Result<(Self, UnixListener)> {
+        let SocketIdentity { path, id } = identity;
+        let file = Self { path: PathBuf::from(path), mode, id: Some(id) };
+        if let Some(mode) = mode
+            && file.is_in_place()
+        {
+            let changed = fs::set_permissions(&file.path, fs::Permissions::from_mode(mode));
+            changed.map_err(|error| cannot_serve(&file.path, &error))?;
+        }
+        let listener = StdUnixListener::from(listener);
+        listener.set_nonblocking(true)?;
+        Ok((file, UnixListener::from_std(listener)?))
+    }
+
+    /// Its identity, for another process.
+    pub(crate) fn identity(&self) -> Option<SocketIdentity> {
+        Some(SocketIdentity { path: self.path.clone().into(), id: self.id? })
+    }
+
+    /// Leaves the file to another process.
+    pub(crate) fn release(mut self) {
+        self.id = None;
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -85,14 +129,23 @@ fn file_id(path: &Path) -> Option<FileId> {
 /// The thread that owns the socket's file and keeps it in its place.
 pub(super) struct KeeperHandle {
     /// Sockets that were bound because the previous one was lost.
-    pub(super) bound: mpsc::Receiver<UnixListener>,
-    /// Ends the thread when dropped.
-    end: std::sync::mpsc::Sender<Infallible>,
+    pub(super) bound: mpsc::Receiver<(UnixListener, SocketIdentity)>,
+    /// Makes the thread leave the file to another process. Ends the thread when dropped.
+    end: std::sync::mpsc::Sender<Release>,
     /// Closed when the thread has removed the file.
     ended: oneshot::Receiver<Infallible>,
 }
 
+/// The file belongs to another process from now on.
+struct Release;
+
 impl KeeperHandle {
+    /// Leaves the file to another process, and waits until the thread no longer touches it.
+    pub(super) async fn release(self) {
+        let _ = self.end.send(Release);
+        self.end().await;
+    }
+
     /// Removes the file and waits until that is done.
     pub(super) async fn end(self) {
         drop((self.bound, self.end));
@@ -112,7 +165,7 @@ pub(super) fn keep(file: SocketFile, agent: Arc<Agent>) -> io::Result<KeeperHand
             keeper.check();
             match ends.recv_timeout(PATH_CHECK_INTERVAL) {
                 Err(RecvTimeoutError::Timeout) => {}
-                Ok(never) => match never {},
+                Ok(Release) => return keeper.file.release(),
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
@@ -125,7 +178,7 @@ pub(super) fn keep(file: SocketFile, agent: Arc<Agent>) -> io::Result<KeeperHand
 struct Keeper {
     file: SocketFile,
     agent: Arc<Agent>,
-    listeners: mpsc::Sender<UnixListener>,
+    listeners: mpsc::Sender<(UnixListener, SocketIdentity)>,
     runtime: Handle,
     foreign: Option<ForeignSocket>,
     /// Why the socket is unreachable, as last logged.
@@ -181,7 +234,7 @@ impl Keeper {
 
     /// Binds the path if no other process serves it. Returns None if another process served it at
     /// the last attempt to connect, which is not repeated yet.
-    fn bind_again(&mut self) -> anyhow::Result<Option<UnixListener>> {
+    fn bind_again(&mut self) -> anyhow::Result<Option<(UnixListener, SocketIdentity)>> {
         let path = &self.file.path;
         if let Some(found) = socket_at(path)? {
             match &mut self.foreign {
@@ -203,7 +256,8 @@ impl Keeper {
         }
         let listener = self.file.bind()?;
         let _context = self.runtime.enter();
-        Ok(Some(UnixListener::from_std(listener)?))
+        let listener = UnixListener::from_std(listener)?;
+        Ok(self.file.identity().map(|identity| (listener, identity)))
     }
 }
 

@@ -94,7 +94,7 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
     };
     let started = Arc::new(OnceLock::new());
     if let Some(address) = cli.admin_address {
-        tokio::spawn(AdminServer::bind(address).await?.serve(Arc::clone(&started)));
+        AdminServer::bind(address).await?.spawn(Arc::clone(&started));
     }
     let source = cli.source(None);
     let breaker = if std::env::var_os(SHORT_BREAKER).is_some() { SHORT } else { BreakerLimits::default() };

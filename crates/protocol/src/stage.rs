@@ -6,8 +6,9 @@ pub enum Stage {
     /// The agent serves.
     #[default]
     Serving,
-    /// Connections on the Unix socket pause: they take no more events, and end with their state when
-    /// those in flight are answered, so another process can serve them. gRPC connections drain.
+    /// Connections on the Unix socket pause: they take no more events, and end with their state
+    /// when those in flight are answered, so another process can serve them. gRPC connections
+    /// drain.
     Pausing,
     /// Connections end as soon as they are idle.
     Draining,

@@ -1,6 +1,6 @@
 //! What tests and chores share: the agent as a process ([`Program`], [`Agent`]), a proxy's side of
-//! its socket ([`Connection`]), events ([`request`] and its siblings) and small guest modules
-//! ([`module`]).
+//! its socket ([`Connection`]), a service manager ([`ServiceManager`]), events ([`request`] and its
+//! siblings) and small guest modules ([`module`]).
 //!
 //! Most functions panic on failure, as tests do. Those whose names begin with `try_` return the
 //! error, for programs that report it.
@@ -27,6 +27,7 @@ mod event;
 mod frame;
 mod log;
 pub mod module;
+mod service;
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -38,6 +39,7 @@ pub use event::{base64, nested_texts, request, request_body, response, response_
 pub use frame::{frame, kind, read_frame};
 pub use log::Log;
 pub use rustix::process::Signal;
+pub use service::ServiceManager;
 
 /// How long to wait for a condition: longer than it takes on a busy machine, unless something is
 /// broken.

@@ -322,8 +322,8 @@ impl<H: Handler> Connection<H> {
         Ok(())
     }
 
-    /// The ids for [`ConnectionState::superseding`]: nothing is in flight, so the session knows only
-    /// ids of superseded events.
+    /// The ids for [`ConnectionState::superseding`]: nothing is in flight, so the session knows
+    /// only ids of superseded events.
     fn superseding(&self) -> Vec<String> {
         let mut ids: Vec<String> = Vec::new();
         let mut rest = self.inbox.bytes();
