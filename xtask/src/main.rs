@@ -14,6 +14,7 @@ mod peers;
 mod prose;
 mod proxy;
 mod pypi;
+mod restart;
 mod soak;
 mod table;
 mod target;
@@ -46,6 +47,8 @@ enum Task {
     Bench(bench::Args),
     /// Measure how long requests fail after a crash of the agent, with the samples for the proxy
     Crash(crash::Args),
+    /// Measure what restarts and upgrades of the agent cost its clients, behind the real proxy
+    Restart(restart::Args),
     /// Build, test and measure the example policies in every language
     Guests(guests::Args),
     /// Build release archives and their checksums into target/dist
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Task::E2e(args) => e2e::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Crash(args) => crash::run(&args),
+        Task::Restart(args) => restart::run(&args),
         Task::Guests(args) => guests::run(&args),
         Task::Dist(args) => dist::run(&args),
         Task::Fuzz(args) => fuzz::fuzz(&args),

@@ -13,6 +13,7 @@
 pub mod http;
 pub mod kdl;
 mod request;
+pub mod restarts;
 pub mod sample;
 mod stack;
 pub mod upstream;
