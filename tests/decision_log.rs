@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -351,20 +351,28 @@ mod file {
     }
 
     #[test]
-    fn in_a_missing_folder_is_an_error_at_the_start() {
+    fn in_a_missing_folder_is_an_error_at_the_start_and_in_a_check() {
         let folder = tempfile::tempdir().unwrap();
         let module = module::write(folder.path(), "m.wasm", &blocking());
         let missing = folder.path().join("missing");
-        let mut agent = AGENT.launch(&module, |command| {
-            command.args(["--decision-log", "all", "--decision-log-file"]).arg(missing.join("decisions.log"));
-        });
-        assert_eq!(agent.wait().code(), Some(1));
+        let path = missing.join("decisions.log");
         let expected = format!(
-            "zentinel-wasm-agent: cannot open the decision log `{}`: No such file or directory (os error 2); create the folder `{}`",
-            missing.join("decisions.log").display(),
+            "cannot open the decision log `{}`: No such file or directory (os error 2); create the folder `{}`",
+            path.display(),
             missing.display()
         );
-        assert_eq!(agent.log.whole(), expected);
+        let mut agent = AGENT.launch(&module, |command| {
+            command.args(["--decision-log", "all", "--decision-log-file"]).arg(&path);
+        });
+        assert_eq!(agent.wait().code(), Some(1));
+        assert_eq!(agent.log.whole(), format!("zentinel-wasm-agent: {expected}"));
+        let mut check = AGENT.command(folder.path());
+        check.arg("check").arg(&module).args(["--json", "--decision-log", "all", "--decision-log-file"]).arg(&path);
+        let output = check.stdout(Stdio::piped()).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["problems"], json!([expected]));
+        assert!(!missing.exists());
     }
 
     #[test]

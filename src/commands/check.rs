@@ -53,6 +53,9 @@ impl Report {
         if let Some(Err(error)) = cli.grpc_tls().map(ReloadableTls::open) {
             report.problems.push(format!("{error:#}"));
         }
+        if let Some(error) = cli.decision_log().and_then(|log| log.file?.problem()) {
+            report.problems.push(error.to_string());
+        }
         match Module::read(&cli.module, cli.module_sha256.as_deref()) {
             Ok(module) => {
                 let proxy = options.proxy_config.as_deref().map(ProxyConfig::read).transpose();

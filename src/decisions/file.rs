@@ -26,6 +26,14 @@ pub struct DecisionFile {
     pub files: u64,
 }
 
+impl DecisionFile {
+    /// Why the file certainly cannot be opened, if that is known without opening it.
+    pub(crate) fn problem(&self) -> Option<anyhow::Error> {
+        let error = || cannot_open(&self.path, &Errno::NOENT.into());
+        (!folder(&self.path).exists()).then(error)
+    }
+}
+
 /// The open file. Takes whole lines, one or several per write.
 pub(super) struct RotatingFile {
     config: DecisionFile,
@@ -161,8 +169,12 @@ fn numbered(path: &Path, number: u64) -> PathBuf {
     name.into()
 }
 
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 fn cannot_open(path: &Path, error: &io::Error) -> anyhow::Error {
-    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder(path);
     let hint = match error.kind() {
         ErrorKind::NotFound if !folder.exists() => format!("; create the folder `{}`", folder.display()),
         ErrorKind::PermissionDenied => format!("; the agent's user must be able to write to the folder `{}`", folder.display()),
