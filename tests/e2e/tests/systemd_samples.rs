@@ -200,6 +200,16 @@ mod systemd {
         });
     }
 
+    /// A restart keeps the connections in the store, and the socket where the proxies look for it.
+    #[test]
+    #[ignore = "needs the real proxy: cargo xtask e2e"]
+    fn keeps_connections_over_a_restart() {
+        let unit = sample::read("systemd/zentinel-wasm-agent.service");
+        for setting in ["Type=notify", "FileDescriptorStoreMax=4", "RuntimeDirectoryPreserve=yes"] {
+            assert!(unit.lines().any(|line| line == setting), "no {setting} in {unit}");
+        }
+    }
+
     /// The drop-in replaces settings of the unit, so they must exist there.
     #[test]
     #[ignore = "needs the real proxy: cargo xtask e2e"]
