@@ -26,7 +26,8 @@ fn warnings(name: &str, text: &str, options: &[&str]) -> Vec<String> {
     printed.lines().filter(|line| line.contains('⚠') || line.contains("WARN")).map(str::to_owned).collect()
 }
 
-/// Whether the proxy accepts a configuration, and whether the agent's `check` finds no problem in it.
+/// Whether the proxy accepts a configuration, and whether the agent's `check` finds no problem in
+/// it.
 #[track_caller]
 fn accepted(text: &str) -> (bool, bool) {
     let Paths { agent, proxy, mirror, .. } = Paths::from_env();
