@@ -1,6 +1,9 @@
 //! `zentinel-wasm-agent health`: what it prints about agents in every state, and how it ends with
 //! servers that are no agent.
 
+#[path = "common/short_timeouts.rs"]
+mod short_timeouts;
+
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -12,7 +15,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::json;
 use socket2::{Domain, SockAddr, Socket, Type};
-use testkit::{Agent, Program, frame, kind, module, wait_for};
+use testkit::{Agent, PATIENCE, Program, frame, kind, module, wait_for};
 
 const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
 
@@ -90,12 +93,13 @@ mod agents {
     #[test]
     fn whose_circuit_is_open_are_not_ready() {
         let trapping = module::with_hooks(&["on_request_headers"], |_| "unreachable".into(), "");
-        let agent = start(&trapping, &[]);
+        let modules = tempfile::tempdir().unwrap();
+        let file = module::write(modules.path(), "m.wasm", &trapping);
+        let agent = short_timeouts::start_with_short_breaker(&file, &ADMIN, PATIENCE);
         let mut proxy = agent.connect();
         let mut number = 0;
         wait_for("the circuit to open", || {
             number += 1;
-            thread::sleep(Duration::from_millis(20));
             proxy.get(&format!("id-{number}"), "/");
             (agent.admin().get("/readyz").0 == 503).then_some(())
         });
@@ -112,6 +116,7 @@ mod agents {
         // Keeps the agent from ending.
         let mut stuck = UnixStream::connect(&agent.socket).unwrap();
         stuck.write_all(&[0]).unwrap();
+        agent.admin().wait_for_metric("wasm_agent_connections", 1.0);
         agent.signal(Signal::TERM);
         wait_for("the drain", || (agent.admin().get("/readyz").0 == 503).then_some(()));
         assert_eq!(health(&["--admin-address", &admin, "--timeout-ms=60000"], &[]), (1, "not ready: draining".into()));

@@ -3,8 +3,10 @@
 #[path = "common/short_timeouts.rs"]
 mod short_timeouts;
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
-use testkit::{Agent, Program, decision, id_of, kind, module, module_error, request, response, wait_for};
+use testkit::{Agent, PATIENCE, Program, decision, id_of, kind, module, module_error, request, response, wait_for};
 
 const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
 
@@ -80,10 +82,10 @@ mod circuit {
 
     const REASON: &str = "circuit open for on_request_headers: every call fails; probing once a second";
 
-    fn start(wat: &str) -> Agent {
+    fn start(wat: &str, idle: Duration) -> Agent {
         let modules = tempfile::tempdir().unwrap();
         let file = module::write(modules.path(), "m.wasm", wat);
-        short_timeouts::start_with_short_breaker(&file, &["--admin-address", "127.0.0.1:0", "--timeout-ms", "20000"])
+        short_timeouts::start_with_short_breaker(&file, &["--admin-address", "127.0.0.1:0", "--timeout-ms", "20000"], idle)
     }
 
     /// Sends events that fail until the circuit is open. Returns how many reached the module.
@@ -103,7 +105,7 @@ mod circuit {
 
     #[test]
     fn opens_when_every_call_fails_and_closes_after_a_probe() {
-        let agent = start(&module::choosing());
+        let agent = start(&module::choosing(), PATIENCE);
         let admin = agent.admin();
         let mut proxy = agent.connect();
         // Both 100 failures and nothing but failures for a while are needed.
@@ -154,7 +156,7 @@ mod circuit {
             |failing: &'static str| move |hook: &str| if hook == failing { "unreachable".to_owned() } else { "i64.const 0".to_owned() };
         let hooks = ["on_request_headers", "on_response_headers"];
         for [failing, other] in [hooks, [hooks[1], hooks[0]]] {
-            let agent = start(&module::with_hooks(&hooks, trap(failing), ""));
+            let agent = start(&module::with_hooks(&hooks, trap(failing), ""), PATIENCE);
             let admin = agent.admin();
             let mut proxy = agent.connect();
             let mut ask = |hook: &str| match hook {
@@ -180,15 +182,18 @@ mod circuit {
 
     #[test]
     fn without_calls_does_not_prevent_readiness() {
-        let agent = start(&module::choosing());
+        let agent = start(&module::choosing(), Duration::from_secs(1));
         let admin = agent.admin();
         let mut proxy = agent.connect();
         open(|| proxy.get("bad", "/t"));
-        assert_eq!(admin.get("/readyz").0, 503);
         // No request arrives, as when an orchestrator sends them elsewhere.
         wait_for("readiness", || (admin.get("/readyz").0 == 200).then_some(()));
         assert_eq!(admin.get("/healthz"), (200, format!("degraded: {REASON}\n")));
+        // The next one is a probe.
         assert_eq!(module_error(&proxy.get("bad", "/t")), Some("WASM_TRAP"));
-        assert_eq!(admin.get("/readyz"), (503, format!("not ready: {REASON}\n")));
+        wait_for("the agent not to be ready", || {
+            proxy.get("bad", "/t");
+            (admin.get("/readyz") == (503, format!("not ready: {REASON}\n"))).then_some(())
+        });
     }
 }

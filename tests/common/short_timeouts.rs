@@ -33,39 +33,36 @@ pub(crate) const LOGGED_TIMEOUT: &str = "2s";
 /// The agent's command line, one argument per line. Set in the process that is the agent.
 const COMMAND_LINE: &str = "SHORT_TIMEOUTS_COMMAND_LINE";
 
-/// Set in a process whose circuit breakers are [`SHORT`].
+/// Set in a process with [`short_breaker`]: `idle` in milliseconds.
 const SHORT_BREAKER: &str = "SHORT_TIMEOUTS_BREAKER";
 
-/// As many failures as by default, but all intervals are a tenth of the defaults.
-const SHORT: BreakerLimits = BreakerLimits {
-    failures: 100,
-    window: Duration::from_secs(1),
-    probe_interval: Duration::from_millis(100),
-    idle: Duration::from_secs(3),
-};
+/// As many failures as by default, in a tenth of the time.
+fn short_breaker(idle: Duration) -> BreakerLimits {
+    BreakerLimits { failures: 100, window: Duration::from_secs(1), probe_interval: Duration::from_millis(100), idle }
+}
 
 /// Starts the agent with a module and further options, and waits until it serves the socket.
 #[track_caller]
 pub(crate) fn start(module: &Path, options: &[&str]) -> Agent {
-    launch(module, options, false)
+    launch(module, options, None)
 }
 
-/// The same with circuit breakers that open and probe sooner.
+/// The same with circuit breakers that open and probe sooner, and are idle after `idle`.
 #[track_caller]
-pub(crate) fn start_with_short_breaker(module: &Path, options: &[&str]) -> Agent {
-    launch(module, options, true)
+pub(crate) fn start_with_short_breaker(module: &Path, options: &[&str], idle: Duration) -> Agent {
+    launch(module, options, Some(idle))
 }
 
 #[track_caller]
-fn launch(module: &Path, options: &[&str], short_breaker: bool) -> Agent {
+fn launch(module: &Path, options: &[&str], idle: Option<Duration>) -> Agent {
     let home = tempfile::tempdir().unwrap();
     let socket = home.path().join("wasm.sock");
     let paths = [&socket, module].map(|path| path.to_str().unwrap());
     let command_line = [&["zentinel-wasm-agent", "--socket", paths[0], "--module", paths[1]], options].concat();
     let mut command = Program(std::env::current_exe().unwrap()).command(home.path());
     command.args(["--exact", "short_timeouts::agent_process", "--nocapture"]).env(COMMAND_LINE, command_line.join("\n"));
-    if short_breaker {
-        command.env(SHORT_BREAKER, "");
+    if let Some(idle) = idle {
+        command.env(SHORT_BREAKER, idle.as_millis().to_string());
     }
     let agent = Agent::spawn(home, socket, command);
     agent.log.wait_for_line("serving the socket", |line| line.contains("serving the socket"));
@@ -97,7 +94,10 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
         AdminServer::bind(address).await?.spawn(Arc::clone(&started));
     }
     let source = cli.source(None);
-    let breaker = if std::env::var_os(SHORT_BREAKER).is_some() { SHORT } else { BreakerLimits::default() };
+    let breaker = match std::env::var(SHORT_BREAKER) {
+        Ok(idle) => short_breaker(Duration::from_millis(idle.parse()?)),
+        Err(_) => BreakerLimits::default(),
+    };
     let settings = Settings { breaker, ..cli.settings() };
     let agent = source.start(Runtime::start()?, settings, None, Vec::new()).await?;
     let _ = started.set(Arc::clone(&agent));
