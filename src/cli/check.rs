@@ -11,19 +11,29 @@ use super::environment::{self, Environment, invalid};
 use super::options::Cli;
 use crate::logging::LogFormat;
 
-/// Options of serving that make no difference to a check.
-const WITHOUT_EFFECT: [&str; 11] = [
+/// Options that make a difference to a check. The others are accepted and not shown.
+const WITH_EFFECT: [&str; 21] = [
     "socket",
-    "socket_mode",
-    "watch",
+    "module",
+    "module_sha256",
+    "module_config",
+    "pool_size",
+    "timeout_ms",
+    "start_timeout_ms",
+    "max_memory_mb",
     "max_body_bytes",
     "collect_request_body",
-    "header_case",
-    "fail_open",
+    "max_output_bytes",
+    "isolation",
     "grpc_address",
-    "takeover",
-    "admin_address",
-    "shutdown_grace_ms",
+    "grpc_tls_cert",
+    "grpc_tls_key",
+    "grpc_client_ca",
+    "log_format",
+    "decision_log",
+    "decision_log_file",
+    "verbose",
+    "cache_dir",
 ];
 
 /// What to check, and how to report it.
@@ -67,6 +77,7 @@ pub(super) fn command() -> clap::Command {
         .name("check")
         .bin_name("zentinel-wasm-agent check")
         .disable_version_flag(true)
+        .mut_args(|arg| if WITH_EFFECT.contains(&arg.get_id().as_str()) { arg } else { arg.hide(true) })
         .override_usage("zentinel-wasm-agent check [OPTIONS] [MODULE]")
         .about("Checks a module and the options as serving would, without serving")
         .long_about(
@@ -92,7 +103,6 @@ pub(super) fn command() -> clap::Command {
         .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print one line of JSON instead of text"))
         .mut_arg("module", |arg| arg.required(false))
         .mut_arg("module_config", |arg| arg.visible_alias("config"))
-        .mut_args(|arg| if WITHOUT_EFFECT.contains(&arg.get_id().as_str()) { arg.hide(true) } else { arg })
 }
 
 #[cfg(test)]
@@ -107,9 +117,9 @@ mod tests {
     }
 
     #[test]
-    fn every_option_without_effect_exists() {
+    fn every_option_with_effect_exists() {
         let command = Cli::command();
-        for option in WITHOUT_EFFECT {
+        for option in WITH_EFFECT {
             assert!(command.get_arguments().any(|arg| arg.get_id() == option), "{option}");
         }
     }
