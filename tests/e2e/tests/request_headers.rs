@@ -341,6 +341,7 @@ mod decision_log {
 
     on_both_transports! {
         says_which_request_was_refused_and_why
+        joins_the_events_of_a_request_when_the_last_one_is_answered
     }
 
     fn says_which_request_was_refused_and_why(transport: Transport) {
@@ -356,5 +357,18 @@ mod decision_log {
         assert_eq!((&line["method"], &line["path"], &line["client"]), (&json!("GET"), &json!("/a/b"), &json!("127.0.0.1")), "{line}");
         assert!(line["route"].is_string() && line["correlation_id"].is_string(), "{line}");
         assert_eq!((&line["decision"], &line["status"], &line["hooks"][0]["rule_ids"]), (&json!("block"), &json!(451), &json!(["r-1"])));
+    }
+
+    fn joins_the_events_of_a_request_when_the_last_one_is_answered(transport: Transport) {
+        let mut stack = Stack::over(transport).agent_args(&["--decision-log", "all"]).start();
+        assert_eq!(stack.send(&HttpRequest::get("/allowed")).status(), 200);
+        let line = wait::until("the line", || {
+            let log = stack.agent().log();
+            let mut lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            lines.find(|line| line["path"] == "/allowed")
+        });
+        assert_eq!((&line["decision"], &line["complete"]), (&json!("allow"), &Value::Null), "{line}");
+        let hooks: Vec<_> = line["hooks"].as_array().expect("no hooks").iter().map(|hook| hook["hook"].as_str()).collect();
+        assert_eq!(hooks, ["on_request_headers", "on_response_headers", "on_response_body"].map(Some), "{line}");
     }
 }
