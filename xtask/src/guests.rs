@@ -8,6 +8,7 @@ mod policy;
 mod serving;
 mod suite;
 mod toolchain;
+mod traps;
 
 use crate::table::render;
 use crate::{cargo, tools};
@@ -32,6 +33,9 @@ pub(crate) struct Args {
     /// Only measure the cost of large bodies in every SDK
     #[arg(long, conflicts_with_all = ["calls", "isolation"])]
     bodies: bool,
+    /// Only test what the log has of traps and timeouts
+    #[arg(long, conflicts_with_all = ["calls", "isolation", "bodies"])]
+    traps: bool,
     /// Use this agent instead of building one
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
@@ -49,6 +53,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.bodies {
         return bodies::run(&agent, &languages);
     }
+    if args.traps {
+        return traps::run(&agent, &languages);
+    }
     let policies = Policy::all()?;
     let mut total = Tally::default();
     let mut rows = Vec::new();
@@ -63,6 +70,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         if language.has(Policy::TOUR) {
             total += bodies::test(&agent, &guest.tour())?;
+        }
+        if language != Language::RustSdk {
+            total += traps::test(&agent, &build::traps(language)?, language)?;
         }
         tools::announce(&format!("{language}: measuring"));
         let load = load::measure(&agent, &guest.module(&policies[0]), args.calls, args.isolation)?;

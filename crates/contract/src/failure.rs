@@ -1,6 +1,7 @@
 //! Module errors: the module gave no usable answer to an event.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::limits::MAX_DETAIL;
 use crate::text::shortened;
@@ -85,25 +86,51 @@ impl FailureKind {
     }
 }
 
+/// Where in its code a guest was when its call failed.
+pub trait Trace: fmt::Debug + Send + Sync {
+    /// The active functions, from the innermost, on one line of bounded length. Looks up names and
+    /// lines, so only failures that are logged should be described.
+    fn describe(&self) -> String;
+
+    /// Whether [`describe`](Self::describe) may take milliseconds.
+    fn is_slow(&self) -> bool;
+}
+
 /// A module error.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Failure {
     /// Why.
     pub kind: FailureKind,
     /// One line for the log.
-    pub detail: String,
+    pub detail: Box<str>,
+    /// Where the guest was, if it was running. Boxed, because the future of every call has room for
+    /// a failure.
+    pub trace: Option<Box<Arc<dyn Trace>>>,
 }
 
 impl Failure {
     /// A module error of `kind`. `detail` is shortened to one line of [`MAX_DETAIL`] characters.
     pub fn new(kind: FailureKind, detail: impl Into<String>) -> Self {
-        Self { kind, detail: shortened(&detail.into(), MAX_DETAIL) }
+        Self { kind, detail: shortened(&detail.into(), MAX_DETAIL).into(), trace: None }
+    }
+
+    /// The detail and the trace, on one line.
+    pub fn description(&self) -> String {
+        match &self.trace {
+            Some(trace) => format!("{} (in {})", self.detail, trace.describe()),
+            None => self.detail.to_string(),
+        }
+    }
+
+    /// Whether [`description`](Self::description) may take milliseconds.
+    pub fn is_slow_to_describe(&self) -> bool {
+        self.trace.as_ref().is_some_and(|trace| trace.is_slow())
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.kind.code(), self.detail)
+        write!(f, "{}: {}", self.kind.code(), self.description())
     }
 }
 

@@ -49,7 +49,7 @@ pub use answer::{
     Answer, AnswerBuilder, AnswerError, Audit, Block, BlockStatus, BodyAction, BodyMutation, Decision, HeaderOp, WebsocketDecision,
 };
 pub use event::Event;
-pub use failure::{Failure, FailureKind};
+pub use failure::{Failure, FailureKind, Trace};
 pub use handler::{Arrival, Capabilities, Encode, Handler};
 pub use header::HeaderCase;
 pub use hook::{Hook, Hooks};

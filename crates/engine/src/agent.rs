@@ -364,16 +364,29 @@ impl Agent {
         self.metrics.error(failure.kind);
         if let Some(suppressed) = self.error_limits[failure.kind as usize].admit() {
             let mode = if allowed.is_some() { "allowed" } else { "blocked" };
-            error!(
-                correlation_id = &**encode.correlation_id(),
-                hook = hook.export(),
-                kind = failure.kind.code(),
-                module = policy.digest(),
-                traceparent = origin.traceparent.as_deref(),
-                suppressed,
-                "module error, {mode}: {}",
-                failure.detail
-            );
+            let (failure, id, traceparent) = (failure.clone(), Arc::clone(encode.correlation_id()), origin.traceparent.clone());
+            let (module, is_slow) = (Arc::clone(&policy.module), failure.is_slow_to_describe());
+            let is_late = matches!(failure.kind, FailureKind::Timeout | FailureKind::Overloaded);
+            let deadline_ms = is_late.then_some(policy.settings.timeout.as_millis() as u64);
+            let log = move || {
+                error!(
+                    correlation_id = &*id,
+                    hook = hook.export(),
+                    kind = failure.kind.code(),
+                    module = module.digest(),
+                    traceparent = traceparent.as_deref(),
+                    deadline_ms,
+                    suppressed,
+                    "module error, {mode}: {}",
+                    failure.description()
+                );
+            };
+            if is_slow {
+                // The answer does not wait for it.
+                tokio::task::spawn_blocking(log);
+            } else {
+                log();
+            }
         }
         if let Some(outcome) = outcome {
             outcome.answer = AnswerSummary::of(&module_error(failure.kind, allowed.is_some(), hook), hook);

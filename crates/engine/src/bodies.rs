@@ -182,7 +182,7 @@ mod tests {
     #[track_caller]
     fn settled(answer: &str, hook: Hook, body: EventBody) -> Result<bool, String> {
         let mut answer = zentinel_wasm_guest_json::answer::read(answer.as_bytes()).unwrap();
-        settle(&mut answer, hook, body).map(|()| answer.needs_more).map_err(|failure| failure.detail)
+        settle(&mut answer, hook, body).map(|()| answer.needs_more).map_err(|failure| failure.detail.into())
     }
 
     const SAME: &str = r#"{"request_body_mutation":{"action":"replace","data":"****"}}"#;

@@ -1,5 +1,7 @@
 //! A compiled module that can be instantiated, or one message with all of its problems.
 
+use std::sync::Arc;
+
 use wasmtime::{Engine, InstancePre, ModuleExport};
 use zentinel_wasm_contract::Hooks;
 
@@ -8,6 +10,8 @@ use crate::guest::GuestInterface;
 use crate::host::state::HostState;
 use crate::inspect::{check_imports, elements};
 use crate::module::{LoadError, Module};
+use crate::trace::Tracer;
+use crate::trace::symbols::without_names;
 use crate::{engine, host, proposals};
 
 /// Most problems of a module in one message. A module built for another host has some dozens.
@@ -26,6 +30,7 @@ pub(crate) struct Artifact {
     pub(crate) interface: GuestInterface,
     /// Nothing was compiled.
     pub(crate) from_cache: bool,
+    pub(crate) tracer: Arc<Tracer>,
 }
 
 impl Artifact {
@@ -57,7 +62,8 @@ impl Artifact {
         };
         let guest = linker.instantiate_pre(&compiled).map_err(|error| module.error(one_line(&error)))?;
         let initialize = compiled.get_export_index("_initialize");
-        Ok(Self { path: module.path().to_owned(), engine, guest, initialize, interface, from_cache })
+        let tracer = Arc::new(Tracer::new(Arc::clone(&module.symbols), &compiled));
+        Ok(Self { path: module.path().to_owned(), engine, guest, initialize, interface, from_cache, tracer })
     }
 
     /// The hooks that the module takes.
@@ -73,8 +79,8 @@ fn code(module: &Module, engine: &Engine, cache: Option<&Cache>) -> Result<(wasm
         return Ok((code, true));
     }
     proposals::check(&module.bytes).map_err(|problem| module.error(problem))?;
-    let code =
-        wasmtime::Module::new(engine, &module.bytes).map_err(|error| module.error(format!("invalid module: {}", one_line(&error))))?;
+    let code = wasmtime::Module::new(engine, without_names(&module.bytes))
+        .map_err(|error| module.error(format!("invalid module: {}", one_line(&error))))?;
     if let Some(cache) = cache {
         cache.store(engine, module.digest(), &code);
     }

@@ -202,6 +202,8 @@ fn name(engine: &Engine, digest: &str) -> String {
     engine.precompile_compatibility_hash().hash(&mut hasher);
     // Code compiled with other proposals must not be loaded.
     proposals::ALLOWED.hash(&mut hasher);
+    // Earlier versions kept names, however long.
+    "without names".hash(&mut hasher);
     format!("{digest}-{:016x}.cwasm", hasher.finish())
 }
 

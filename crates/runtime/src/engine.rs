@@ -1,12 +1,13 @@
 //! The configuration of wasmtime: the proposals that a module may use, and its limits.
 
+use std::num::NonZero;
 use std::sync::Once;
 
 use tracing::warn;
 use wasmparser::WasmFeatures;
-use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
+use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, WasmBacktraceDetails};
 
-use crate::proposals;
+use crate::{proposals, trace};
 
 /// Native stack of a guest call, in bytes: the guest's part and room for host functions.
 const STACK: usize = 1 << 20;
@@ -87,6 +88,9 @@ fn base() -> Config {
         .cranelift_opt_level(OptLevel::Speed)
         .max_wasm_stack(WASM_STACK)
         .async_stack_size(STACK)
+        .wasm_backtrace_max_frames(NonZero::new(trace::MAX_KEPT))
+        // Tracing a failed call must not read debug information, which may take long.
+        .wasm_backtrace_details(WasmBacktraceDetails::Disable)
         // This proposal is not among wasmparser's features, because it reads a custom section.
         .wasm_branch_hinting(false)
         .wasm_features(proposals::ALLOWED, true)

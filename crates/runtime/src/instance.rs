@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use wasmtime::{Store, WasmBacktrace};
+use wasmtime::Store;
 use zentinel_wasm_contract::{Failure, FailureKind, Hook};
 
 use crate::artifact::Artifact;
@@ -12,9 +12,7 @@ use crate::guest::exchange::GuestExchange;
 use crate::guest::{Call, GuestFunctions};
 use crate::host::guest_log::GuestLog;
 use crate::host::state::{HostState, InstanceLimits};
-
-/// Most frames of a backtrace in a message.
-const FRAMES: usize = 6;
+use crate::trace::Tracer;
 
 /// A step that an instance runs before it serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +38,7 @@ pub(crate) struct Instance {
     functions: GuestFunctions,
     /// Linear memory before the first call, in bytes.
     memory_at_start: usize,
+    tracer: Arc<Tracer>,
 }
 
 impl Instance {
@@ -63,11 +62,11 @@ impl Instance {
         let mut step = StartStep::Start;
         match link(&mut store, artifact, &mut step).await {
             Ok(functions) => {
-                let mut instance = Self { store, functions, memory_at_start: 0 };
+                let mut instance = Self { store, functions, memory_at_start: 0, tracer: Arc::clone(&artifact.tracer) };
                 instance.memory_at_start = instance.memory_size();
                 Ok(instance)
             }
-            Err(error) => Err((step, failure(&mut store, &error))),
+            Err(error) => Err((step, failure(&mut store, &error, &artifact.tracer))),
         }
     }
 
@@ -81,7 +80,7 @@ impl Instance {
         self.store.set_epoch_deadline(1);
         let result = self.functions.call(&mut self.store, call).await;
         self.store.data_mut().flush_streams();
-        result.map_err(|error| failure(&mut self.store, &error))
+        result.map_err(|error| failure(&mut self.store, &error, &self.tracer))
     }
 
     /// The input and the answer of the last call.
@@ -117,23 +116,17 @@ async fn link(store: &mut Store<HostState>, artifact: &Artifact, step: &mut Star
 }
 
 /// The module error that corresponds to an error of wasmtime.
-fn failure(store: &mut Store<HostState>, error: &wasmtime::Error) -> Failure {
+fn failure(store: &mut Store<HostState>, error: &wasmtime::Error, tracer: &Tracer) -> Failure {
     let state = store.data_mut();
     state.flush_streams();
-    if let Some(failure) = state.take_failure() {
-        return failure;
-    }
-    let mut detail = error.root_cause().to_string();
-    if let Some(backtrace) = error.downcast_ref::<WasmBacktrace>() {
-        let names: Vec<_> = backtrace.frames().iter().filter_map(|frame| frame.func_name()).take(FRAMES).collect();
-        if !names.is_empty() {
-            detail = format!("{detail} in {}", names.join(" < "));
+    let failure = state.take_failure().unwrap_or_else(|| {
+        let cause = error.root_cause();
+        if !state.growth_refused {
+            return Failure::new(FailureKind::Trap, cause.to_string());
         }
-    }
-    if state.growth_refused {
         let limit = state.limits.memory;
-        let detail = format!("the module trapped after it was denied more than {limit} bytes of memory: {detail}");
-        return Failure::new(FailureKind::MemoryLimit, detail);
-    }
-    Failure::new(FailureKind::Trap, detail)
+        let detail = format!("the module trapped after it was denied more than {limit} bytes of memory: {cause}");
+        Failure::new(FailureKind::MemoryLimit, detail)
+    });
+    Failure { trace: tracer.trace(error).map(Box::new), ..failure }
 }

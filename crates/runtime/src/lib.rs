@@ -65,6 +65,7 @@ mod proposals;
 mod runtime;
 mod sched;
 pub mod threads;
+mod trace;
 
 pub use cache::Cache;
 pub use guest::{Call, RequestContext, ResponseContext, View};

@@ -11,6 +11,7 @@ use zentinel_wasm_contract::shortened;
 
 use crate::host::guest_log::GuestLog;
 use crate::inspect::{self, Export, Import};
+use crate::trace::symbols::Symbols;
 
 /// Largest module file, in bytes. Real modules have up to 5 MB; compiling a much larger one would
 /// take minutes.
@@ -43,7 +44,8 @@ impl LoadError {
 #[derive(Debug)]
 pub struct Module {
     path: String,
-    pub(crate) bytes: Vec<u8>,
+    pub(crate) bytes: Arc<[u8]>,
+    pub(crate) symbols: Arc<Symbols>,
     digest: String,
     /// Shared by all instances of all pools.
     pub(crate) log: Arc<GuestLog>,
@@ -93,7 +95,9 @@ impl Module {
             return Err(LoadError { path, problems: vec![problem] });
         }
         let log = Arc::new(GuestLog::new(digest.clone()));
-        Ok(Self { path, bytes, digest, log, compiled: Mutex::new(None) })
+        let bytes: Arc<[u8]> = bytes.into();
+        let symbols = Arc::new(Symbols::find(Arc::clone(&bytes)));
+        Ok(Self { path, bytes, symbols, digest, log, compiled: Mutex::new(None) })
     }
 
     /// The file, as messages name it.

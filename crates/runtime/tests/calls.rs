@@ -129,11 +129,89 @@ mod module_errors {
             assert_eq!(failure(hook, extra).await.kind, kind, "{hook}");
         }
     }
+}
+
+mod traces {
+    use super::*;
+
+    async fn description(hook: &str, functions: &str) -> String {
+        failure(hook, functions).await.description()
+    }
 
     #[tokio::test]
-    async fn of_a_trap_name_the_function() {
-        let failure = failure("(call $divide) (i64.const 0)", "(func $divide (drop (i32.div_u (i32.const 1) (i32.const 0))))").await;
-        assert!(failure.detail.contains("integer divide by zero") && failure.detail.contains("divide"), "{}", failure.detail);
+    async fn have_the_guests_functions_from_the_innermost() {
+        let functions = "(func $outer (call $divide)) (func $divide (drop (i32.div_u (i32.const 1) (i32.const 0))))";
+        assert_eq!(
+            description("(call $outer) (i64.const 0)", functions).await,
+            "wasm trap: integer divide by zero (in `divide` < `outer` < `on_request_headers`)"
+        );
+    }
+
+    #[tokio::test]
+    async fn have_indices_and_offsets_without_names() {
+        // After six imports and three functions.
+        let description = description("(call 9) (i64.const 0)", "(func (unreachable))").await;
+        let (index, rest) = description.split_once(" at offset 0x").unwrap();
+        assert_eq!(index, "wasm trap: wasm `unreachable` instruction executed (in function 9");
+        let (offset, rest) = rest.split_once(' ').unwrap();
+        assert!(usize::from_str_radix(offset, 16).is_ok_and(|offset| offset > 100), "{description}");
+        assert_eq!(rest, "< `on_request_headers`)");
+    }
+
+    #[tokio::test]
+    async fn omit_panic_machinery() {
+        let functions = r#"
+            (func $f (@name "_ZN9my_policy5check17h0123456789abcdefE") (call $g))
+            (func $g (@name "core::option::unwrap_failed") (call $h))
+            (func $h (@name "_ZN4core9panicking9panic_fmt17h0123456789abcdefE") (unreachable))"#;
+        assert!(description("(call $f) (i64.const 0)", functions).await.ends_with("(in `my_policy::check` < `on_request_headers`)"));
+    }
+
+    #[tokio::test]
+    async fn keep_the_innermost_function_of_nothing_but_machinery() {
+        let module = r#"(module (memory (export "memory") 1)
+            (func $abort (unreachable)) (func $exit (export "_initialize") (call $abort))
+            (func (export "alloc") (param i32) (result i32) i32.const 8)
+            (func (export "dealloc") (param i32 i32))
+            (func (export "on_request_headers") (param i32 i32) (result i64) i64.const 0))"#;
+        let module = Arc::new(Module::from_bytes("test.wasm", wat::parse_str(module).unwrap(), None).unwrap());
+        let error = Pool::start(&Runtime::start().unwrap(), &module, settings(), None).await.err().unwrap().to_string();
+        assert!(error.ends_with("`_initialize`: wasm trap: wasm `unreachable` instruction executed (in `abort`)"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn of_a_timeout_name_what_ran() {
+        let spin = "(func $spin (loop (br 0)))";
+        assert_eq!(
+            description("(call $spin) (i64.const 0)", spin).await,
+            "the call exceeded its deadline (in `spin` < `on_request_headers`)"
+        );
+        // Host functions that take long are interrupted too.
+        let write = "(func $noisy (loop (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1024) (i32.const 80))) (br 0)))";
+        assert_eq!(
+            description("(call $noisy) (i64.const 0)", write).await,
+            "the call exceeded its deadline (in `noisy` < `on_request_headers`)"
+        );
+    }
+
+    #[tokio::test]
+    async fn of_host_functions_name_their_caller() {
+        assert_eq!(
+            description("(call $leave) (i64.const 0)", "(func $leave (call $exit (i32.const 3)))").await,
+            "it called `proc_exit(3)` (in `leave` < `on_request_headers`)"
+        );
+    }
+
+    #[tokio::test]
+    async fn of_deep_recursion_are_short() {
+        let description = description("(call $deeper) (i64.const 0)", "(func $deeper (call $deeper))").await;
+        assert_eq!(description, format!("wasm trap: call stack exhausted (in {}…)", "`deeper` < ".repeat(8)));
+    }
+
+    #[tokio::test]
+    async fn of_rejected_answers_are_absent() {
+        let failure = failure("(i64.const 0x10_7fffffff)", "").await;
+        assert_eq!(failure.description(), &*failure.detail);
     }
 }
 
@@ -244,7 +322,7 @@ mod pool_bounds {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let failure = call(&pool, Duration::from_millis(50)).await.err().unwrap();
-        assert_eq!(failure.kind, FailureKind::Overloaded);
+        assert_eq!(failure.to_string(), "WASM_OVERLOADED: no instance was free before the deadline: raise `--pool-size`");
         for one in loops {
             assert_eq!(one.await.unwrap().unwrap().kind, FailureKind::Timeout);
         }

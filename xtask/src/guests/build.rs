@@ -145,14 +145,71 @@ pub(super) fn build(language: Language) -> Result<Guest> {
     Ok(Guest { toolchain, folder })
 }
 
+/// Builds `fixtures/traps` in `language`, with the symbols that `docs/modules.md` recommends.
+pub(super) fn traps(language: Language) -> Result<PathBuf> {
+    let source = root().join("fixtures/traps");
+    let folder = root().join("target/guests").join(language.folder());
+    std::fs::create_dir_all(&folder)?;
+    let module = folder.join("traps.wasm");
+    match language {
+        Language::Rust | Language::RustSdk => {
+            tools::rust_target("wasm32-unknown-unknown")?;
+            let arguments =
+                "--target wasm32-unknown-unknown --edition 2024 --crate-type cdylib -C opt-level=3 -C debuginfo=line-tables-only";
+            run(Command::new("rustc").args(arguments.split(' ')).arg("trap.rs").arg("-o").arg(&module).current_dir(&source))?;
+        }
+        Language::C | Language::Cpp => {
+            let clang = Clang::install()?;
+            let (compiler, file) = if language == Language::C { (&clang.c, "trap.c") } else { (&clang.cpp, "trap.cpp") };
+            let arguments = "--target=wasm32-wasi -O2 -g -Wall -Wextra -Werror -mexec-model=reactor";
+            let mut compile = Command::new(compiler);
+            if language == Language::Cpp {
+                compile.arg("-fno-exceptions");
+            }
+            run(compile.args(arguments.split(' ')).arg(file).arg("-o").arg(&module).current_dir(&source))?;
+        }
+        Language::Zig => {
+            let python = FromPypi::Zig.install()?.join("python3");
+            let arguments = "build-exe -target wasm32-freestanding -O ReleaseSafe -fno-strip -fno-entry -rdynamic -Mroot=trap.zig";
+            run(zig_at(&python, &source).args(arguments.split(' ')).arg(format!("-femit-bin={}", module.display())))?;
+        }
+        Language::Go => {
+            let program = FromPypi::Go.install()?.join("go");
+            run(go_at(&program, &source)
+                .env("GOOS", "wasip1")
+                .env("GOARCH", "wasm")
+                .args(["build", "-buildmode=c-shared", "-trimpath", "-o"])
+                .arg(&module)
+                .arg("trap.go"))?;
+        }
+        Language::AssemblyScript => {
+            let project = toolchain::assemblyscript()?;
+            // Names of functions begin with the path relative to the project.
+            std::fs::copy(source.join("trap.ts"), project.join("trap.ts"))?;
+            let asc = "--no-install asc --optimizeLevel 3 --runtime incremental --debug";
+            run(Command::new("npx").args(asc.split(' ')).args(["trap.ts", "-o"]).arg(&module).current_dir(&project))?;
+        }
+    }
+    Ok(module)
+}
+
+fn zig_at(python: &Path, source: &Path) -> Command {
+    let mut zig = Command::new(python);
+    // The default is a cache in the folder of the sources.
+    zig.args(["-m", "ziglang"]).current_dir(source).env("ZIG_LOCAL_CACHE_DIR", root().join("target/guests/zig-cache"));
+    zig
+}
+
+fn go_at(program: &Path, folder: &Path) -> Command {
+    let mut go = Command::new(program);
+    // Prevents downloads of another Go or of modules.
+    go.current_dir(folder).env("GOTOOLCHAIN", "local").env("GOPROXY", "off");
+    go
+}
+
 fn zig(source: &Path, into: impl Fn(&str) -> PathBuf) -> Result<String> {
     let python = FromPypi::Zig.install()?.join("python3");
-    let zig = || {
-        let mut zig = Command::new(&python);
-        // The default is a cache in the folder of the sources.
-        zig.args(["-m", "ziglang"]).current_dir(source).env("ZIG_LOCAL_CACHE_DIR", root().join("target/guests/zig-cache"));
-        zig
-    };
+    let zig = || zig_at(&python, source);
     for policy in POLICIES {
         run(zig()
             .args("build-exe -target wasm32-freestanding -O ReleaseSmall -fno-entry -rdynamic --dep zentinel".split(' '))
@@ -167,12 +224,7 @@ fn zig(source: &Path, into: impl Fn(&str) -> PathBuf) -> Result<String> {
 
 fn go(source: &Path, into: impl Fn(&str) -> PathBuf) -> Result<String> {
     let program = FromPypi::Go.install()?.join("go");
-    let go = |folder: &Path| {
-        let mut go = Command::new(&program);
-        // Prevents downloads of another Go or of modules.
-        go.current_dir(folder).env("GOTOOLCHAIN", "local").env("GOPROXY", "off");
-        go
-    };
+    let go = |folder: &Path| go_at(&program, folder);
     let sdk = root().join("sdk/go");
     run(go(&sdk).args(["vet", "./..."]))?;
     run(go(&sdk).args(["test", "./..."]))?;

@@ -17,13 +17,19 @@ pub(super) struct Serving {
 impl Serving {
     /// Starts `agent` and waits until the module is compiled, because a large one takes longer than
     /// the connection would wait.
+    ///
+    /// The tests check decisions and the measurements take means, so a busy machine must not cause
+    /// timeouts.
     pub(super) fn start(agent: &Path, module: &Path, options: &[&str]) -> Result<Self> {
+        Self::start_with(agent, module, &[&["--timeout-ms", "10000"], options].concat())
+    }
+
+    /// Starts `agent` with these options only, and waits as [`start`](Self::start) does.
+    pub(super) fn start_with(agent: &Path, module: &Path, options: &[&str]) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let admin_port = free_port();
         let address = format!("127.0.0.1:{admin_port}");
-        // The tests check decisions and the measurements take means, so a busy machine must not
-        // cause timeouts.
-        let fixed = ["--timeout-ms", "10000", "--admin-address", &address];
+        let fixed = ["--admin-address", &address];
         let mut agent = Agent::start(agent, module, dir.path(), None, &[&fixed, options].concat())?;
         wait::until_ok("the module is compiled", || {
             agent.check_running()?;
@@ -44,6 +50,11 @@ impl Serving {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("the kernel does not report the agent's memory")?;
         let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().context("cannot read the agent's memory")?;
         Ok(kibibytes * 1024)
+    }
+
+    /// The agent's log so far.
+    pub(super) fn log(&self) -> String {
+        self.agent.log()
     }
 
     pub(super) fn stop(self) {

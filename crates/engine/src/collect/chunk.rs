@@ -53,7 +53,7 @@ pub(crate) enum Rescue {
 }
 
 /// A chunk that cannot be collected.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Lost {
     pub(crate) failure: Failure,
     pub(crate) rescue: Rescue,

@@ -73,7 +73,7 @@ impl HostState {
     /// Ends the call with a module error once wasmtime gets the returned error.
     pub(crate) fn fail(&mut self, kind: FailureKind, detail: impl Into<String>) -> wasmtime::Error {
         let failure = self.failure.get_or_insert_with(|| Failure::new(kind, detail));
-        wasmtime::Error::msg(failure.detail.clone())
+        wasmtime::Error::msg(failure.detail.to_string())
     }
 
     /// The module error with which a host function has ended the call.

@@ -375,7 +375,7 @@ impl Instances {
                     match instances.make_ready().await {
                         Ok(instance) => instances.put(instance),
                         Err(error) => {
-                            instances.could_not_make(&error, MIN_RETRY);
+                            instances.could_not_make(error, MIN_RETRY);
                             // The others must not wait for this one.
                             instances.home.spawn(Arc::clone(&instances).retry(MIN_RETRY));
                         }
@@ -387,10 +387,15 @@ impl Instances {
         }
     }
 
-    fn could_not_make(&self, error: &StartError, pause: Duration) {
+    fn could_not_make(&self, error: StartError, pause: Duration) {
         self.runtime.count_failed_start();
-        if let Some(suppressed) = self.log.replacements.admit() {
-            warn!(suppressed, "cannot create an instance, retrying in {pause:?}: {error}");
+        let Some(suppressed) = self.log.replacements.admit() else { return };
+        let is_slow = matches!(&error, StartError::Start { failure, .. } if failure.is_slow_to_describe());
+        let log = move || warn!(suppressed, "cannot create an instance, retrying in {pause:?}: {error}");
+        if is_slow {
+            tokio::task::spawn_blocking(log);
+        } else {
+            log();
         }
     }
 
@@ -407,7 +412,7 @@ impl Instances {
                 Ok(instance) => return self.put(instance),
                 Err(error) => {
                     pause = (pause * 2).clamp(MIN_RETRY, MAX_RETRY);
-                    self.could_not_make(&error, pause);
+                    self.could_not_make(error, pause);
                 }
             }
         }
@@ -429,10 +434,10 @@ pub(crate) fn step_failed(step: StartStep, failure: Failure, limit: fmt::Argumen
     let detail = match (failure.kind, step) {
         (FailureKind::Timeout, _) => format!("{step} did not end {limit}"),
         // Copying segments is part of the same step, and the failure names the cause.
-        (_, StartStep::Start) => failure.detail,
+        (_, StartStep::Start) => failure.detail.into(),
         _ => format!("{step}: {}", failure.detail),
     };
-    Failure::new(failure.kind, detail)
+    Failure { trace: failure.trace, ..Failure::new(failure.kind, detail) }
 }
 
 /// Polls `future` once, which runs its guest code for the first slice.

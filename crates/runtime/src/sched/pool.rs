@@ -18,6 +18,10 @@ use crate::sched::instances::{Instances, PoolSettings, StartError, first_slice};
 use crate::sched::slot::{Lease, Slot};
 use crate::sched::slow_lane::AbortOnDrop;
 
+/// Time after its deadline in which a slow call may end itself: a tick, and a turn on a thread that
+/// it shares with some others. It knows what it was doing.
+const LAST_TURN: Duration = Duration::from_millis(5);
+
 /// Slots of the engine in addition to the pool's size, because a replacement is created while its
 /// predecessor is dropped.
 const SPARE_SLOTS: u32 = 2;
@@ -219,7 +223,7 @@ impl Pool {
         deadline: Instant,
     ) -> Result<Lease, Failure> {
         let mut slow: AbortOnDrop<_> = self.instances().runtime().slow_lane().spawn(running);
-        match tokio::time::timeout_at(deadline.into(), &mut slow.0).await {
+        match tokio::time::timeout_at((deadline + LAST_TURN).into(), &mut slow.0).await {
             Ok(Ok(result)) => result,
             Ok(Err(error)) => Err(Failure::new(FailureKind::Trap, format!("internal error: {error}"))),
             // The slow lane was too busy to end the call itself.
