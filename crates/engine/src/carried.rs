@@ -8,7 +8,7 @@ use crate::context::CarriedContexts;
 /// What an agent remembers of live requests, for the process that takes over its connections.
 #[derive(Serialize, Deserialize)]
 pub struct LiveRequests {
-    /// The key of a fixed id under a fixed secret: the standard library may change how it hashes.
+    /// The key of a fixed id under a fixed secret: another version may hash differently.
     pub(crate) hash_check: u64,
     /// None if they were carried before.
     pub(crate) contexts: Option<CarriedContexts>,
@@ -17,5 +17,5 @@ pub struct LiveRequests {
 
 /// The processes hash ids differently, so the state of requests cannot be carried over.
 #[derive(Debug, thiserror::Error)]
-#[error("the other process was built with another version of the standard library, which hashes differently")]
+#[error("the state of live requests cannot be taken over, because the other process hashes ids differently")]
 pub struct OtherHash;

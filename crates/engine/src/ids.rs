@@ -1,39 +1,52 @@
 //! Keys of correlation ids.
 
-use std::hash::{BuildHasher, DefaultHasher, Hasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::OnceLock;
+
+use foldhash::SharedSeed;
+use foldhash::fast::FoldHasher;
 
 /// Hashes ids with a secret, so a client cannot search for two ids with one key. Another process
 /// can get the secret and with it the keys.
-pub(crate) struct IdHasher([AtomicU64; 2]);
+#[derive(Default)]
+pub(crate) struct IdHasher(OnceLock<Seeds>);
 
-impl Default for IdHasher {
-    fn default() -> Self {
+struct Seeds {
+    secret: [u64; 2],
+    shared: SharedSeed,
+}
+
+impl Seeds {
+    fn new(secret: [u64; 2]) -> Self {
+        Self { secret, shared: SharedSeed::from_u64(secret[1]) }
+    }
+
+    fn random() -> Self {
         let random = RandomState::new();
-        Self([0, 1].map(|half: u8| AtomicU64::new(random.hash_one(half))))
+        Self::new([0, 1].map(|half: u8| random.hash_one(half)))
     }
 }
 
 impl IdHasher {
+    fn seeds(&self) -> &Seeds {
+        self.0.get_or_init(Seeds::random)
+    }
+
     /// The key of `id`.
     pub(crate) fn key(&self, id: &str) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        for half in self.secret() {
-            hasher.write_u64(half);
-        }
+        let Seeds { secret, shared } = self.seeds();
+        let mut hasher = FoldHasher::with_seed(secret[0], shared);
         hasher.write(id.as_bytes());
         hasher.finish()
     }
 
     pub(crate) fn secret(&self) -> [u64; 2] {
-        self.0.each_ref().map(|half| half.load(Relaxed))
+        self.seeds().secret
     }
 
-    /// Hashes with `secret` from now on.
-    pub(crate) fn adopt(&self, secret: [u64; 2]) {
-        for (half, value) in self.0.iter().zip(secret) {
-            half.store(value, Relaxed);
-        }
+    /// Hashes with `secret`, if no id was hashed yet. Returns whether it does.
+    pub(crate) fn adopt(&self, secret: [u64; 2]) -> bool {
+        self.0.get_or_init(|| Seeds::new(secret)).secret == secret
     }
 }
 
@@ -43,11 +56,19 @@ mod tests {
 
     #[test]
     fn keys_depend_on_the_secret() {
-        let [one, other] = [IdHasher::default(), IdHasher::default()];
+        let [one, other, third] = [IdHasher::default(), IdHasher::default(), IdHasher::default()];
         assert_eq!(one.key("a"), one.key("a"));
         assert_ne!(one.key("a"), one.key("b"));
         assert_ne!(one.key("a"), other.key("a"));
-        other.adopt(one.secret());
-        assert_eq!(one.key("a"), other.key("a"));
+        assert!(third.adopt(one.secret()));
+        assert_eq!(one.key("a"), third.key("a"));
+    }
+
+    #[test]
+    fn the_secret_stays_once_it_was_used() {
+        let [one, other] = [IdHasher::default(), IdHasher::default()];
+        other.key("a");
+        assert!(!other.adopt(one.secret()));
+        assert!(other.adopt(other.secret()));
     }
 }

@@ -309,14 +309,8 @@ impl Requests {
     /// Goes on where another process was.
     pub(crate) fn adopt(&self, carried: LiveRequests, connections: &[u64]) -> Result<(), OtherHash> {
         let LiveRequests { hash_check: check, contexts, bodies } = carried;
-        if check != hash_check() {
-            return Err(OtherHash);
-        }
-        if let Some(contexts) = contexts {
-            self.contexts.adopt(contexts);
-        }
-        self.bodies.adopt(bodies, connections);
-        Ok(())
+        let same = check == hash_check() && contexts.is_none_or(|contexts| self.contexts.adopt(contexts));
+        if same && self.bodies.adopt(bodies, connections) { Ok(()) } else { Err(OtherHash) }
     }
 
     /// Records that a connection has ended.

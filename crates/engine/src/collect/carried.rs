@@ -61,9 +61,12 @@ impl CarriedBodies {
         Self { secret: store.hasher.secret(), bodies: store.bodies.iter().filter_map(carried).collect() }
     }
 
-    /// Adds the bodies to a store. All that it has must have come from the same process.
-    pub(super) fn fill(self, store: &mut PartialBodies, connections: &[u64], now: Instant) {
-        store.hasher.adopt(self.secret);
+    /// Adds the bodies to a store. Returns whether that is possible: only if all bodies in it come
+    /// from the same process.
+    pub(super) fn fill(self, store: &mut PartialBodies, connections: &[u64], now: Instant) -> bool {
+        if !store.hasher.adopt(self.secret) {
+            return false;
+        }
         for carried in self.bodies {
             let Some(connection) = connections.get(carried.connection) else { continue };
             let state = match carried.progress {
@@ -87,5 +90,6 @@ impl CarriedBodies {
             };
             store.bodies.insert((*connection, carried.key), body);
         }
+        true
     }
 }

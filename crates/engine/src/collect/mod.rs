@@ -125,9 +125,10 @@ impl BodyCollector {
     }
 
     /// Goes on with the bodies of another process on these connections, which correspond to those
-    /// that were [carried](Self::carry). To be called before the first event.
-    pub(crate) fn adopt(&self, carried: CarriedBodies, connections: &[u64]) {
-        self.change(|inner| carried.fill(inner, connections, Instant::now()));
+    /// that were [carried](Self::carry). Returns whether that is possible: only before other
+    /// bodies.
+    pub(crate) fn adopt(&self, carried: CarriedBodies, connections: &[u64]) -> bool {
+        self.change(|inner| carried.fill(inner, connections, Instant::now()))
     }
 
     /// Whether a body on this connection is incomplete.

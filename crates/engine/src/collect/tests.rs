@@ -325,7 +325,7 @@ mod carried {
     fn carry(bodies: &BodyCollector) -> BodyCollector {
         let carried = serde_json::to_string(&bodies.carry(&[0, 1])).unwrap();
         let next = store();
-        next.adopt(serde_json::from_str(&carried).unwrap(), &[6, 7]);
+        assert!(next.adopt(serde_json::from_str(&carried).unwrap(), &[6, 7]));
         next
     }
 

@@ -89,11 +89,15 @@ impl Contexts {
         CarriedContexts::of(&self.lock(), self.hasher.secret(), now)
     }
 
-    /// Goes on where another process was. To be called before the first event.
-    pub(crate) fn adopt(&self, carried: CarriedContexts) {
-        self.hasher.adopt(carried.secret);
+    /// Goes on where another process was. Returns whether that is possible: only before the first
+    /// event.
+    pub(crate) fn adopt(&self, carried: CarriedContexts) -> bool {
+        if !self.hasher.adopt(carried.secret) {
+            return false;
+        }
         self.offset.store(carried.now, Relaxed);
         carried.fill(&mut self.lock());
+        true
     }
 
     /// Records that a request has begun. `body_open`: a body may follow.

@@ -406,7 +406,7 @@ mod carried {
     fn carry(store: &Contexts, now: Instant) -> (Contexts, Instant) {
         let carried = serde_json::to_string(&store.carry(now)).unwrap();
         let next = Contexts::new();
-        next.adopt(serde_json::from_str(&carried).unwrap());
+        assert!(next.adopt(serde_json::from_str(&carried).unwrap()));
         check(&next.lock());
         let now = next.started;
         (next, now)
