@@ -440,7 +440,78 @@ mod a_failed_takeover {
 }
 
 mod another_version {
+    use std::fs::File;
+    use std::io::IoSlice;
+    use std::mem::MaybeUninit;
+    use std::os::fd::{AsFd as _, BorrowedFd};
+    use std::os::unix::fs::MetadataExt as _;
+    use std::os::unix::net::UnixListener;
+
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
     use super::*;
+
+    /// Reads a message of this kind.
+    #[track_caller]
+    fn expect(stream: &mut UnixStream, kind: u8) {
+        let mut header = [0; 10];
+        stream.read_exact(&mut header).unwrap();
+        assert_eq!(header[4], kind);
+        let mut payload = vec![0; u32::from_be_bytes(header[6..].try_into().unwrap()) as usize];
+        stream.read_exact(&mut payload).unwrap();
+    }
+
+    fn send(stream: &UnixStream, kind: u8, payload: &[u8], descriptors: &[BorrowedFd<'_>]) {
+        let message = [&b"ZWA1"[..], &[kind, descriptors.len() as u8], &(payload.len() as u32).to_be_bytes(), payload].concat();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !descriptors.is_empty() {
+            control.push(SendAncillaryMessage::ScmRights(descriptors));
+        }
+        assert_eq!(sendmsg(stream, &[IoSlice::new(&message)], &mut control, SendFlags::empty()).unwrap(), message.len());
+    }
+
+    /// A later version that is replaced by this one, as when an upgrade is taken back.
+    #[test]
+    fn hands_over_the_socket_only() {
+        let place = Place::new();
+        let module = place.module("m", &module::tagging("new"));
+        let listener = UnixListener::bind(place.socket()).unwrap();
+        let control = UnixListener::bind(place.control()).unwrap();
+        let file = std::fs::metadata(place.socket()).unwrap();
+        let manifest = json!({
+            "version": "9.0.0", "state_version": 99, "connections": 0, "config": null, "unknown": {"to": "this version"},
+            "socket": {"path": {"Unix": place.socket().to_str().unwrap().as_bytes()}, "id": [file.dev(), file.ino()], "more": 1},
+        });
+        let manifest = manifest.to_string().into_bytes();
+        // Connected to the old process before the new one serves.
+        let mut early = UnixStream::connect(place.socket()).unwrap();
+        early.write_all(&frame(kind::HANDSHAKE_REQUEST, br#"{"supported_versions":[2],"proxy_version":"0.6.54"}"#)).unwrap();
+        let agent = place.launch(&module, &[]);
+        // The new process asks what is served, and later for everything.
+        let mut stream = control.accept().unwrap().0;
+        expect(&mut stream, 1);
+        send(&stream, 2, &manifest, &[]);
+        let mut stream = control.accept().unwrap().0;
+        expect(&mut stream, 1);
+        send(&stream, 2, &manifest, &[]);
+        expect(&mut stream, 4);
+        let memory = rustix::fs::memfd_create("handover", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let mut memory = File::from(memory);
+        let contents = [&(manifest.len() as u32).to_be_bytes()[..], &manifest, b"a state that only version 9 understands"].concat();
+        memory.write_all(&contents).unwrap();
+        send(&stream, 5, b"", &[memory.as_fd()]);
+        send(&stream, 6, b"", &[listener.as_fd()]);
+        expect(&mut stream, 7);
+        drop((listener, control));
+        std::fs::remove_file(place.control()).unwrap();
+        send(&stream, 8, b"", &[]);
+        send(&stream, 9, b"", &[]);
+        agent.log.wait_for_line("why", |line| line.contains("version 9.0.0, hands over its listeners only"));
+        assert_eq!(testkit::read_frame(&mut early).unwrap().unwrap().0, kind::HANDSHAKE_RESPONSE);
+        assert_eq!(tag(&agent.connect().get("a", "/")), "new");
+        agent.end_unharmed();
+    }
 
     /// With another state version, the connections stay with the old process until it has drained.
     #[test]
