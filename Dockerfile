@@ -16,8 +16,8 @@ COPY benches benches
 COPY deploy/manual deploy/manual
 COPY tests/e2e tests/e2e
 COPY xtask xtask
-# glibc is linked statically. It would be needed at run time only to look up users or host names,
-# and nothing here does.
+# glibc is linked statically. Its files would be needed at run time only to look up users, which
+# nothing here does: since glibc 2.34 it reads /etc/hosts and asks name servers without them.
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/build/target \
     target="$(rustc -vV | sed -n 's/^host: //p')" \
     && RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --bin zentinel-wasm-agent --target "$target" \

@@ -8,6 +8,7 @@
 //!   change;
 //! * [`commands`] has what the binary does besides serving;
 //! * [`takeover`] hands over to another process;
+//! * [`otlp::OtlpOptions`] starts the export of spans and metrics;
 //! * [`logging::Log`] writes to standard error without blocking, and
 //!   [`decisions::DecisionLog`] a line for each request.
 //!
@@ -47,6 +48,7 @@ mod files;
 pub mod lifecycle;
 pub mod listen;
 pub mod logging;
+pub mod otlp;
 pub mod process;
 mod reload;
 pub mod signals;

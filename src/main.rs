@@ -122,11 +122,14 @@ async fn serve(cli: Cli, decisions: Option<&DecisionLog>, inherited: Inherited) 
     };
 
     let source = cli.source(tls);
+    let exporting = cli.otlp().map(|options| options.start(Arc::clone(&started))).transpose()?;
+    let (exporter, spans) = exporting.unzip();
+
     let cache = cache::open(cli.cache_dir.as_deref());
     // Before the files are read, so no change is missed.
     let watcher = if cli.watch { Some(FileWatcher::start(source.files()).context(NO_THREADS)?) } else { None };
     let runtime = Runtime::start().context(NO_THREADS)?;
-    let observers = decisions.map(DecisionLog::observer).into_iter().collect();
+    let observers = decisions.map(DecisionLog::observer).into_iter().chain(spans).collect();
     let agent = tokio::select! {
         agent = source.start(runtime, cli.settings(), cache, observers) => agent?,
         () = signals.termination.recv() => return Ok(()),
@@ -169,5 +172,8 @@ async fn serve(cli: Cli, decisions: Option<&DecisionLog>, inherited: Inherited) 
         lifecycle.allow_takeover(control)?;
     }
     lifecycle.run().await;
+    if let Some(exporter) = exporter {
+        exporter.close();
+    }
     Ok(())
 }

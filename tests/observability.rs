@@ -224,6 +224,7 @@ mod metrics {
             "wasm_agent_last_reload_successful",
             "wasm_agent_log_lines_lost_total",
             "wasm_agent_module_info",
+            "wasm_agent_otlp_dropped_total",
             "wasm_agent_panics_total",
             "wasm_agent_pool_available",
             "wasm_agent_pool_waiting",

@@ -16,7 +16,7 @@ use client::{Client, get, is_allow};
 use rustix::process::Signal;
 use seccompiler::TargetArch;
 use serde_json::{Value, json};
-use testkit::{Agent, Program, decision, module, module_error};
+use testkit::{Agent, Collector, Program, decision, module, module_error};
 
 const AGENT: Program = Program(env!("CARGO_BIN_EXE_zentinel-wasm-agent"));
 
@@ -93,8 +93,11 @@ fn the_profile_is_enforced() {
 async fn everything_works_under_the_profile() {
     let folder = tempfile::tempdir().unwrap();
     let decisions = folder.path().join("decisions.log");
+    let collector = Collector::start();
+    let url = collector.url();
     let to_file = ["--decision-log", "all", "--decision-log-max-bytes", "1000", "--decision-log-file", decisions.to_str().unwrap()];
-    for options in [&["--isolation", "request"][..], &["--log-format", "text", "--watch"], &to_file] {
+    let recorded = [&to_file[..], &["--otlp-endpoint", &url]].concat();
+    for options in [&["--isolation", "request"][..], &["--log-format", "text", "--watch"], &recorded] {
         let module = module::write(folder.path(), "m.wasm", &module::judging());
         let agent = launch(&module, &[&["--timeout-ms", "20000"], options].concat());
         let mut connection = agent.connect();
@@ -122,6 +125,7 @@ async fn everything_works_under_the_profile() {
         drop((connection, stream));
         agent.end_unharmed();
         // The decision log was rotated.
-        assert_eq!(folder.path().join("decisions.log.1").exists(), options == to_file);
+        assert_eq!(folder.path().join("decisions.log.1").exists(), options == recorded);
     }
+    collector.wait_for_post("/v1/traces");
 }

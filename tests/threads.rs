@@ -89,7 +89,9 @@ fn none_are_added_after_the_start() {
         chown(&cache, Some(USER), Some(USER)).unwrap();
     }
     let cache = cache.to_str().unwrap();
-    let options = ["--watch", "--timeout-ms", "20000", "--admin-address", "127.0.0.1:0", "--cache-dir", cache, "--decision-log", "all"];
+    // A name has to be resolved.
+    let observers = ["--decision-log", "all", "--otlp-endpoint", "http://localhost:1"];
+    let options = [&["--watch", "--timeout-ms", "20000", "--admin-address", "127.0.0.1:0", "--cache-dir", cache], &observers[..]].concat();
     needed(USER, &file, &options);
     // This time the module comes from the cache, so no thread is started to compile it.
     let all = is_root.then(|| needed(USER, &file, &options));

@@ -12,7 +12,7 @@ use super::options::Cli;
 use crate::logging::LogFormat;
 
 /// Options that make a difference to a check. The others are accepted and not shown.
-const WITH_EFFECT: [&str; 21] = [
+const WITH_EFFECT: [&str; 24] = [
     "socket",
     "module",
     "module_sha256",
@@ -29,6 +29,9 @@ const WITH_EFFECT: [&str; 21] = [
     "grpc_tls_cert",
     "grpc_tls_key",
     "grpc_client_ca",
+    "otlp_endpoint",
+    "otlp_headers",
+    "otlp_ca",
     "log_format",
     "decision_log",
     "decision_log_file",

@@ -13,7 +13,7 @@ use tracing::warn;
 use zentinel_wasm_contract::shortened;
 
 use super::early_exit::one_line;
-use super::options::{Cli, DecisionLogArg, TlsIncomplete};
+use super::options::{Cli, DecisionLogArg, Incomplete};
 use super::values::boolean;
 
 /// The names and values of environment variables.
@@ -54,7 +54,7 @@ pub(super) struct Parsed {
 impl Parsed {
     /// Whether the option has a value of the command line or of a variable.
     pub(super) fn is_set(&self, option: &str) -> bool {
-        self.is_given(option) || self.variables.iter().any(|variable| variable.option == option)
+        self.is_given(option) || self.is_variable(option)
     }
 
     /// Whether the option is on the command line.
@@ -62,16 +62,16 @@ impl Parsed {
         self.matches.value_source(option) == Some(ValueSource::CommandLine)
     }
 
-    /// Describes an incomplete TLS configuration: by its variables, if the incomplete part is one.
-    pub(super) fn describe(&self, TlsIncomplete { given, missing }: &TlsIncomplete) -> clap::Error {
-        let variable = self.variables.iter().find(|variable| variable.option == *given);
-        let command = Cli::command();
-        let name = |option: &str| {
-            let arg = command.get_arguments().find(|arg| arg.get_id() == option);
-            let variable = arg.filter(|_| variable.is_some()).and_then(|arg| names(arg).next());
-            variable.unwrap_or_else(|| format!("--{}", option.replace('_', "-")))
-        };
-        invalid(ErrorKind::MissingRequiredArgument, format!("`{}` requires `{}`", name(given), name(missing)))
+    /// Describes an incomplete configuration: by its variables, if the incomplete part is one.
+    pub(super) fn describe(&self, Incomplete { given, missing, detail }: &Incomplete) -> clap::Error {
+        let by_variable = self.is_variable(given);
+        let problem = format!("`{}` requires `{}`{detail}", name_of(given, by_variable), name_of(missing, by_variable));
+        invalid(ErrorKind::MissingRequiredArgument, problem)
+    }
+
+    /// Whether the option has the value of a variable.
+    fn is_variable(&self, option: &str) -> bool {
+        self.variables.iter().any(|variable| variable.option == option)
     }
 }
 
@@ -96,7 +96,11 @@ impl Cli {
     /// The options of serving that were read, whatever the command.
     pub(super) fn from_parsed(parsed: &Parsed, environment: &Environment) -> Result<Self, clap::Error> {
         let mut cli = Self::from_arg_matches(&parsed.matches)?;
-        cli.check_tls().map_err(|incomplete| parsed.describe(&incomplete))?;
+        cli.check_tls().and_then(|()| cli.check_otlp()).map_err(|incomplete| parsed.describe(&incomplete))?;
+        if let Some(Err(error)) = &cli.otlp_headers {
+            let name = name_of("otlp_headers", parsed.is_variable("otlp_headers"));
+            return Err(invalid(ErrorKind::ValueValidation, format!("invalid value for `{name}`: {error}")));
+        }
         cli.warnings.clone_from(&parsed.warnings);
         cli.warnings.extend(unknown_variables(environment));
         if cli.decision_log == DecisionLogArg::Off && cli.decision_log_file.is_some() {
@@ -257,6 +261,14 @@ fn check_utf8(arg: &Arg, value: &OsStr, name: &str) -> Result<(), clap::Error> {
         return Ok(());
     }
     Err(invalid(ErrorKind::InvalidUtf8, format!("invalid value '{}' for '{name}': expected UTF-8", value.display())))
+}
+
+/// The name of an option for messages: that of its variable or the option itself.
+fn name_of(option: &str, by_variable: bool) -> String {
+    let command = Cli::command();
+    let arg = command.get_arguments().find(|arg| arg.get_id() == option);
+    let variable = arg.filter(|_| by_variable).and_then(|arg| names(arg).next());
+    variable.unwrap_or_else(|| format!("--{}", option.replace('_', "-")))
 }
 
 /// Describes the variables that look as if they were meant for the agent and are ignored.
@@ -569,5 +581,40 @@ mod tests {
         assert!(read(&whole, &[]).unwrap().grpc_tls().is_some());
         assert_eq!(error(&address, &[("WASM_GRPC_TLS_CERT", "c")]), "error: `WASM_GRPC_TLS_CERT` requires `WASM_GRPC_TLS_KEY`");
         assert_eq!(error(&[], &[("WASM_GRPC_CLIENT_CA", "c")]), "error: `WASM_GRPC_CLIENT_CA` requires `AGENT_GRPC_ADDRESS`");
+    }
+
+    #[test]
+    fn rejects_options_of_a_collector_that_do_not_belong_together() {
+        let (http, https) = (["--otlp-endpoint", "http://a:1"], ["--otlp-endpoint", "https://a:1"]);
+        assert_eq!(error(&["--otlp-headers", "a=b"], &[]), "error: `--otlp-headers` requires `--otlp-endpoint`");
+        assert_eq!(error(&["--otlp-ca", "c"], &[]), "error: `--otlp-ca` requires `--otlp-endpoint`");
+        assert_eq!(
+            error(&[&http[..], &["--otlp-ca", "c"]].concat(), &[]),
+            "error: `--otlp-ca` requires `--otlp-endpoint` with an `https://` URL"
+        );
+        assert_eq!(
+            error(&https, &[]),
+            "error: `--otlp-endpoint` requires `--otlp-ca` for an `https://` URL, such as /etc/ssl/certs/ca-certificates.crt"
+        );
+        assert_eq!(
+            error(&[], &[("WASM_OTLP_ENDPOINT", "https://a:1")]),
+            "error: `WASM_OTLP_ENDPOINT` requires `WASM_OTLP_CA` for an `https://` URL, such as /etc/ssl/certs/ca-certificates.crt"
+        );
+        assert!(read(&[&https[..], &["--otlp-ca", "c"]].concat(), &[]).unwrap().otlp().is_some());
+        assert!(read(&[], &[("WASM_OTLP_ENDPOINT", "http://a:1")]).unwrap().otlp().is_some());
+        assert!(read(&[], &[]).unwrap().otlp().is_none());
+    }
+
+    #[test]
+    fn does_not_show_the_headers_for_a_collector() {
+        let environment = [("WASM_OTLP_HEADERS", "authorization=secret")];
+        let expected = "expected `name=value` pairs, separated by commas, with percent-encoded values";
+        let endpoint = ["--otlp-endpoint", "http://a:1"];
+        let problem = error(&endpoint, &[("WASM_OTLP_HEADERS", "secret")]);
+        assert_eq!(problem, format!("error: invalid value for `WASM_OTLP_HEADERS`: {expected}"));
+        let problem = error(&[&endpoint[..], &["--otlp-headers", "secret"]].concat(), &[]);
+        assert_eq!(problem, format!("error: invalid value for `--otlp-headers`: {expected}"));
+        let cli = read(&["--otlp-endpoint", "http://a:1"], &environment).unwrap();
+        assert!(!format!("{cli:?}").contains("secret"), "{cli:?}");
     }
 }

@@ -8,13 +8,15 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use zentinel_wasm_contract::HeaderCase;
 use zentinel_wasm_engine::{BreakerLimits, SettingLimits, Settings};
+use zentinel_wasm_otlp::{Endpoint, Headers, InvalidOption};
 use zentinel_wasm_protocol::MAX_FRAME;
 use zentinel_wasm_runtime::Isolation;
 
-use super::values::{ModuleConfig, address, boolean, module_config, number, octal, sha256, share};
+use super::values::{ModuleConfig, address, boolean, headers, module_config, number, octal, sha256, share};
 use crate::decisions::{ClientPrivacy, DecisionFile, DecisionLogConfig, Privacy, Recorded};
 use crate::listen::tls::{ReloadableTls, TlsFiles};
 use crate::logging::LogFormat;
+use crate::otlp::OtlpOptions;
 use crate::source::Source;
 
 /// The socket if none is given.
@@ -119,6 +121,19 @@ pub struct Cli {
     #[arg(long, env = "WASM_ADMIN_ADDRESS", value_name = "IP:PORT", value_parser = address)]
     pub admin_address: Option<SocketAddr>,
 
+    /// Send a span for each event, and the metrics, to this collector: OTLP over HTTP, as protobuf
+    #[arg(long, env = "WASM_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<Endpoint>,
+
+    /// Headers for the collector: `NAME=VALUE` pairs, separated by commas, with percent-encoded
+    /// values
+    #[arg(long, env = "WASM_OTLP_HEADERS", value_name = "HEADERS", hide_env_values = true, value_parser = headers)]
+    pub otlp_headers: Option<Result<Headers, InvalidOption>>,
+
+    /// CA certificates that verify a collector with an `https://` URL, PEM
+    #[arg(long, env = "WASM_OTLP_CA", value_name = "FILE")]
+    pub otlp_ca: Option<PathBuf>,
+
     /// Format of log lines
     #[arg(long, env = "WASM_LOG_FORMAT", value_enum, default_value = "json")]
     pub log_format: LogFormat,
@@ -168,10 +183,12 @@ pub struct Cli {
     pub(super) warnings: Vec<String>,
 }
 
-/// An option of the TLS configuration that is given without one that it requires, by their ids.
-pub(super) struct TlsIncomplete {
+/// An option that is given without one that it requires, by their ids.
+pub(super) struct Incomplete {
     pub(super) given: &'static str,
     pub(super) missing: &'static str,
+    /// What is required of the missing one or said about the given one.
+    pub(super) detail: &'static str,
 }
 
 /// An [`Isolation`] on the command line.
@@ -245,7 +262,7 @@ impl From<ClientArg> for ClientPrivacy {
 impl Cli {
     /// Checks that the TLS configuration is complete, because half of one must not result in an
     /// address that is open to everybody.
-    pub(super) fn check_tls(&self) -> Result<(), TlsIncomplete> {
+    pub(super) fn check_tls(&self) -> Result<(), Incomplete> {
         let options = [
             ("grpc_tls_cert", self.grpc_tls_cert.is_some()),
             ("grpc_tls_key", self.grpc_tls_key.is_some()),
@@ -254,9 +271,31 @@ impl Cli {
         let Some((given, _)) = options.into_iter().find(|(_, is_given)| *is_given) else { return Ok(()) };
         let needed = [("grpc_address", self.grpc_address.is_some()), options[0], options[1]];
         match needed.into_iter().find(|(_, is_given)| !is_given) {
-            Some((missing, _)) => Err(TlsIncomplete { given, missing }),
+            Some((missing, _)) => Err(Incomplete { given, missing, detail: "" }),
             None => Ok(()),
         }
+    }
+
+    /// Checks that the options of the collector belong together.
+    pub(super) fn check_otlp(&self) -> Result<(), Incomplete> {
+        let missing = |given, missing, detail| Err(Incomplete { given, missing, detail });
+        match (&self.otlp_endpoint, &self.otlp_ca) {
+            (None, Some(_)) => missing("otlp_ca", "otlp_endpoint", ""),
+            (None, None) if self.otlp_headers.is_some() => missing("otlp_headers", "otlp_endpoint", ""),
+            (Some(endpoint), None) if endpoint.is_tls => {
+                missing("otlp_endpoint", "otlp_ca", " for an `https://` URL, such as /etc/ssl/certs/ca-certificates.crt")
+            }
+            (Some(endpoint), Some(_)) if !endpoint.is_tls => missing("otlp_ca", "otlp_endpoint", " with an `https://` URL"),
+            _ => Ok(()),
+        }
+    }
+
+    /// Where spans and metrics go, if anywhere.
+    pub fn otlp(&self) -> Option<OtlpOptions> {
+        let endpoint = self.otlp_endpoint.clone()?;
+        // An error has been reported.
+        let headers = self.otlp_headers.clone().and_then(Result::ok).unwrap_or_default();
+        Some(OtlpOptions { endpoint, headers, ca: self.otlp_ca.clone(), module: self.module.clone() })
     }
 
     /// The files of the TLS configuration, if there is one.

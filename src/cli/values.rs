@@ -1,11 +1,13 @@
 //! Parsers of option values.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::builder::{BoolishValueParser, TypedValueParser};
 use zentinel_wasm_engine::checked_module_config;
+use zentinel_wasm_otlp::{Headers, InvalidOption};
 
 /// A module's configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +51,12 @@ pub(super) fn sha256(text: &str) -> Result<String, String> {
 
 pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "expected an IP address and a port, such as 127.0.0.1:9090".into())
+}
+
+/// Accepts everything, because clap's message about an error would have the value, which may be a
+/// secret.
+pub(super) fn headers(text: &str) -> Result<Result<Headers, InvalidOption>, Infallible> {
+    Ok(text.parse())
 }
 
 pub(super) fn module_config(text: &str) -> Result<ModuleConfig, String> {

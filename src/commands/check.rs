@@ -56,6 +56,9 @@ impl Report {
         if let Some(error) = cli.decision_log().and_then(|log| log.file?.problem()) {
             report.problems.push(error.to_string());
         }
+        if let Some(Err(error)) = cli.otlp().map(|options| options.check()) {
+            report.problems.push(format!("{error:#}"));
+        }
         match Module::read(&cli.module, cli.module_sha256.as_deref()) {
             Ok(module) => {
                 let proxy = options.proxy_config.as_deref().map(ProxyConfig::read).transpose();

@@ -101,7 +101,8 @@ fn server_config(files: &TlsFiles) -> anyhow::Result<Arc<ServerConfig>> {
     Ok(Arc::new(config))
 }
 
-fn certificates(option: &str, path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+/// Reads the certificates of a file that `option` names.
+pub(crate) fn certificates(option: &str, path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let shown = path.display();
     let context = || format!("cannot read certificates from `{option} {shown}`");
     let pem = files::read(path, MAX_TLS_FILE).with_context(context)?;

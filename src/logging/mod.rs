@@ -25,6 +25,7 @@ use tracing_subscriber::filter::Directive;
 use zentinel_wasm_contract::shortened;
 use zentinel_wasm_engine::Metrics;
 
+use crate::otlp;
 pub(crate) use lines::LineWriter;
 use queue::{LogQueue, captured};
 use text::TextFields;
@@ -57,9 +58,10 @@ static LINES_LOST: LazyLock<IntCounter> = LazyLock::new(|| {
 /// Panics on any thread.
 static PANICS: LazyLock<IntCounter> = LazyLock::new(|| counter("wasm_agent_panics_total", "Panics in the agent's own code."));
 
-/// The metrics of an agent, including those of the whole process: lost log lines and panics.
+/// The metrics of an agent, including those of the whole process: lost log lines and spans, and
+/// panics.
 pub fn metrics() -> Metrics {
-    Metrics::new().with(&LINES_LOST).with(&PANICS)
+    Metrics::new().with(&LINES_LOST).with(&PANICS).with(&otlp::DROPPED)
 }
 
 fn counter(name: &str, help: &str) -> IntCounter {

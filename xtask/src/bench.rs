@@ -19,6 +19,7 @@ use serde_json::Value;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
+use testkit::{Collector, CollectorReply};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -84,7 +85,9 @@ fn build(args: &Args) -> Result<Builds> {
     let dir = root().join("target/bench");
     std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
     let modules = modules::build(&dir)?;
-    Ok(Builds { programs, agent, modules, dir })
+    let collector = Collector::start();
+    collector.reply_with(CollectorReply::Forget);
+    Ok(Builds { programs, agent, modules, collector, dir })
 }
 
 /// Runs a case; returns the generator's report of every round, by contestant.

@@ -446,7 +446,9 @@ impl Handler for Agent {
             outcome.is_last = !is_followed(&policy, event);
         }
         let mut origin = Origin::default();
-        let prepared = self.requests.prepare(&IncomingEvent { policy: &policy, event, at, arrival, encode: &encode }, &mut origin);
+        let is_observed = outcome.is_some();
+        let incoming = IncomingEvent { policy: &policy, event, at, arrival, encode: &encode, is_observed };
+        let prepared = self.requests.prepare(&incoming, &mut origin);
         self.metrics.requests.inc();
         // Encoded here, because the future would grow by the size of an answer.
         let mut prepared = match prepared {

@@ -33,7 +33,8 @@ pub trait Observer: Send + Sync {
 pub struct Outcome {
     /// The proxy's id of the request, which the client may have chosen.
     pub correlation_id: String,
-    /// The request's trace context, if the proxy sent one.
+    /// The request's trace context, from the proxy or else from the request's own header. Not
+    /// checked.
     pub traceparent: Option<Arc<str>>,
     /// Distinguishes the request from all others, also from those with the same id. None if the
     /// event belongs to no request that is remembered, or to one of several with its id.

@@ -21,6 +21,9 @@ use crate::reply::{FAIL_OPEN, Subject};
 /// let the request through: its timeout is not known here, but is hardly ever shorter than this.
 const PROMPT_REFUSAL: Duration = Duration::from_millis(10);
 
+/// Longest `traceparent` of a client, in bytes. Today's have 55; later versions may append to them.
+const MAX_TRACEPARENT: usize = 256;
+
 /// What the agent remembers of requests between their events.
 pub(crate) struct Requests {
     contexts: Contexts,
@@ -83,6 +86,8 @@ pub(crate) struct IncomingEvent<'a, E> {
     pub(crate) at: Instant,
     pub(crate) arrival: Arrival,
     pub(crate) encode: &'a E,
+    /// Its outcome is given to somebody.
+    pub(crate) is_observed: bool,
 }
 
 impl Requests {
@@ -106,7 +111,7 @@ impl Requests {
 
     /// Prepares the call for an event, or `None` if the module does not export its hook.
     fn call<E: Encode>(&self, arrived: &IncomingEvent<'_, E>, origin: &mut Origin) -> Result<Option<PreparedCall>, Failure> {
-        let IncomingEvent { policy, event, at, arrival, encode } = *arrived;
+        let IncomingEvent { policy, event, at, arrival, encode, is_observed } = *arrived;
         let id = encode.correlation_id();
         let wanted = policy.takes(event.hook());
         let has_later_hooks = policy.has_later_hooks();
@@ -126,7 +131,9 @@ impl Requests {
         };
         origin.found(known.as_deref());
         if let Event::RequestHeaders(event) = event {
-            origin.traceparent = event.metadata.traceparent.as_deref().map(Arc::from);
+            let sent = event.metadata.traceparent.as_deref();
+            let traceparent = if is_observed { sent.or_else(|| own_traceparent(event)) } else { sent };
+            origin.traceparent = traceparent.map(Arc::from);
         }
         let length = known.as_ref().map_or(Length::Unknown, |known| known.length);
         let body = match event {
@@ -352,6 +359,15 @@ impl Origin {
     fn found(&mut self, known: Option<&Remembered>) {
         self.number = known.map(Remembered::number);
         self.traceparent = known.and_then(|known| known.traceparent.clone());
+    }
+}
+
+/// The trace context in the headers of a request, which a proxy without traces of its own passes on
+/// unchanged. It must be there once.
+fn own_traceparent<'e>(event: &'e RequestHeaders<'_>) -> Option<&'e str> {
+    match event.headers.get("traceparent")? {
+        [traceparent] if traceparent.len() <= MAX_TRACEPARENT => Some(traceparent),
+        _ => None,
     }
 }
 

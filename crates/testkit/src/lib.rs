@@ -1,6 +1,6 @@
 //! What tests and chores share: the agent as a process ([`Program`], [`Agent`]), a proxy's side of
-//! its socket ([`Connection`]), a service manager ([`ServiceManager`]), events ([`request`] and its
-//! siblings) and small guest modules ([`module`]).
+//! its socket ([`Connection`]), a service manager ([`ServiceManager`]), a [`Collector`] of
+//! OpenTelemetry, events ([`request`] and its siblings) and small guest modules ([`module`]).
 //!
 //! Most functions panic on failure, as tests do. Those whose names begin with `try_` return the
 //! error, for programs that report it.
@@ -23,6 +23,7 @@
 mod agent;
 mod answer;
 mod client;
+mod collector;
 mod event;
 mod frame;
 mod log;
@@ -35,6 +36,7 @@ use std::time::{Duration, Instant};
 pub use agent::{Admin, Agent, Program};
 pub use answer::{decision, id_of, module_error};
 pub use client::Connection;
+pub use collector::{Collector, CollectorReply, Post};
 pub use event::{base64, nested_texts, request, request_body, response, response_body};
 pub use frame::{frame, kind, read_frame};
 pub use log::Log;

@@ -1,6 +1,6 @@
 //! The cases and their goals.
 
-use super::contestant::{Contestant, OVER_GRPC, Program};
+use super::contestant::{COLLECTOR, Contestant, OVER_GRPC, Program};
 use super::modules::Module;
 
 /// Contestants under the same load, one row of a table each.
@@ -126,6 +126,7 @@ pub(crate) fn all() -> Vec<Case> {
     cases.extend(headers());
     cases.extend(bodies());
     cases.extend(isolation());
+    cases.extend(exporting());
     cases.extend(start());
     cases.extend(scaling());
     cases
@@ -205,6 +206,17 @@ fn isolation() -> Vec<Case> {
     // In a round of the usual duration, only two answers would be above the 99th percentile.
     looping.duration_factor = 10.0;
     cases.push(looping);
+    cases
+}
+
+/// Every event has a span, because the events have no trace context.
+fn exporting() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (connections, in_flight) in [(1, 1), (4, 16)] {
+        let contestants = vec![security(), agent("agent otlp", Module::Security, &format!("--otlp-endpoint {COLLECTOR}"))];
+        let name = format!("a span for each event, {connections}×{in_flight}");
+        cases.push(Case::new("OTLP", name, contestants, &shape(connections, in_flight)).goal(Figure::Cpu, Bound::RatioAtMost(1.5)));
+    }
     cases
 }
 

@@ -12,11 +12,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
+use testkit::Collector;
 use zentinel_wasm_e2e::free_port;
 
 /// A placeholder in a case's arguments for the gRPC address, which is known when the contestant
 /// runs.
 pub(crate) const OVER_GRPC: &str = "over-grpc";
+/// A placeholder in an agent's arguments for the URL of a collector that takes everything.
+pub(crate) const COLLECTOR: &str = "collector";
 /// Far beyond the time of a start with an empty compile cache.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -25,6 +28,8 @@ pub(crate) struct Builds {
     pub(crate) programs: Programs,
     pub(crate) agent: PathBuf,
     pub(crate) modules: Modules,
+    /// Takes spans and metrics and forgets them.
+    pub(crate) collector: Collector,
     /// The folder of logs and the report.
     pub(crate) dir: PathBuf,
 }
@@ -60,7 +65,10 @@ impl Contestant {
         };
         command.arg("--socket").arg(socket);
         if let Program::Agent { module, arguments } = &self.program {
-            command.arg("--module").arg(builds.modules.path(*module)).args(arguments);
+            command.arg("--module").arg(builds.modules.path(*module));
+            for argument in arguments {
+                command.arg(if argument == COLLECTOR { builds.collector.url() } else { argument.clone() });
+            }
         }
         if let Some(address) = grpc {
             command.args(["--grpc-address", address]);

@@ -300,7 +300,7 @@ impl Metrics {
     }
 
     /// All metrics in the form of reports to proxies.
-    pub(crate) fn report(&self) -> report::Series {
+    pub fn report(&self) -> report::Series {
         let mut report = report::Series::default();
         for family in self.registry.gather() {
             for metric in family.get_metric() {
