@@ -167,6 +167,20 @@ mod line {
     }
 
     #[test]
+    fn of_a_response_without_a_body_waits_for_none() {
+        let logged = Logged::start(&module::answering(&module::PAGE_HOOKS, "{}"), &["--decision-log", "all"]);
+        let mut proxy = logged.connect();
+        for (id, method, status) in [("a", "HEAD", 200), ("b", "GET", 204), ("c", "GET", 200)] {
+            let mut event = request(id, "/");
+            event["method"] = json!(method);
+            proxy.ask(kind::REQUEST_HEADERS, &event);
+            proxy.ask(kind::RESPONSE_HEADERS, &response(id, status));
+        }
+        let complete: Vec<_> = logged.end().iter().map(|line| line["complete"].clone()).collect();
+        assert_eq!(complete, [Value::Null, Value::Null, json!(false)]);
+    }
+
+    #[test]
     fn of_a_refused_response_says_what_was_requested() {
         let wat = module::with_hooks(
             &["on_request_headers", "on_response_headers"],

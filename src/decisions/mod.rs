@@ -344,7 +344,6 @@ impl Joiner {
     }
 
     fn take(&mut self, mut outcome: Outcome, now: Instant) {
-        let is_last = outcome.is_last;
         let Some(request) = outcome.request.filter(|_| !is_alone(&outcome)) else {
             let mut record = Record::new(&mut outcome);
             record.add(outcome);
@@ -357,12 +356,13 @@ impl Joiner {
                 pending
             }
             None => {
-                if !is_last {
+                if !outcome.is_last {
                     self.order.push_back((request, now));
                 }
                 Pending { record: Record::new(&mut outcome), size: 0, last_event: now }
             }
         };
+        let is_last = outcome.is_last || outcome.hook == Hook::ResponseHeaders && pending.record.is_head();
         pending.record.add(outcome);
         if is_last {
             self.finish(&pending.record, true);

@@ -98,6 +98,11 @@ impl Record {
         self.hooks.iter().rev().max_by_key(|hook| hook.effect())
     }
 
+    /// Whether the response has no body, whatever its headers say (RFC 9110, 9.3.2).
+    pub(super) fn is_head(&self) -> bool {
+        self.request_line.as_ref().is_some_and(|line| line.method.as_deref() == Some("HEAD"))
+    }
+
     /// Whether there is anything to record.
     pub(super) fn is_empty(&self) -> bool {
         self.hooks.is_empty()

@@ -378,7 +378,8 @@ pub(crate) fn is_followed(policy: &Policy, event: &Event<'_>) -> bool {
     match event {
         Event::RequestHeaders(event) => takes_response || policy.takes(Hook::RequestBody) && may_have_body(event),
         Event::RequestBody(chunk) => takes_response || !chunk.is_last,
-        Event::ResponseHeaders(event) => is_interim(event.status) || policy.takes(Hook::ResponseBody),
+        // Without content (RFC 9110, 15.3.5 and 15.4.5), the proxy sends no body event.
+        Event::ResponseHeaders(event) => is_interim(event.status) || policy.takes(Hook::ResponseBody) && !matches!(event.status, 204 | 304),
         Event::ResponseBody(chunk) => !chunk.is_last,
         Event::WebsocketFrame(_) | Event::GuardrailInspect(_) | Event::RequestComplete(_) => false,
     }

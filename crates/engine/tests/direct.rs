@@ -316,6 +316,17 @@ mod outcomes {
     }
 
     #[tokio::test]
+    async fn end_with_a_response_without_content() {
+        for (status, is_last) in [(103, false), (200, false), (204, true), (304, true)] {
+            let (agent, outcomes) = observed(&module::answering(&module::PAGE_HOOKS, "{}"), settings()).await;
+            ask(&agent, Hook::RequestHeaders, &request(ID, "/")).await;
+            outcomes.one();
+            ask(&agent, Hook::ResponseHeaders, &response(ID, status)).await;
+            assert_eq!(outcomes.one().is_last, is_last, "{status}");
+        }
+    }
+
+    #[tokio::test]
     async fn have_the_module_error() {
         for fail_open in [false, true] {
             let settings = Settings { fail_open, max_body: 3, ..settings() };

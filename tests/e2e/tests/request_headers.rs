@@ -1,6 +1,7 @@
 //! Decisions on a request's headers, as the client and the upstream see them.
 
 use serde_json::{Value, json};
+use zentinel_wasm_e2e::http::exchange;
 use zentinel_wasm_e2e::{HttpRequest, Stack, Transport, on_both_transports, wait};
 
 const HOOK: &str = "on_request_headers";
@@ -342,6 +343,7 @@ mod decision_log {
     on_both_transports! {
         says_which_request_was_refused_and_why
         joins_the_events_of_a_request_when_the_last_one_is_answered
+        awaits_no_body_of_a_response_without_one
     }
 
     fn says_which_request_was_refused_and_why(transport: Transport) {
@@ -370,5 +372,24 @@ mod decision_log {
         assert_eq!((&line["decision"], &line["complete"]), (&json!("allow"), &Value::Null), "{line}");
         let hooks: Vec<_> = line["hooks"].as_array().expect("no hooks").iter().map(|hook| hook["hook"].as_str()).collect();
         assert_eq!(hooks, ["on_request_headers", "on_response_headers", "on_response_body"].map(Some), "{line}");
+    }
+
+    fn awaits_no_body_of_a_response_without_one(transport: Transport) {
+        let mut stack = Stack::over(transport).agent_args(&["--decision-log", "all"]).start();
+        let head = exchange(stack.proxy_port(), "HEAD", "/head", &[("Host".into(), "shop.example".into())], None);
+        assert_eq!(head.expect("no response").status(), 200);
+        for status in ["204", "304"] {
+            stack.send(&HttpRequest::get(&format!("/{status}")).query("status", status).query("chunked", "1"));
+        }
+        // The last one, so events of the others that came late are known too.
+        assert_eq!(stack.send(&HttpRequest::get("/last")).status(), 200);
+        let lines = wait::until("the lines", || {
+            let log = stack.agent().log();
+            let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let lines: Vec<_> = lines.filter(|line| line["target"] == "decision" && line["path"] != "/ready").collect();
+            lines.iter().any(|line| line["path"] == "/last").then_some(lines)
+        });
+        let seen: Vec<_> = lines.iter().map(|line| (line["path"].as_str(), &line["complete"])).collect();
+        assert_eq!(seen, ["/head", "/204", "/304", "/last"].map(|path| (Some(path), &Value::Null)), "{lines:?}");
     }
 }
