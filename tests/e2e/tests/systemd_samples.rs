@@ -99,7 +99,7 @@ fn install(root: &Path) {
                     std::fs::create_dir_all(root.join("etc/zentinel/agents")).expect("cannot create a directory");
                 }
             }
-            ["tar" | "systemctl" | "curl" | "zentinel", ..] => {}
+            ["tar" | "systemctl" | "curl" | "zentinel" | "zentinel-wasm-agent", ..] => {}
             _ => panic!("unknown command: {command}"),
         }
     }
