@@ -13,10 +13,11 @@ use std::process::Command;
 const BINARY: &str = "zentinel-wasm-agent";
 
 /// Files in the archive besides the binary, the man page and the completions.
-const FILES: [&str; 3] = ["LICENSE", "README.md", "CHANGELOG.md"];
+const FILES: [&str; 4] = ["LICENSE", "README.md", "CHANGELOG.md", "SECURITY.md"];
 
-/// Folders of samples in the archive.
-const SAMPLES: [&str; 6] = ["deploy/container", "deploy/grafana", "deploy/kdl", "deploy/kubernetes", "deploy/prometheus", "deploy/systemd"];
+/// Folders in the archive: the samples, and the documentation that they refer to.
+const FOLDERS: [&str; 7] =
+    ["deploy/container", "deploy/grafana", "deploy/kdl", "deploy/kubernetes", "deploy/prometheus", "deploy/systemd", "docs"];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -53,7 +54,7 @@ fn archive(target: Target) -> Result<()> {
     for file in FILES {
         fs::copy(root().join(file), stage.join(file)).with_context(|| format!("copying {file}"))?;
     }
-    for folder in SAMPLES {
+    for folder in FOLDERS {
         copy_folder(&root().join(folder), &stage.join(folder))?;
     }
 
@@ -170,12 +171,13 @@ mod tests {
     }
 
     #[test]
-    fn archives_contain_all_samples() {
+    fn archives_contain_all_samples_and_the_documentation() {
         let entries = fs::read_dir(root().join("deploy")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
         // The manual is in the archive as it is generated, and not as its generator.
         let mut folders: Vec<_> = entries.filter(|name| name != "manual").map(|name| format!("deploy/{name}")).collect();
         folders.sort();
-        assert_eq!(folders, SAMPLES);
+        folders.push("docs".into());
+        assert_eq!(folders, FOLDERS);
 
         let stage = tempfile::tempdir().unwrap();
         copy_folder(&root().join("deploy/systemd"), stage.path()).unwrap();
