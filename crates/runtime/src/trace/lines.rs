@@ -1,12 +1,13 @@
 //! Source files and lines from debug information (DWARF).
 
-use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use addr2line::Context;
 use addr2line::gimli::{Dwarf, Error};
 
-use super::metered::Metered;
+use super::metered::{Budget, Metered};
 use super::names;
 
 /// The sections that matter here.
@@ -26,6 +27,9 @@ pub(super) const SECTIONS: [&str; 9] = [
 /// library takes 200 000.
 const MAX_READS: u64 = 2_000_000;
 
+/// Most CPU time for them, also on a slow machine. What takes longer is hostile.
+const MAX_TIME: Duration = Duration::from_secs(1);
+
 /// One trace is looked up at a time, because a read may become some dozen bytes of memory.
 static READING: Mutex<()> = Mutex::new(());
 
@@ -40,15 +44,21 @@ pub(super) struct Place {
 }
 
 /// The places of each address, beginning with the innermost inlined function. What is damaged or
-/// takes too long to read has no places.
-pub(super) fn find<'a>(section: impl Fn(&str) -> &'a [u8], addresses: &[Option<u64>]) -> Vec<Vec<Place>> {
-    find_within(MAX_READS, section, addresses)
+/// takes too long to read has no places. `is_hostile` is set after [`MAX_TIME`]; then nothing is
+/// read any more, because each further trace would delay other work again.
+pub(super) fn find<'a>(section: impl Fn(&str) -> &'a [u8], addresses: &[Option<u64>], is_hostile: &AtomicBool) -> Vec<Vec<Place>> {
+    let _reading = READING.lock().unwrap_or_else(PoisonError::into_inner);
+    if is_hostile.load(Relaxed) {
+        return Vec::new();
+    }
+    let budget = Budget::new(MAX_READS, MAX_TIME);
+    let places = find_within(&budget, section, addresses);
+    is_hostile.store(budget.is_late(), Relaxed);
+    places
 }
 
-fn find_within<'a>(reads: u64, section: impl Fn(&str) -> &'a [u8], addresses: &[Option<u64>]) -> Vec<Vec<Place>> {
-    let _reading = READING.lock().unwrap_or_else(PoisonError::into_inner);
-    let left = Cell::new(reads);
-    let dwarf = Dwarf::load(|id| Ok::<_, Error>(Metered::new(section(id.name()), &left)));
+fn find_within<'a>(budget: &Budget, section: impl Fn(&str) -> &'a [u8], addresses: &[Option<u64>]) -> Vec<Vec<Place>> {
+    let dwarf = Dwarf::load(|id| Ok::<_, Error>(Metered::new(section(id.name()), budget)));
     let Ok(context) = dwarf.and_then(Context::from_dwarf) else { return Vec::new() };
     addresses.iter().map(|address| address.and_then(|address| places(&context, address).ok()).unwrap_or_default()).collect()
 }
@@ -136,7 +146,8 @@ mod tests {
     }
 
     fn found(debug: &Debug, reads: u64, address: u64) -> Vec<String> {
-        let places = find_within(reads, |name| debug.get(name).map_or(&[][..], Vec::as_slice), &[None, Some(address)]);
+        let budget = Budget::new(reads, Duration::from_secs(3600));
+        let places = find_within(&budget, |name| debug.get(name).map_or(&[][..], Vec::as_slice), &[None, Some(address)]);
         let shown = |Place { function, source }: Place| format!("{} {:?}", function.unwrap_or_default(), source.unwrap_or_default());
         places.into_iter().flatten().map(shown).collect()
     }
@@ -159,6 +170,37 @@ mod tests {
         let enough = (0..10_000).find(|reads| found(&debug, *reads, 40).len() == 2).unwrap();
         assert!(enough > 100, "{enough}");
         assert!(found(&debug, enough / 2, 40).is_empty());
+    }
+
+    #[test]
+    fn work_without_reading_is_bounded() {
+        // A unit from 16 to 64 with a million functions of 20 000 attributes that have no value.
+        let unit: &[u8] = &[1, 0x11, 1, 0x11, 0x01, 0x12, 0x06, 0, 0];
+        let function = [&[2, 0x2e, 0][..], &[0x3f, 0x19].repeat(20_000), &[0, 0, 0]].concat();
+        let entries = [&[1, 16, 0, 0, 0, 48, 0, 0, 0][..], &[2].repeat(1_000_000), &[0]].concat();
+        let len = u32::try_from(7 + entries.len()).unwrap().to_le_bytes();
+        let info = [&len[..], &[4, 0, 0, 0, 0, 0, 4], &entries].concat();
+        let debug = Debug::from([(".debug_abbrev", [unit, &function].concat()), (".debug_info", info)]);
+        let budget = Budget::new(MAX_READS, Duration::from_millis(10));
+        let section = |name: &str| debug.get(name).map_or(&[][..], Vec::as_slice);
+        assert!(find_within(&budget, section, &[Some(40)]).iter().all(Vec::is_empty));
+        assert!(budget.is_late());
+        let is_hostile = AtomicBool::new(true);
+        assert!(find(section, &[Some(40)], &is_hostile).is_empty() && is_hostile.into_inner());
+    }
+
+    #[test]
+    fn nested_inlining_does_not_overflow_the_stack() {
+        // A unit and a function in it from 16 to 64, and half a million inlined functions, each
+        // within the one before.
+        let abbreviations: &[u8] =
+            &[1, 0x11, 1, 0x11, 0x01, 0x12, 0x06, 0, 0, 2, 0x2e, 1, 0x11, 0x01, 0x12, 0x06, 0, 0, 3, 0x1d, 1, 0, 0, 0];
+        let range = [16, 0, 0, 0, 48, 0, 0, 0];
+        let entries = [&[1][..], &range, &[2], &range, &[3].repeat(500_000), &[0].repeat(500_002)].concat();
+        let len = u32::try_from(7 + entries.len()).unwrap().to_le_bytes();
+        let info = [&len[..], &[4, 0, 0, 0, 0, 0, 4], &entries].concat();
+        let debug = Debug::from([(".debug_abbrev", abbreviations.to_vec()), (".debug_info", info)]);
+        assert!(found(&debug, MAX_READS, 40).is_empty());
     }
 
     #[test]

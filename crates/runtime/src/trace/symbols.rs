@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use wasmparser::{BinaryReader, ExportSectionReader, ExternalKind, KnownCustom, Name, NameSectionReader, Parser, Payload};
 use zentinel_wasm_bounds::LARGE;
@@ -14,6 +15,9 @@ use super::{lines, names};
 
 /// Most names that are read of a section. Large Go programs have some ten thousand functions.
 const MAX_NAMES: usize = 200_000;
+
+/// Most parts of a name section that are looked at. Each kind of names has one, of about twelve.
+const MAX_PARTS: usize = 100;
 
 /// Longest name of a function in a trace, in characters.
 const MAX_NAME: usize = 120;
@@ -80,13 +84,16 @@ pub(crate) struct Symbols {
     code: usize,
     /// The sections of debug information, by name.
     debug: Vec<(&'static str, Range<usize>)>,
+    /// It takes too long to read.
+    is_hostile: AtomicBool,
 }
 
 impl Symbols {
     /// Finds the symbols in a module's file. Stops at invalid bytes, which the compiler will
     /// report.
     pub(crate) fn find(file: Arc<[u8]>) -> Self {
-        let mut symbols = Self { file: Arc::clone(&file), exports: 0..0, names: 0..0, code: 0, debug: Vec::new() };
+        let (debug, is_hostile) = (Vec::new(), AtomicBool::new(false));
+        let mut symbols = Self { file: Arc::clone(&file), exports: 0..0, names: 0..0, code: 0, debug, is_hostile };
         for section in Parser::new(0).parse_all(&file).map_while(Result::ok) {
             match section {
                 Payload::ExportSection(section) => symbols.exports = section.range(),
@@ -117,7 +124,7 @@ impl Symbols {
         let names = self.names(frames);
         let address = |frame: &Frame| u64::try_from(frame.offset?.checked_sub(self.code)?).ok();
         let addresses: Vec<_> = frames.iter().map(address).collect();
-        let lines = if self.debug.is_empty() { Vec::new() } else { lines::find(|name| self.debug(name), &addresses) };
+        let lines = if self.debug.is_empty() { Vec::new() } else { lines::find(|name| self.debug(name), &addresses, &self.is_hostile) };
         let mut lines = lines.into_iter();
         let mut locations = Vec::new();
         for frame in frames {
@@ -156,7 +163,7 @@ impl Symbols {
             let exports = exports.into_iter().map_while(Result::ok).take(MAX_NAMES).filter(|export| export.kind == ExternalKind::Func);
             found.extend(exports.filter(|export| is_wanted(&export.index)).map(|export| (export.index, export.name)));
         }
-        for subsection in NameSectionReader::new(reader(&self.names)).map_while(Result::ok) {
+        for subsection in NameSectionReader::new(reader(&self.names)).map_while(Result::ok).take(MAX_PARTS) {
             if let Name::Function(functions) = subsection {
                 let functions = functions.into_iter().map_while(Result::ok).take(MAX_NAMES);
                 found.extend(functions.filter(|function| is_wanted(&function.index)).map(|function| (function.index, function.name)));
