@@ -301,11 +301,14 @@ mod collectors {
         send(&agent, 10);
         agent.admin().wait_for_metric(DROPPED, 10.0);
         agent.log.wait_for_line("the status", |line| line.contains("/v1/traces was answered with 400 Bad Request"));
+        collector.reply_with(CollectorReply::Status(200, Vec::new()));
+        send(&agent, 1);
+        agent.log.wait_for_line("the recovery", |line| line.contains("exporting to `--otlp-endpoint"));
         let partial_success = Some(ExportTracePartialSuccess { rejected_spans: 2, error_message: "two".into() });
         collector.reply_with(CollectorReply::Status(200, ExportTraceServiceResponse { partial_success }.encode_to_vec()));
         send(&agent, 3);
         agent.admin().wait_for_metric(DROPPED, 12.0);
-        agent.log.wait_for_line("the recovery", |line| line.contains("exporting to `--otlp-endpoint"));
+        agent.log.wait_for_line("the reason", |line| line.contains("some traces were rejected: two"));
         agent.end_unharmed();
     }
 

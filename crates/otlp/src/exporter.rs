@@ -165,10 +165,7 @@ impl Export {
             }
             let count = batch.len() as u64;
             let message = Bytes::from(self.spans.request(&mut batch).encode_to_vec());
-            let rejected = match self.deliver(Signal::Traces, &message, ATTEMPTS).await {
-                Some(response) => rejected_spans(response),
-                None => count,
-            };
+            let rejected = self.deliver(Signal::Traces, &message, ATTEMPTS).await.unwrap_or(count);
             self.queue.dropped.inc_by(rejected.min(count));
         }
     }
@@ -178,24 +175,25 @@ impl Export {
         let Some(series) = (self.series)() else { return false };
         let message = Bytes::from(self.metrics.request(&series).encode_to_vec());
         // Once, because the values of the next export include these.
-        if let Some(response) = self.deliver(Signal::Metrics, &message, 1).await {
-            let response = ExportMetricsServiceResponse::decode(response).unwrap_or_default();
-            if let Some(rejected) = response.partial_success.filter(|rejected| rejected.rejected_data_points > 0) {
-                let reason = format!("metrics were rejected: {}", rejected.error_message);
-                self.failed(Signal::Metrics, &RequestError { reason, is_temporary: false });
-            }
-        }
+        self.deliver(Signal::Metrics, &message, 1).await;
         true
     }
 
-    /// Sends a message, and returns the response if the collector has accepted it.
-    async fn deliver(&mut self, signal: Signal, message: &Bytes, attempts: u32) -> Option<Bytes> {
+    /// Sends a message. If the collector has accepted it, returns how many of its spans or metrics
+    /// it has rejected nevertheless.
+    async fn deliver(&mut self, signal: Signal, message: &Bytes, attempts: u32) -> Option<u64> {
         for _ in 0..attempts {
             match self.attempt(signal, message).await {
                 Ok(response) => {
                     self.pause = FIRST_PAUSE;
-                    self.log.succeeded(signal, self.client.endpoint(), self.queue.dropped.get());
-                    return Some(response);
+                    let (rejected, reason) = rejected(signal, response);
+                    if rejected > 0 {
+                        let reason = format!("some {} were rejected: {reason}", signal.name());
+                        self.failed(signal, &RequestError { reason, is_temporary: false });
+                    } else {
+                        self.log.succeeded(signal, self.client.endpoint(), self.queue.dropped.get());
+                    }
+                    return Some(rejected);
                 }
                 Err(error) => {
                     self.failed(signal, &error);
@@ -248,9 +246,18 @@ async fn expired(mut closing: watch::Receiver<Option<Instant>>) {
     }
 }
 
-/// The number of spans that the collector did not take.
-fn rejected_spans(response: Bytes) -> u64 {
+/// The number of spans or metrics that the collector did not take, and why.
+fn rejected(signal: Signal, response: Bytes) -> (u64, String) {
     // Most responses are empty, and one that is invalid says nothing.
-    let response = ExportTraceServiceResponse::decode(response).unwrap_or_default();
-    response.partial_success.map_or(0, |rejected| u64::try_from(rejected.rejected_spans).unwrap_or(0))
+    let (rejected, reason) = match signal {
+        Signal::Traces => {
+            let partial = ExportTraceServiceResponse::decode(response).unwrap_or_default().partial_success;
+            partial.map(|partial| (partial.rejected_spans, partial.error_message)).unwrap_or_default()
+        }
+        Signal::Metrics => {
+            let partial = ExportMetricsServiceResponse::decode(response).unwrap_or_default().partial_success;
+            partial.map(|partial| (partial.rejected_data_points, partial.error_message)).unwrap_or_default()
+        }
+    };
+    (u64::try_from(rejected).unwrap_or(0), reason)
 }
