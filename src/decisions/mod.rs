@@ -318,7 +318,7 @@ impl Joiner {
                     Err(TryRecvError::Disconnected) => Err(RecvTimeoutError::Disconnected),
                 };
             }
-            self.sweep(now);
+            self.sweep(now, writer);
             self.write(writer);
         }
     }
@@ -386,8 +386,9 @@ impl Joiner {
         }
     }
 
-    /// Writes the lines of requests that have been idle for too long.
-    fn sweep(&mut self, now: Instant) {
+    /// Writes the lines of requests that have been idle for too long, in batches, because there may
+    /// be as many as are awaited.
+    fn sweep(&mut self, now: Instant, writer: &mut LineWriter<impl Write, impl Fn(u64) -> Vec<u8>>) {
         let is_idle = |since: Instant| now.saturating_duration_since(since) >= MAX_IDLE;
         while let Some((request, since)) = self.order.front().copied()
             && is_idle(since)
@@ -397,6 +398,9 @@ impl Joiner {
                 Some(pending) if !is_idle(pending.last_event) => self.order.push_back((request, now)),
                 Some(_) => self.give_up(request),
                 None => {}
+            }
+            if self.lines.len() >= MAX_BATCH {
+                self.write(writer);
             }
         }
     }
