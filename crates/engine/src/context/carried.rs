@@ -5,12 +5,12 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use zentinel_wasm_runtime::RequestContext;
 
+use super::filter::CarriedFilter;
 use super::remembered::Remembered;
 use super::table::{Entry, IdState, IdTable, Index, MAX_BYTES, MAX_IDS};
 use crate::bodies::Length;
 
-/// All ids that are remembered exactly, and their contexts. The filters are not carried: they
-/// matter only with more than [`MAX_IDS`] live requests.
+/// All ids that are remembered, and their contexts.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct CarriedContexts {
     /// The secret of the keys.
@@ -21,6 +21,8 @@ pub(crate) struct CarriedContexts {
     begun: u64,
     /// By state, each least recently used first.
     lists: [Vec<CarriedId>; 3],
+    /// Evicted ids: of requests that may be live, and of those that have ended.
+    filters: [CarriedFilter; 2],
 }
 
 #[derive(Serialize, Deserialize)]
@@ -48,13 +50,16 @@ impl CarriedContexts {
             let first = next(&end);
             std::iter::successors(first, next).map(|at| CarriedId::of(&table.entries[at as usize])).collect()
         };
-        Self { secret, now, begun: table.begun, lists: IdState::ALL.map(list) }
+        Self { secret, now, begun: table.begun, lists: IdState::ALL.map(list), filters: [table.live.carry(), table.bodies.carry()] }
     }
 
     /// Fills an empty table.
     pub(super) fn fill(self, table: &mut IdTable) {
-        table.begun = self.begun;
-        for (state, list) in IdState::ALL.into_iter().zip(self.lists) {
+        let Self { begun, lists, filters: [live, bodies], .. } = self;
+        table.begun = begun;
+        table.live.adopt(live);
+        table.bodies.adopt(bodies);
+        for (state, list) in IdState::ALL.into_iter().zip(lists) {
             for CarriedId { key, last_used, body_open, context } in list {
                 if table.len == MAX_IDS || table.find(key).is_some() {
                     continue;

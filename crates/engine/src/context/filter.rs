@@ -1,5 +1,7 @@
 //! A set of ids that were evicted from the table.
 
+use serde::{Deserialize, Serialize};
+
 use super::remembered::REMEMBERED_SECONDS;
 
 /// Blocks of a filter, each allocated when it is first needed: 8 MiB per filter if all are in use.
@@ -24,6 +26,21 @@ struct FilterBlock {
     recent: [u64; BLOCK_BITS / 64],
     /// The keys of the period before.
     former: [u64; BLOCK_BITS / 64],
+}
+
+/// A filter on its way to another process.
+#[derive(Serialize, Deserialize)]
+pub(super) struct CarriedFilter {
+    inserted: Option<u32>,
+    blocks: Vec<CarriedBlock>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct CarriedBlock {
+    at: usize,
+    since: u32,
+    recent: Vec<u64>,
+    former: Vec<u64>,
 }
 
 impl FilterBlock {
@@ -76,6 +93,25 @@ impl IdFilter {
         let Some(block) = &mut self.blocks[block] else { return false };
         block.turn(now);
         bits.iter().all(|(word, bit)| block.recent[*word] & bit != 0) || bits.iter().all(|(word, bit)| block.former[*word] & bit != 0)
+    }
+
+    /// What another process needs to go on.
+    pub(super) fn carry(&self) -> CarriedFilter {
+        let carried = |(at, block): (usize, &Option<Box<FilterBlock>>)| {
+            let FilterBlock { since, recent, former } = block.as_deref()?;
+            Some(CarriedBlock { at, since: *since, recent: recent.to_vec(), former: former.to_vec() })
+        };
+        CarriedFilter { inserted: self.inserted, blocks: self.blocks.iter().enumerate().filter_map(carried).collect() }
+    }
+
+    /// Goes on where another process was.
+    pub(super) fn adopt(&mut self, carried: CarriedFilter) {
+        self.inserted = carried.inserted;
+        for CarriedBlock { at, since, recent, former } in carried.blocks {
+            if let (Some(block), Ok(recent), Ok(former)) = (self.blocks.get_mut(at), recent.try_into(), former.try_into()) {
+                *block = Some(Box::new(FilterBlock { since, recent, former }));
+            }
+        }
     }
 }
 

@@ -74,9 +74,9 @@ pub(super) struct IdTable {
     /// Number of requests that have begun.
     pub(super) begun: u64,
     /// Evicted ids of requests that may be live.
-    live: IdFilter,
+    pub(super) live: IdFilter,
     /// Evicted ids of requests that have ended, except for their bodies.
-    bodies: IdFilter,
+    pub(super) bodies: IdFilter,
 }
 
 impl IdTable {

@@ -437,6 +437,22 @@ mod carried {
     }
 
     #[test]
+    fn evicted_ids_have_no_context_there_either() {
+        let (store, now) = store();
+        for at in 0..MAX_IDS + 10 {
+            store.begin(about(&at.to_string(), "/old"), false, now);
+        }
+        let (next, now) = carry(&store, now);
+        for at in 0..10 {
+            let id = at.to_string();
+            next.begin(about(&id, "/new"), false, now);
+            assert_eq!(uri(&next, &id, now), None, "the request of the old process may still get its response");
+        }
+        next.begin(about("another", "/new"), false, now);
+        assert_eq!(uri(&next, "another", now).as_deref(), Some("/new"));
+    }
+
+    #[test]
     fn they_expire_as_if_nothing_had_happened() {
         let (store, now) = store();
         store.begin(about("a", "/a"), false, now);
