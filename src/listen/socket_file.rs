@@ -84,16 +84,19 @@ impl SocketFile {
     /// The permissions cannot be changed to `mode`, or the system does not accept the socket.
     pub(crate) fn adopt(identity: SocketIdentity, listener: OwnedFd, mode: Option<u32>) -> anyhow::Result<(Self, UnixListener)> {
         let SocketIdentity { path, id } = identity;
-        let file = Self { path: PathBuf::from(path), mode, id: Some(id) };
+        // Without an id until nothing can fail, because the other process goes on with the file.
+        let mut file = Self { path: PathBuf::from(path), mode, id: None };
         if let Some(mode) = mode
-            && file.is_in_place()
+            && file_id(&file.path) == Some(id)
         {
             let changed = fs::set_permissions(&file.path, fs::Permissions::from_mode(mode));
             changed.map_err(|error| cannot_serve(&file.path, &error))?;
         }
         let listener = StdUnixListener::from(listener);
         listener.set_nonblocking(true)?;
-        Ok((file, UnixListener::from_std(listener)?))
+        let listener = UnixListener::from_std(listener)?;
+        file.id = Some(id);
+        Ok((file, listener))
     }
 
     /// Its identity, for another process.
