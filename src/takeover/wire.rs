@@ -144,6 +144,9 @@ async fn fill(stream: &UnixStream, buffer: &mut [u8], descriptors: &mut Vec<Owne
             return Err(io::Error::new(ErrorKind::UnexpectedEof, "the other process has closed the connection"));
         }
         filled += received;
+        if descriptors.len() > MAX_DESCRIPTORS {
+            return Err(io::Error::new(ErrorKind::InvalidData, "a message with too many descriptors"));
+        }
     }
     Ok(())
 }
