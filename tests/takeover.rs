@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -419,6 +419,29 @@ mod a_failed_takeover {
         agent.end_unharmed();
     }
 
+    /// An old process that ends while the new one compiles its module.
+    #[test]
+    fn is_not_needed_when_the_old_process_ends_meanwhile() {
+        let place = Place::new();
+        let listener = UnixListener::bind(place.socket()).unwrap();
+        let control = UnixListener::bind(place.control()).unwrap();
+        let file = std::fs::metadata(place.socket()).unwrap();
+        let manifest = json!({
+            "state_version": 1, "socket": {"path": {"Unix": place.socket().to_str().unwrap().as_bytes()}, "id": [file.dev(), file.ino()]},
+        });
+        let manifest = manifest.to_string().into_bytes();
+        let agent = place.launch(&place.module("m", &module::tagging("new")), &[]);
+        let mut stream = control.accept().unwrap().0;
+        // Before the answer, so the next attempt finds nobody.
+        drop((listener, control));
+        let header = [&b"ZWA1\x02\0"[..], &(manifest.len() as u32).to_be_bytes()].concat();
+        stream.write_all(&[header, manifest].concat()).unwrap();
+        agent.log.wait_for_line("why", |line| line.contains("has ended, so there is nothing to take over"));
+        agent.log.wait_for_line("serving the socket", |line| line.contains("serving the socket"));
+        assert_eq!(tag(&agent.connect().get("a", "/")), "new");
+        agent.end_unharmed();
+    }
+
     #[test]
     fn by_nonsense_changes_nothing() {
         let place = Place::new();
@@ -444,8 +467,6 @@ mod another_version {
     use std::io::IoSlice;
     use std::mem::MaybeUninit;
     use std::os::fd::{AsFd as _, BorrowedFd};
-    use std::os::unix::fs::MetadataExt as _;
-    use std::os::unix::net::UnixListener;
 
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
@@ -636,6 +657,25 @@ mod the_descriptor_store {
         let agent = service.start(&module, &[]);
         assert_eq!(tag(&agent.connect().get("b", "/")), "any");
         service.stop(agent);
+    }
+
+    /// The process goes on with its connections, so the next one must not get them, although the
+    /// store has them.
+    #[test]
+    fn is_empty_if_it_does_not_answer() {
+        let service = Service::new();
+        let module = service.place.module("m", &module::tagging("any"));
+        let mut agent = service.start(&module, &[]);
+        let mut connection = agent.connect();
+        connection.send_raw(&event("a")[..9]);
+        service.manager.get_stuck();
+        agent.signal(Signal::TERM);
+        agent.log.wait_for_line("why", |line| line.contains("cannot leave connections in the descriptor store"));
+        assert_eq!(agent.wait().code(), Some(0), "{}", agent.log.whole());
+        assert_eq!((connection.answer_or_end(), service.manager.stored()), (None, 1));
+        let agent = service.start(&module, &[]);
+        agent.log.wait_for_line("why", |line| line.contains("nothing to take over from the descriptor store"));
+        assert_eq!(tag(&agent.connect().get("b", "/")), "any");
     }
 
     #[test]

@@ -186,7 +186,10 @@ async fn take_from_store(queue: StdUnixStream, agent: &Arc<Agent>, wanted: &Want
 }
 
 async fn take_from_process(path: &Path, agent: &Arc<Agent>, wanted: &Wanted<'_>) -> anyhow::Result<Inheritance> {
-    let Some((stream, manifest)) = greet(path).await? else { bail!("it has ended") };
+    let Some((stream, manifest)) = greet(path).await? else {
+        info!("the agent to take over from has ended, so there is nothing to take over");
+        return Ok(Inheritance::default());
+    };
     // It may have changed since.
     configure(agent, &manifest).await?;
     timeout(MESSAGE_TIMEOUT, wire::send(&stream, Kind::Take, b"", &[])).await??;

@@ -68,9 +68,19 @@ pub(crate) fn is_offered() -> bool {
 pub(crate) async fn put(agent: &Agent, listeners: &Listeners, connections: &[PausedConnection]) -> anyhow::Result<()> {
     let (queue, kept) = UnixStream::pair()?;
     timeout(QUEUE_TIMEOUT, handover::send(&queue, agent, listeners, connections, true)).await.context("the queue is full")??;
-    // systemd must not watch it: its other end is closed from now on.
-    notify_with(&format!("FDSTORE=1\nFDNAME={NAME}\nFDPOLL=0"), kept.as_fd())?;
     drop(queue);
+    let kept = kept.into_std()?;
+    let stored = store(&kept).await;
+    if stored.is_err() {
+        discard(&kept);
+    }
+    stored
+}
+
+/// Passes a queue to systemd. When this returns, systemd has it.
+async fn store(queue: &StdUnixStream) -> anyhow::Result<()> {
+    // systemd must not watch it: its other end is closed.
+    notify_with(&format!("FDSTORE=1\nFDNAME={NAME}\nFDPOLL=0"), queue.as_fd())?;
     // systemd closes this one when it has read the messages before.
     let (barrier, closed) = StdUnixStream::pair()?;
     notify_with("BARRIER=1", closed.as_fd())?;
@@ -83,6 +93,14 @@ pub(crate) async fn put(agent: &Agent, listeners: &Listeners, connections: &[Pau
         Ok(_) => Err(io::Error::from(ErrorKind::InvalidData).into()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Empties a queue that systemd may have or get nevertheless, because this process goes on with its
+/// connections.
+fn discard(mut queue: &StdUnixStream) {
+    // A read without room for descriptors closes them.
+    while queue.read(&mut [0; 64]).is_ok_and(|read| read > 0) {}
+    remove();
 }
 
 /// Removes everything from the store.

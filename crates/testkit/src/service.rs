@@ -27,6 +27,9 @@ struct ServiceState {
     store: Vec<(String, OwnedFd)>,
     /// Every line of every notification.
     notifications: Vec<String>,
+    /// Barriers are not removed.
+    is_stuck: bool,
+    barriers: Vec<OwnedFd>,
 }
 
 impl ServiceManager {
@@ -87,6 +90,11 @@ impl ServiceManager {
         self.state.lock().unwrap().notifications.iter().filter(|other| *other == line).count()
     }
 
+    /// Takes descriptors from now on, and never confirms it.
+    pub fn get_stuck(&self) {
+        self.state.lock().unwrap().is_stuck = true;
+    }
+
     /// Closes the store, as when the service stops for good.
     pub fn close_store(&self) {
         self.state.lock().unwrap().store.clear();
@@ -100,7 +108,9 @@ impl ServiceState {
         if has("FDSTORE=1") {
             assert!(has("FDPOLL=0"), "systemd would close it, because the other end is closed: {message}");
             self.store.extend(descriptors.into_iter().map(|descriptor| (name.clone(), descriptor)));
-        } else if has("FDSTOREREMOVE=1") {
+        } else if has("BARRIER=1") && self.is_stuck {
+            self.barriers.extend(descriptors);
+        } else if has("FDSTOREREMOVE=1") && !self.is_stuck {
             self.store.retain(|(other, _)| *other != name);
         }
         self.notifications.extend(message.lines().map(str::to_owned));
