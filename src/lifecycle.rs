@@ -181,10 +181,15 @@ impl Lifecycle {
             }
         }
         notify(&[NotifyState::Stopping]);
-        if store::is_offered() && self.socket.is_some() {
-            self.keep_in_store().await;
+        // A process that wants to take over would wait in vain.
+        if let Some(control) = self.control.take() {
+            control.end().await;
         }
-        self.shut_down().await;
+        let deadline = Instant::now() + self.config.grace;
+        if store::is_offered() && self.socket.is_some() {
+            self.keep_in_store(deadline).await;
+        }
+        self.shut_down(deadline).await;
     }
 
     /// Pauses the connections of the socket, if `stage` is `Pausing`, and takes them from their
@@ -291,12 +296,12 @@ impl Lifecycle {
     }
 
     /// Leaves the connections of the socket in systemd's descriptor store, for the next process.
-    async fn keep_in_store(&mut self) {
+    async fn keep_in_store(&mut self, deadline: Instant) {
         // The next process starts when this one has ended, so gRPC comes first: connections of the
         // socket are served meanwhile.
         self.grpc_stage.send_replace(Stage::Draining);
         let drained = join_all(&mut self.grpc_servers);
-        let _ = tokio::time::timeout(self.config.grace, drained).await;
+        let _ = tokio::time::timeout_at(deadline, drained).await;
         let Some((mut server, outcome)) = self.pause(Stage::Pausing, LAST_PAUSE_TIME).await else { return };
         let listeners = Listeners { socket: server.socket.take(), ..self.listeners() };
         match store::put(&self.agent, &listeners, &server.connections).await {
@@ -308,9 +313,6 @@ impl Lifecycle {
                 // Nobody takes those that are still busy.
                 let (nobody, _) = mpsc::channel(1);
                 let _ = outcome.send(Outcome::Done(nobody));
-                if let Some(control) = self.control.take() {
-                    control.release();
-                }
                 self.socket = None;
                 join_all(&mut self.servers).await;
             }
@@ -322,14 +324,13 @@ impl Lifecycle {
         }
     }
 
-    async fn shut_down(mut self) {
+    async fn shut_down(mut self, deadline: Instant) {
         info!("shutting down: finishing in-flight events for at most {:?}", self.config.grace);
         self.agent.drain();
         // Clients are refused from now on, and not left waiting in the queue.
         self.grpc = None;
         self.stage.send_replace(Stage::Draining);
         self.grpc_stage.send_replace(Stage::Draining);
-        let deadline = Instant::now() + self.config.grace;
         self.end_servers(deadline).await;
         info!("shutdown complete");
     }

@@ -115,6 +115,16 @@ impl ControlServer {
         self.listener.try_clone().ok().zip(self.file.identity())
     }
 
+    /// Closes the control socket. Processes that have asked are refused.
+    pub(crate) async fn end(self) {
+        let Self { file, listener, requests, task } = self;
+        task.abort();
+        // The file goes before the socket, because its inode number identifies it.
+        drop(file);
+        drop((listener, requests));
+        let _ = task.await;
+    }
+
     /// Leaves the control socket to another process.
     pub(crate) fn release(self) {
         self.task.abort();
