@@ -124,7 +124,7 @@ mod removed {
         wait_for("the reload to fail", || served.admin.get("/healthz").1.contains("cannot serve the module").then_some(()));
         assert_eq!(served.admin.get("/readyz").0, 200);
         fs::remove_dir_all(served.folder()).unwrap();
-        served.wait_until_unready("; cannot serve the module");
+        served.wait_until_unready("; reload failed: cannot serve the module");
     }
 }
 
