@@ -38,7 +38,8 @@ impl DecisionFile {
 pub(super) struct RotatingFile {
     config: DecisionFile,
     file: File,
-    /// Only a regular file is rotated.
+    /// Only a regular file is rotated, and only at its own path: to rename a link such as
+    /// `/dev/stdout` would harm others.
     is_regular: bool,
     size: u64,
     /// The last write ended within a line.
@@ -54,14 +55,14 @@ impl RotatingFile {
     ///
     /// The file cannot be opened. The message says what to do.
     pub(super) fn open(config: DecisionFile, reopen: Arc<AtomicBool>) -> anyhow::Result<Self> {
-        let file = open(&config.path).and_then(|file| Ok((file.metadata()?, file)));
+        let file = open(&config.path).and_then(|file| Ok((fs::symlink_metadata(&config.path)?, file)));
         let (metadata, file) = file.map_err(|error| cannot_open(&config.path, &error))?;
         Ok(Self { is_regular: metadata.is_file(), size: metadata.len(), config, file, is_within_line: false, reopen })
     }
 
     fn open_again(&mut self) -> io::Result<()> {
         let file = open(&self.config.path)?;
-        let metadata = file.metadata()?;
+        let metadata = fs::symlink_metadata(&self.config.path)?;
         (self.is_regular, self.size, self.is_within_line) = (metadata.is_file(), metadata.len(), false);
         self.file = file;
         Ok(())
@@ -292,6 +293,18 @@ mod tests {
         file.write_all(b"three\n").unwrap();
         fs::rename(folder.path().with_extension("moved"), folder.path()).unwrap();
         assert_eq!(contents(&path), "two\nthree\n");
+    }
+
+    #[test]
+    fn a_link_is_never_rotated() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, link) = (folder.path().join("log"), folder.path().join("link"));
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let mut file = start(&link, 10, 2);
+        file.write_all(b"one\ntwo\n").unwrap();
+        file.write_all(b"three\n").unwrap();
+        assert_eq!(contents(&path), "one\ntwo\nthree\n");
+        assert!(!numbered(&link, 1).exists());
     }
 
     #[test]
