@@ -149,12 +149,16 @@ async fn ask_socket(mut stream: UnixStream) -> Result<Health, String> {
     let mut received = Vec::new();
     let mut left = MAX_SOCKET_ANSWER;
     loop {
-        while let Some((frame, len)) = frame::next(&received).map_err(|error| format!("is not an agent's: invalid frame: {error}"))? {
+        let mut read = 0;
+        while let Some((frame, len)) =
+            frame::next(&received[read..]).map_err(|error| format!("is not an agent's: invalid frame: {error}"))?
+        {
             if let Some(health) = read_frame(frame.kind, frame.payload)? {
                 return Ok(health);
             }
-            received.drain(..len);
+            read += len;
         }
+        received.drain(..read);
         match (&mut stream).take(left as u64).read_buf(&mut received).await.map_err(failed)? {
             0 if left == 0 => return Err(format!("has sent no health report within {MAX_SOCKET_ANSWER} bytes")),
             0 => return Err("closed the connection without a health report".into()),
