@@ -58,9 +58,11 @@ impl RuleHits {
     /// Counts the rules that one answer names.
     pub(crate) fn count(&self, rules: &[Printable<'_>]) {
         for rule in rules.iter().take(MAX_RULES_PER_ANSWER) {
-            if let Some(counter) = self.known.read().unwrap_or_else(PoisonError::into_inner).get(rule.as_str()) {
+            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(counter) = known.get(rule.as_str()) {
                 counter.inc();
-            } else if is_label(rule) {
+            } else if known.len() < MAX_RULES && is_label(rule) {
+                drop(known);
                 self.count_new(rule);
             } else {
                 self.other.inc();
@@ -70,6 +72,7 @@ impl RuleHits {
 
     fn count_new(&self, rule: &str) {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        // Another thread may have added rules meanwhile.
         if known.len() < MAX_RULES || known.contains_key(rule) {
             known.entry(rule.to_owned()).or_insert_with(|| self.counters.with_label_values(&[rule])).inc();
         } else {
