@@ -229,8 +229,8 @@ mod collected_bodies {
     #[test]
     #[ignore = "needs the real proxy: cargo xtask e2e"]
     fn are_inspected_across_chunks() {
-        // Without filler, and much of it, because where chunks end depends on timing. ASCII, because
-        // a chunk that splits a code point is not text and changes its length if masked.
+        // Without filler, and much of it, because where chunks end depends on timing. In ASCII,
+        // because a chunk that splits a code point is not text and changes its length if masked.
         let (plain, _) = cards_and("", 30_000);
         let stack = start(&[]);
         let response = stack.send(&masked_request(&plain));
