@@ -1,4 +1,4 @@
-//! Reads files of bounded size.
+//! Reads files of bounded size, and says what keeps a file from being created.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read as _};
@@ -20,6 +20,21 @@ pub(crate) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("larger than the limit of {limit} bytes")));
     }
     Ok(contents)
+}
+
+/// The folder of `path`.
+pub(crate) fn folder(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// What to do if creating a file at `path` fails with `kind` because of its folder.
+pub(crate) fn folder_hint(path: &Path, kind: io::ErrorKind) -> Option<String> {
+    let folder = folder(path);
+    match kind {
+        io::ErrorKind::NotFound if !folder.exists() => Some(format!("; create the folder `{}`", folder.display())),
+        io::ErrorKind::PermissionDenied => Some(format!("; the agent's user must be able to write to the folder `{}`", folder.display())),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -12,6 +12,8 @@ use rustix::fs::{CWD, OFlags};
 use rustix::io::Errno;
 use zentinel_wasm_bounds::log_limited;
 
+use crate::files::{folder, folder_hint};
+
 /// Owner and group may read the file, because it has addresses and paths of clients.
 const MODE: u32 = 0o640;
 
@@ -170,17 +172,10 @@ fn numbered(path: &Path, number: u64) -> PathBuf {
     name.into()
 }
 
-fn folder(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
 fn cannot_open(path: &Path, error: &io::Error) -> anyhow::Error {
-    let folder = folder(path);
     let hint = match error.kind() {
-        ErrorKind::NotFound if !folder.exists() => format!("; create the folder `{}`", folder.display()),
-        ErrorKind::PermissionDenied => format!("; the agent's user must be able to write to the folder `{}`", folder.display()),
         ErrorKind::IsADirectory => "; `--decision-log-file` must name a file".to_owned(),
-        _ => String::new(),
+        kind => folder_hint(path, kind).unwrap_or_default(),
     };
     anyhow!("cannot open the decision log `{}`: {error}{hint}", path.display())
 }

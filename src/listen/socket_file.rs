@@ -22,6 +22,8 @@ use tracing::info;
 use zentinel_wasm_bounds::log_limited;
 use zentinel_wasm_engine::Agent;
 
+use crate::files::{folder, folder_hint};
+
 /// Clients that may wait to be accepted: as many as may be connected.
 const BACKLOG: i32 = 1024;
 
@@ -283,19 +285,14 @@ fn socket_at(path: &Path) -> anyhow::Result<Option<FileId>> {
 
 /// The error of a system call on `path`, with what to do about it if its folder is the reason.
 fn cannot_serve(path: &Path, error: &io::Error) -> anyhow::Error {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
     let hint = match error.kind() {
-        ErrorKind::NotFound if !folder.exists() => format!("; create the folder `{}`", folder.display()),
         ErrorKind::NotADirectory => {
             // The longest part of the path that exists.
+            let folder = folder(path);
             let file = folder.ancestors().find(|part| part.exists()).unwrap_or(folder);
             format!("; `{}` is not a folder: choose another `--socket`", file.display())
         }
-        ErrorKind::PermissionDenied => format!("; the agent's user must be able to write to the folder `{}`", folder.display()),
-        _ => String::new(),
+        kind => folder_hint(path, kind).unwrap_or_default(),
     };
     anyhow!("cannot serve the socket `{}`: {error}{hint}", path.display())
 }
