@@ -19,7 +19,7 @@ use zentinel_wasm_protocol::{Stage, Timeouts};
 use crate::listen::admin::AdminTask;
 use crate::listen::grpc::GrpcServer;
 use crate::listen::socket_file::SocketIdentity;
-use crate::listen::unix::{HandOver, Outcome, PausedConnection, PausedServer, SocketCommand, SocketServer};
+use crate::listen::unix::{HandOver, HandOverOutcome, PausedConnection, PausedServer, SocketCommand, SocketServer};
 use crate::reload::reload_when_due;
 use crate::signals::{Signals, TerminationSignals};
 use crate::source::Source;
@@ -194,7 +194,7 @@ impl Lifecycle {
 
     /// Pauses the connections of the socket, if `stage` is `Pausing`, and takes them from their
     /// server. The other result gets the outcome.
-    async fn pause(&mut self, stage: Stage, time: Duration) -> Option<(PausedServer, oneshot::Sender<Outcome>)> {
+    async fn pause(&mut self, stage: Stage, time: Duration) -> Option<(PausedServer, oneshot::Sender<HandOverOutcome>)> {
         let commands = self.socket.as_ref()?;
         self.stage.send_replace(stage);
         let (paused, server) = oneshot::channel();
@@ -247,12 +247,12 @@ impl Lifecycle {
             Ok(()) => {
                 info!(busy = server.busy, "handed over {count} connections within {:?}", began.elapsed());
                 let (sender, late) = mpsc::channel(1);
-                let _ = outcome.send(Outcome::Done(sender));
+                let _ = outcome.send(HandOverOutcome::Done(sender));
                 Some(late)
             }
             Err(error) => {
                 notify(&[NotifyState::MainPid(std::process::id())]);
-                let _ = outcome.send(Outcome::Failed(server.connections));
+                let _ = outcome.send(HandOverOutcome::Failed(server.connections));
                 self.stage.send_replace(Stage::Serving);
                 warn!("process {process} has not taken over, so this one goes on: {error:#}");
                 None
@@ -312,13 +312,13 @@ impl Lifecycle {
                 }
                 // Nobody takes those that are still busy.
                 let (nobody, _) = mpsc::channel(1);
-                let _ = outcome.send(Outcome::Done(nobody));
+                let _ = outcome.send(HandOverOutcome::Done(nobody));
                 self.socket = None;
                 join_all(&mut self.servers).await;
             }
             Err(error) => {
                 warn!("cannot leave connections in the descriptor store, so they are closed: {error:#}");
-                let _ = outcome.send(Outcome::Failed(server.connections));
+                let _ = outcome.send(HandOverOutcome::Failed(server.connections));
                 self.stage.send_replace(Stage::Serving);
             }
         }
@@ -335,23 +335,20 @@ impl Lifecycle {
         info!("shutdown complete");
     }
 
+    async fn servers_ended(&mut self) {
+        join_all(&mut self.servers).await;
+        join_all(&mut self.grpc_servers).await;
+    }
+
     /// Waits until all servers have ended, until the deadline at most.
     async fn end_servers(&mut self, deadline: Instant) {
-        let ended = async {
-            join_all(&mut self.servers).await;
-            join_all(&mut self.grpc_servers).await;
-        };
-        if tokio::time::timeout_at(deadline, ended).await.is_ok() {
+        if tokio::time::timeout_at(deadline, self.servers_ended()).await.is_ok() {
             return;
         }
         warn!("grace period expired; rejecting new events");
         self.stage.send_replace(Stage::Closing);
         self.grpc_stage.send_replace(Stage::Closing);
-        let ended = async {
-            join_all(&mut self.servers).await;
-            join_all(&mut self.grpc_servers).await;
-        };
-        if tokio::time::timeout(FLUSH_GRACE, ended).await.is_err() {
+        if tokio::time::timeout(FLUSH_GRACE, self.servers_ended()).await.is_err() {
             warn!("closing connections that are still open");
             // Awaited, because the socket's file is removed when its server is dropped.
             self.servers.shutdown().await;

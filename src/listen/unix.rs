@@ -111,7 +111,7 @@ pub(crate) struct HandOver {
     /// Gets what is handed over.
     pub(crate) paused: oneshot::Sender<PausedServer>,
     /// Gets the outcome. Without one, the server resumes.
-    pub(crate) outcome: oneshot::Receiver<Outcome>,
+    pub(crate) outcome: oneshot::Receiver<HandOverOutcome>,
 }
 
 /// A server that accepts no connections, and its connections.
@@ -124,7 +124,7 @@ pub(crate) struct PausedServer {
 }
 
 /// What became of a [`HandOver`].
-pub(crate) enum Outcome {
+pub(crate) enum HandOverOutcome {
     /// It failed. These connections are to be served again.
     Failed(Vec<PausedConnection>),
     /// The socket belongs to another process. Gets the connections that were not paused in time,
@@ -168,8 +168,8 @@ async fn hand_over(acceptor: &mut Acceptor<SocketEndpoint>, request: HandOver) -
         return None;
     }
     match outcome.await {
-        Ok(Outcome::Done(late)) => Some(late),
-        Ok(Outcome::Failed(connections)) => {
+        Ok(HandOverOutcome::Done(late)) => Some(late),
+        Ok(HandOverOutcome::Failed(connections)) => {
             acceptor.paused.extend(connections);
             None
         }

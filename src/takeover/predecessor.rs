@@ -36,12 +36,12 @@ const LATE_TIMEOUT: Duration = Duration::from_millis(SettingLimits::GRACE_MS + 1
 
 /// The process that served before, if there was one and something can be taken over from it.
 pub struct Predecessor {
-    source: Source,
+    found: Found,
     /// What it serves.
     manifest: Manifest,
 }
 
-enum Source {
+enum Found {
     Nobody,
     /// A running process, with this control socket.
     Process(PathBuf),
@@ -75,7 +75,7 @@ impl Predecessor {
     pub async fn find(inherited: Inherited, wanted: &Wanted<'_>) -> anyhow::Result<Self> {
         if let Some(queue) = inherited.into_newest() {
             match stored_manifest(&queue) {
-                Ok(manifest) => return Ok(Self { source: Source::Store(queue), manifest }),
+                Ok(manifest) => return Ok(Self { found: Found::Store(queue), manifest }),
                 Err(error) => {
                     warn!("nothing to take over from the descriptor store: {error:#}");
                     store::remove();
@@ -85,10 +85,10 @@ impl Predecessor {
         if wanted.takeover {
             let path = path_for(wanted.socket);
             if let Some((_, manifest)) = greet(&path).await? {
-                return Ok(Self { source: Source::Process(path), manifest });
+                return Ok(Self { found: Found::Process(path), manifest });
             }
         }
-        Ok(Self { source: Source::Nobody, manifest: Manifest::default() })
+        Ok(Self { found: Found::Nobody, manifest: Manifest::default() })
     }
 
     /// Whether the Unix socket at `path` is taken over.
@@ -112,14 +112,14 @@ impl Predecessor {
     ///
     /// Nothing is taken over.
     pub async fn take(self, agent: &Arc<Agent>, wanted: &Wanted<'_>) -> anyhow::Result<Inheritance> {
-        match self.source {
-            Source::Nobody => Ok(Inheritance::default()),
-            Source::Process(path) => {
+        match self.found {
+            Found::Nobody => Ok(Inheritance::default()),
+            Found::Process(path) => {
                 let context = || format!("cannot take over from the agent that serves `{}`, which goes on", wanted.socket.display());
                 configure(agent, &self.manifest).await.with_context(context)?;
                 take_from_process(&path, agent, wanted).await.with_context(context)
             }
-            Source::Store(queue) => {
+            Found::Store(queue) => {
                 let configured = configure(agent, &self.manifest).await;
                 let taken = take_from_store(queue, agent, wanted).await;
                 store::remove();
