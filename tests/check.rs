@@ -244,7 +244,7 @@ mod serving {
             let problems: Vec<&str> = report["problems"].as_array().unwrap().iter().map(|problem| problem.as_str().unwrap()).collect();
             if problems.is_empty() {
                 assert_eq!(status, 0, "{name}");
-                agent.log.wait_for_line("serving the socket", |line| line.contains("serving the socket"));
+                agent.log.wait_until_serving();
                 continue;
             }
             assert_eq!((status, agent.wait().code()), (1, Some(1)), "{name}: {report}");

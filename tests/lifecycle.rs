@@ -140,7 +140,7 @@ mod starting {
         });
         agent.log.wait_for_line("the cached module", |line| line.contains("stored the compiled module"));
         module::write(modules.path(), "m.wasm", &module::tagging("second"));
-        agent.log.wait_for_line("serving the socket", |line| line.contains("serving the socket"));
+        agent.log.wait_until_serving();
         let mut connection = agent.connect();
         wait_for("the new module", || (tag(&connection.get("a", "/")) == "second").then_some(()));
     }
@@ -492,7 +492,7 @@ mod socket {
         // A dropped listener leaves its file, as a killed process does.
         drop(UnixListener::bind(home.path().join("wasm.sock")).unwrap());
         let agent = AGENT.launch_in(home, "wasm.sock", &module, |_| ());
-        agent.log.wait_for_line("serving the socket", |line| line.contains("serving the socket"));
+        agent.log.wait_until_serving();
         assert_eq!(tag(&agent.connect().get("a", "/")), "served");
     }
 

@@ -285,7 +285,7 @@ mod watch {
     fn retries_a_failed_reload_without_a_change() {
         let files = Files::new();
         let agent = AGENT.start(&files.path("m.wasm"), &[&AMPLE[..], &["--watch", "--verbose"]].concat());
-        agent.log.wait_for_line("serving the socket", |line| line.contains("serving the socket"));
+        agent.log.wait_until_serving();
         // No file can be opened, although the state of each is unchanged.
         let before = limit_files(&agent, Some(3));
         agent.signal(Signal::HUP);

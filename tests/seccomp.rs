@@ -60,7 +60,7 @@ fn a_takeover_works_under_the_profile() {
                 command.args(["--takeover", "--timeout-ms", "20000", "--socket-mode", "660"]);
             })
         });
-        agent.log.wait_for_line("serving the socket", |line| line.contains("serving the socket"));
+        agent.log.wait_until_serving();
         agent
     };
     let mut old = start();

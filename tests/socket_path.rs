@@ -27,7 +27,7 @@ impl Served {
         let agent = AGENT.launch_in(home, "run/wasm.sock", &file, |command| {
             command.args(["--admin-address", "127.0.0.1:0"]).args(options);
         });
-        agent.log.wait_for_line("serving the socket", |line| line.contains("serving the socket"));
+        agent.log.wait_until_serving();
         let admin = agent.admin();
         Self { agent, admin, module }
     }

@@ -62,7 +62,7 @@ impl Place {
     #[track_caller]
     fn start(&self, module: &Path, options: &[&str]) -> Agent {
         let agent = self.launch(module, options);
-        agent.log.wait_for_line("serving the socket", |line| line.contains("serving the socket"));
+        agent.log.wait_until_serving();
         agent
     }
 
@@ -409,7 +409,7 @@ mod a_failed_takeover {
         let agent = AGENT.launch_in(home, place.socket(), &module, |command| {
             command.arg("--takeover").args(AMPLE).uid(65_534);
         });
-        agent.log.wait_for_line("serving the socket", |line| line.contains("serving the socket"));
+        agent.log.wait_until_serving();
         let mut connection = agent.connect();
         let mut next = place.launch(&module, &[]);
         assert_eq!(next.wait().code(), Some(1));
@@ -437,7 +437,7 @@ mod a_failed_takeover {
         let header = [&b"ZWA1\x02\0"[..], &(manifest.len() as u32).to_be_bytes()].concat();
         stream.write_all(&[header, manifest].concat()).unwrap();
         agent.log.wait_for_line("why", |line| line.contains("has ended, so there is nothing to take over"));
-        agent.log.wait_for_line("serving the socket", |line| line.contains("serving the socket"));
+        agent.log.wait_until_serving();
         assert_eq!(tag(&agent.connect().get("a", "/")), "new");
         agent.end_unharmed();
     }
@@ -581,7 +581,7 @@ mod the_descriptor_store {
         #[track_caller]
         fn start(&self, module: &Path, options: &[&str]) -> Agent {
             let agent = self.launch(module, options);
-            agent.log.wait_for_line("serving the socket", |line| line.contains("serving the socket"));
+            agent.log.wait_until_serving();
             agent
         }
 

@@ -40,7 +40,7 @@ fn launch(user: u32, module: &std::path::Path, at_most: Option<u64>, options: &[
 /// The number of threads of a serving agent.
 fn needed(user: u32, module: &std::path::Path, options: &[&str]) -> u64 {
     let agent = launch(user, module, None, options);
-    agent.log.wait_for_line("serving the socket", |line| line.contains("serving the socket"));
+    agent.log.wait_until_serving();
     let all = threads(agent.pid());
     agent.end();
     assert!(all > 3, "{all}");
@@ -96,7 +96,7 @@ fn none_are_added_after_the_start() {
     // This time the module comes from the cache, so no thread is started to compile it.
     let all = is_root.then(|| needed(USER, &file, &options));
     let agent = launch(USER, &file, all, &options);
-    agent.log.wait_for_line("serving the socket", |line| line.contains("serving the socket"));
+    agent.log.wait_until_serving();
     let admin = agent.admin();
     if !is_root {
         prlimit(Some(agent.pid()), Resource::Nproc, Rlimit { current: Some(1), maximum: Some(1) }).unwrap();

@@ -65,7 +65,7 @@ fn launch(module: &Path, options: &[&str], idle: Option<Duration>) -> Agent {
         command.env(SHORT_BREAKER, idle.as_millis().to_string());
     }
     let agent = Agent::spawn(home, socket, command);
-    agent.log.wait_for_line("serving the socket", |line| line.contains("serving the socket"));
+    agent.log.wait_until_serving();
     agent
 }
 

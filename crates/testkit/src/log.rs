@@ -44,6 +44,12 @@ impl Log {
         self.lines().iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
+    /// Waits until the agent says that it serves its socket.
+    #[track_caller]
+    pub fn wait_until_serving(&self) {
+        self.wait_for_line("serving the socket", |line| line.contains("serving the socket"));
+    }
+
     /// Waits for a line for which `wanted` returns true, and returns it.
     #[track_caller]
     pub fn wait_for_line(&self, what: &str, wanted: impl Fn(&str) -> bool) -> String {

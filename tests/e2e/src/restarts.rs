@@ -188,7 +188,7 @@ fn launch(binary: &Path, files: &Files, dir: &Path, manager: &ServiceManager) ->
 }
 
 fn wait_until_serving(agent: &Agent) {
-    agent.log.wait_for_line("serving the socket", |line| line.contains("serving the socket"));
+    agent.log.wait_until_serving();
 }
 
 /// A client with a connection of its own.
